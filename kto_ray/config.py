@@ -1,0 +1,278 @@
+"""One configuration tree. Every field has a default that suits the embedded, two-core machine; the files in configs/
+hold only differences. Nothing here imports torch, ray or vllm: a wrong config is told before anything heavy starts."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+EMBEDDED_MODEL = "smollm2-135m-instruct"
+
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ModelSection(Section):
+    """The base model that is served and trained."""
+
+    id: str = EMBEDDED_MODEL  # the embedded model, a Hugging Face id, or a local directory
+    revision: str | None = None
+    served_name: str = Field("policy", pattern=r"^[a-z0-9][a-z0-9._-]*$")
+    dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
+    max_model_len: int = Field(1024, ge=64)  # tokens, prompt and answer together
+
+
+class RaySection(Section):
+    address: str | None = None  # None starts a local cluster on loopback; "auto" joins the running one
+    num_cpus: int = Field(8, ge=1)  # logical CPUs of the local cluster: what may run at once, not threads
+    object_store_mb: int = Field(512, ge=80)
+
+
+class HttpSection(Section):
+    host: str = "127.0.0.1"
+    port: int = Field(8000, ge=1, le=65535)
+
+
+class ServeSection(Section):
+    """The vLLM policy replicas and the gateway in front of them."""
+
+    device: Literal["cpu", "gpu"] = "cpu"
+    replicas: int = Field(1, ge=1)
+    gateways: int = Field(1, ge=1)
+    tensor_parallel_size: int = Field(1, ge=1)
+    threads: int = Field(2, ge=1)  # OpenMP threads of a CPU replica
+    kv_cache_gb: float = Field(1.0, gt=0)  # of a CPU replica
+    max_num_seqs: int = Field(32, ge=1)
+    max_loras: int = Field(4, ge=4)  # champion, challenger, previous and one slot more, so none is evicted
+    max_lora_rank: int = Field(16, ge=1)
+    max_output_tokens: int = Field(256, ge=1)  # when the client names no limit
+    reconcile_s: float = Field(1.0, gt=0)
+    heartbeat_timeout_s: float = Field(15.0, gt=0)  # a replica silent for longer is not counted as live
+    drain_s: float = Field(2.0, ge=0)  # an unwanted adapter stays this long after its last request
+    engine: dict[str, Any] = Field(default_factory=dict)  # more vLLM engine arguments
+
+
+class DataSection(Section):
+    holdout_share: Annotated[float, Field(gt=0, lt=1)] = 0.2  # of users, by salted hash
+    max_user_share: Annotated[float, Field(gt=0, le=1)] = 0.05  # of a snapshot's rows that one user may fill
+    max_rows: int = Field(100_000, ge=8)  # replay window, newest first
+    max_length: int = Field(512, ge=16)  # tokens, prompt and completion
+    rows_per_shard: int = Field(20_000, ge=1)
+    blocks: int = Field(4, ge=1)  # parallel key ranges read from the store
+    seed: int = 0
+
+
+class KtoSection(Section):
+    """The learning rules; see the README's table for where the defaults come from."""
+
+    beta: float = Field(0.1, gt=0)
+    loss_aversion: float = Field(1.0, gt=0)  # 1/r: how much the undesirable mass counts against the desirable mass
+    loss_type: Literal["kto", "apo_zero_unpaired"] = "kto"
+    learning_rate: float = Field(5e-4, gt=0)
+    epochs: int = Field(1, ge=1)
+    micro_batch: int = Field(8, ge=4)  # rows of a step on one worker; the KL pairs are rotated within it
+    accumulate: int = Field(2, ge=1)
+    warmup_share: Share = 0.1
+    max_grad_norm: float = Field(1.0, gt=0)
+    rank: int = Field(8, ge=1)
+    alpha: int = Field(16, ge=1)
+    dropout: Share = 0.0
+    target_modules: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
+    @model_validator(mode="after")
+    def _no_lm_head(self) -> KtoSection:
+        if "lm_head" in self.target_modules:
+            raise ValueError("target_modules holds 'lm_head', whose adapter KTO's fused head never trains; remove it")
+        return self
+
+
+class TrainSection(Section):
+    workers: int = Field(1, ge=1)
+    device: Literal["cpu", "gpu"] = "cpu"
+    cpus_per_worker: int = Field(1, ge=1)
+    threads: int = Field(2, ge=1)  # OpenMP threads of a CPU worker
+    dtype: Literal["bfloat16", "float32"] = "bfloat16"
+    checkpoint_steps: int = Field(10, ge=1)
+    max_failures: int = Field(3, ge=0)  # worker failures that Ray Train restarts from the last checkpoint
+    gradient_checkpointing: bool = False
+
+
+class GateSection(Section):
+    """Thresholds that a candidate must keep; the README says where each comes from."""
+
+    confidence: Annotated[float, Field(gt=0.5, lt=1)] = 0.9  # of the bootstrap intervals, two-sided
+    bootstrap: int = Field(2000, ge=200)
+    min_holdout: int = Field(20, ge=2)  # held-out rows, of both classes together
+    min_auc: Share = 0.5  # the interval's lower end must lie above it
+    max_kl_base: float = Field(1.0, gt=0)  # nats per token on the candidate's own guard answers
+    max_kl_champion: float = Field(1.5, gt=0)
+    min_length_ratio: float = Field(0.15, ge=0)  # candidate's mean answer length over the champion's
+    max_length_ratio: float = Field(3.0, gt=0)
+    max_repetition: Share = 0.25  # share of guard answers that repeat themselves, above the base model's own
+    max_empty: Share = 0.05
+    max_truncated_rise: Share = 0.25  # rise of the truncated share over the champion's
+    guard_max_tokens: int = Field(64, ge=8)
+
+
+class RolloutStage(Section):
+    name: str
+    weight: Annotated[float, Field(gt=0, lt=1)]  # the challenger's share of users
+    decides: bool = False  # only a deciding stage may promote; the others only watch for harm
+    min_users: int = Field(10, ge=1)  # judged users of the challenger before the stage may end
+
+
+class RolloutSection(Section):
+    stages: tuple[RolloutStage, ...] = (
+        RolloutStage(name="canary", weight=0.1, min_users=5),
+        RolloutStage(name="ab", weight=0.5, decides=True, min_users=20),
+    )
+    alpha: Annotated[float, Field(gt=0, lt=0.5)] = 0.05  # chance that the sequence ever excludes the truth
+    min_effect: Annotated[float, Field(ge=0, lt=1)] = 0.0  # the difference that the lower bound must exceed
+    max_users: int = Field(2000, ge=20)  # judged users of both arms; without a decision by then the challenger ends
+    max_hours: float = Field(72.0, gt=0)
+
+    @model_validator(mode="after")
+    def _last_stage_decides(self) -> RolloutSection:
+        if not self.stages or [s.decides for s in self.stages] != [False] * (len(self.stages) - 1) + [True]:
+            raise ValueError("stages must end in exactly one stage with decides: true")
+        weights = [s.weight for s in self.stages]
+        if weights != sorted(weights):
+            raise ValueError(f"stages must not lower the challenger's weight, got {weights}: a user would switch arms")
+        return self
+
+
+class LoopSection(Section):
+    enabled: bool = True
+    min_labels: int = Field(200, ge=8)  # new labels that start a round
+    every_min: float | None = Field(None, gt=0)  # or this many minutes, when there is at least one new label
+    tick_s: float = Field(1.0, gt=0)
+    max_attempts: int = Field(3, ge=1)  # of one stage of a round
+
+
+class Config(Section):
+    home: str = "runs/local"  # artifacts: a directory or s3://bucket/prefix
+    store_url: str | None = None  # SQLAlchemy URL; None is SQLite in home
+    embedded: bool = True  # one machine: loopback Ray, SQLite allowed
+    salt: str = "kto-ray"  # of user hashes; set a secret one in production
+    model: ModelSection = ModelSection()
+    ray: RaySection = RaySection()
+    http: HttpSection = HttpSection()
+    serve: ServeSection = ServeSection()
+    data: DataSection = DataSection()
+    kto: KtoSection = KtoSection()
+    train: TrainSection = TrainSection()
+    gate: GateSection = GateSection()
+    rollout: RolloutSection = RolloutSection()
+    loop: LoopSection = LoopSection()
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Config:
+        if self.kto.rank > self.serve.max_lora_rank:
+            raise ValueError(
+                f"kto.rank is {self.kto.rank}, but serve.max_lora_rank is {self.serve.max_lora_rank}: "
+                "the replicas could not load the adapter; raise serve.max_lora_rank"
+            )
+        if self.data.max_length > self.model.max_model_len:
+            raise ValueError(
+                f"data.max_length is {self.data.max_length}, above model.max_model_len "
+                f"{self.model.max_model_len}; lower it"
+            )
+        if not self.embedded and self.database_url.startswith("sqlite"):
+            raise ValueError(
+                f"store_url is {self.database_url!r}: SQLite serves one machine; "
+                "set a postgresql+psycopg:// URL or embedded: true"
+            )
+        if not self.embedded and "://" not in self.home:
+            raise ValueError(
+                f"home is {self.home!r}, a local directory; beyond one machine it must be a URI such as s3://bucket/kto"
+            )
+        return self
+
+    @property
+    def database_url(self) -> str:
+        if self.store_url is not None:
+            return self.store_url
+        return f"sqlite:///{Path(self.home).absolute()}/kto.db"
+
+    @property
+    def base_name(self) -> str:
+        """The served name of the base model without an adapter."""
+        return f"{self.model.served_name}@base"
+
+
+class ConfigError(ValueError):
+    """A config that names the field, the value, what is allowed and the fix."""
+
+
+def load_config(path: str | Path | None = None, overrides: tuple[str, ...] = ()) -> Config:
+    """Read a YAML file (or the defaults), apply the environment, then `a.b=c` overrides, and validate.
+
+    An environment variable `KTO_RAY__A__B=c` sets a.b, so that secrets reach a pod without being in a file.
+
+    Raises:
+        ConfigError: the file is missing or not YAML, a field is unknown, or a value is not allowed.
+    """
+    tree: dict[str, Any] = {}
+    if path is not None:
+        try:
+            tree = yaml.safe_load(Path(path).read_text()) or {}
+        except FileNotFoundError:
+            raise ConfigError(f"config file {str(path)!r} does not exist; see configs/ for examples") from None
+        except yaml.YAMLError as error:
+            raise ConfigError(f"config file {str(path)!r} is not YAML: {error}") from None
+        if not isinstance(tree, dict):
+            raise ConfigError(f"config file {str(path)!r} must hold a mapping, got {type(tree).__name__}")
+    from_environment = sorted(name for name in os.environ if name.startswith("KTO_RAY__"))
+    for name in from_environment:
+        _set(tree, f"{name.removeprefix('KTO_RAY__').lower().replace('__', '.')}={os.environ[name]}")
+    for item in overrides:
+        _set(tree, item)
+    try:
+        return Config.model_validate(tree)
+    except ValidationError as error:
+        raise ConfigError("\n".join(_explain(e) for e in error.errors())) from None
+
+
+def _set(tree: dict[str, Any], item: str) -> None:
+    key, equals, text = item.partition("=")
+    if not equals:
+        raise ConfigError(f"--set wants a.b=c, got {item!r}")
+    *parents, leaf = key.strip().split(".")
+    for parent in parents:
+        tree = tree.setdefault(parent, {})
+        if not isinstance(tree, dict):
+            raise ConfigError(f"--set {item!r}: {parent!r} is a value, not a section")
+    tree[leaf] = yaml.safe_load(text)
+
+
+def _explain(error: Any) -> str:
+    """One validation error as: field, value, what is allowed, fix."""
+    loc = [str(part) for part in error["loc"]]
+    name = ".".join(loc)
+    if error["type"] == "extra_forbidden":
+        known = _fields_at(loc[:-1])
+        close = difflib.get_close_matches(loc[-1], known, n=1)
+        fix = f"did you mean {close[0]!r}?" if close else f"known fields: {', '.join(known)}"
+        return f"config field {name!r} does not exist (value {error['input']!r}); {fix}"
+    message = error["msg"].removeprefix("Value error, ")
+    if error["type"] == "value_error":
+        return f"config section {name!r}: {message}" if name else f"config: {message}"
+    return f"config field {name!r}: {message}, got {error['input']!r}"
+
+
+def _fields_at(loc: list[str]) -> list[str]:
+    section: type[BaseModel] = Config
+    for part in loc:
+        field = section.model_fields.get(part)
+        if field is None or not isinstance(field.annotation, type) or not issubclass(field.annotation, BaseModel):
+            return sorted(RolloutStage.model_fields) if "stages" in loc else []
+        section = field.annotation
+    return sorted(section.model_fields)

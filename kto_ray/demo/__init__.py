@@ -1,0 +1,1 @@
+"""Simulated users with hidden tastes, who drive the real service over HTTP."""

@@ -1,0 +1,69 @@
+"""The only place that knows directory and file names. A home is an fsspec URI: a local directory or s3://bucket/prefix."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import cast
+
+import fsspec
+from fsspec import AbstractFileSystem
+
+SNAPSHOT_MANIFEST = "manifest.json"
+ADAPTER_CONFIG = "adapter_config.json"
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
+ADAPTER_MANIFEST = "manifest.json"
+
+
+def join(base: str, *parts: str) -> str:
+    """Join URI parts with single slashes."""
+    return "/".join([base.rstrip("/"), *(p.strip("/") for p in parts)])
+
+
+def filesystem(uri: str) -> tuple[AbstractFileSystem, str]:
+    """The fsspec filesystem of a URI and the path within it."""
+    fs, path = fsspec.core.url_to_fs(uri)
+    return cast(AbstractFileSystem, fs), str(path)
+
+
+def write_atomic(uri: str, data: bytes) -> None:
+    """Write a file so that a reader sees all of it or nothing: rename locally, a single put on object stores."""
+    fs, path = filesystem(uri)
+    if is_local(uri):
+        import os
+
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        temporary = f"{path}.{os.getpid()}.tmp"
+        with open(temporary, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    else:
+        fs.pipe_file(path, data)
+
+
+def is_local(uri: str) -> bool:
+    return "://" not in uri or uri.startswith("file://")
+
+
+@dataclass(frozen=True, slots=True)
+class Paths:
+    """Names under one home."""
+
+    home: str
+
+    def snapshot(self, snapshot: str) -> str:
+        return join(self.home, "snapshots", snapshot)
+
+    def snapshot_staging(self, key: str) -> str:
+        return join(self.home, "staging", key)
+
+    def training(self) -> str:
+        """Ray Train's storage: one folder a run, checkpoints inside."""
+        return join(self.home, "training")
+
+    def adapter(self, name: str) -> str:
+        return join(self.home, "adapters", name.replace("@", "-"))
+
+    def reports(self) -> str:
+        return join(self.home, "reports")

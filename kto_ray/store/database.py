@@ -1,0 +1,105 @@
+"""Opening the system of record: SQLite (WAL, synchronous=FULL) when embedded, PostgreSQL beyond one machine."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy as sa
+from alembic import command
+from alembic.config import Config as AlembicConfig
+from sqlalchemy.pool import ConnectionPoolEntry
+
+MIGRATIONS = Path(__file__).parent / "migrations"
+
+
+class Store:
+    """A handle on the database. Open one a process; it holds a pool and is safe to use from threads.
+
+    Queries are plain functions in this package's modules; they take the connection of a transaction, so that a caller
+    can change several things atomically:
+
+        with store.write() as tx:
+            adapters.insert(tx, version)
+            rounds.update(tx, round)
+    """
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        self.sqlite = url.startswith("sqlite")
+        if self.sqlite:
+            database = sa.make_url(url).database
+            if not database or database == ":memory:":
+                raise ValueError(
+                    f"store_url is {url!r}: the store must survive its process; name a file or a PostgreSQL URL"
+                )
+            os.makedirs(os.path.dirname(os.path.abspath(database)), exist_ok=True)
+            self.engine = sa.create_engine(url, connect_args={"timeout": 30, "check_same_thread": False})
+            sa.event.listen(self.engine, "connect", _sqlite_connect)
+            sa.event.listen(self.engine, "begin", _sqlite_begin)
+        else:
+            self.engine = sa.create_engine(url, pool_pre_ping=True, pool_size=8, max_overflow=8)
+
+    @contextmanager
+    def write(self) -> Iterator[sa.Connection]:
+        """One transaction, committed durably when the block ends without an error."""
+        with self.engine.connect() as connection:
+            connection = connection.execution_options(kto_write=True)
+            with connection.begin():
+                yield connection
+
+    @contextmanager
+    def read(self) -> Iterator[sa.Connection]:
+        """A consistent view for reading."""
+        with self.engine.connect() as connection, connection.begin():
+            yield connection
+
+    def migrate(self) -> None:
+        """Bring the schema to the newest version; safe to call from several processes at once."""
+        config = AlembicConfig()
+        config.set_main_option("script_location", str(MIGRATIONS))
+        with self.engine.connect() as connection:
+            connection = connection.execution_options(kto_write=True)
+            with connection.begin():
+                if not self.sqlite:
+                    connection.execute(sa.text("SELECT pg_advisory_xact_lock(7150431)"))
+                config.attributes["connection"] = connection
+                command.upgrade(config, "head")
+
+    def close(self) -> None:
+        self.engine.dispose()
+
+
+def open_store(url: str) -> Store:
+    """Open a store and migrate it.
+
+    Raises:
+        ValueError: the database cannot be reached or opened; the message names the URL (without its password).
+    """
+    try:
+        store = Store(url)
+        store.migrate()
+    except (sa.exc.OperationalError, sa.exc.ArgumentError, sa.exc.NoSuchModuleError, OSError) as error:
+        shown = sa.make_url(url).render_as_string(hide_password=True) if "://" in url else url
+        reason = str(error).splitlines()[0]
+        raise ValueError(
+            f"store_url {shown!r} cannot be opened: {reason}; check that the server runs and the path is writable"
+        ) from error
+    return store
+
+
+def _sqlite_connect(connection: Any, _: ConnectionPoolEntry) -> None:
+    # pysqlite would open transactions by itself, and only as readers: two writers that then upgrade would deadlock.
+    connection.isolation_level = None
+    cursor = connection.cursor()
+    for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", "busy_timeout=30000"):
+        cursor.execute(f"PRAGMA {pragma}")
+    cursor.close()
+
+
+def _sqlite_begin(connection: sa.Connection) -> None:
+    writes = connection.get_execution_options().get("kto_write", False)
+    connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")

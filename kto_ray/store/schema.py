@@ -1,0 +1,216 @@
+"""The data model, in one place.
+
+    completions ──< feedback            what was said, and what users said of it (append-only)
+    snapshots ──< adapters ──< gates    what was learnt from it, and how it was judged
+    rounds                              one turn of the loop: the controller's own state
+    rollouts ──< rollout_points         a challenger's A/B test, and its interval at each look
+    aliases                             champion, challenger, previous -> adapter; the only thing that a swap changes
+    replicas                            what each live policy replica holds
+    requests                            what an operator asked the controller to do
+    leases                              who may act: one controller at a time
+
+Times are seconds since the epoch (UTC). Rows are inserted and then changed only in their state columns; completions
+and feedback texts never change.
+"""
+
+from __future__ import annotations
+
+from sqlalchemy import (
+    JSON,
+    Boolean,
+    Column,
+    Double,
+    ForeignKey,
+    Index,
+    Integer,
+    MetaData,
+    String,
+    Table,
+    Text,
+)
+
+metadata = MetaData(
+    naming_convention={
+        "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+        "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+        "fk": "fk_%(table_name)s_%(column_0_N_name)s",
+        "pk": "pk_%(table_name)s",
+    }
+)
+
+completions = Table(
+    "completions",
+    metadata,
+    Column("id", String(64), primary_key=True),
+    Column("created_at", Double, nullable=False),
+    Column("model", String(255), nullable=False),
+    Column("adapter", String(255), nullable=False),
+    Column("arm", String(16), nullable=False),
+    Column("rollout", String(64)),
+    Column("status", String(16), nullable=False),
+    Column("user", String(255)),
+    Column("task", String(255)),
+    Column("external_system", String(64)),
+    Column("external_conversation", String(255)),
+    Column("external_message", String(255)),
+    Column("messages", JSON, nullable=False),
+    Column("params", JSON, nullable=False),
+    Column("text", Text, nullable=False),
+    Column("finish_reason", String(32)),
+    Column("prompt_tokens", Integer, nullable=False),
+    Column("completion_tokens", Integer, nullable=False),
+    Column("latency_s", Double, nullable=False),
+    Column("first_token_s", Double),
+    Index("ix_completions_external", "external_system", "external_conversation", "external_message"),
+    Index("ix_completions_rollout", "rollout"),
+    Index("ix_completions_user", "user"),
+    Index("ix_completions_created_at", "created_at"),
+)
+
+feedback = Table(
+    "feedback",
+    metadata,
+    Column("id", String(64), primary_key=True),
+    Column("created_at", Double, nullable=False),
+    Column("kind", String(16), nullable=False),
+    Column("completion_id", String(64), ForeignKey("completions.id")),  # null while its completion is not known
+    Column("named_completion", String(255)),  # the completion id that the client gave, known or not
+    Column("external_system", String(64)),
+    Column("external_conversation", String(255)),
+    Column("external_message", String(255)),
+    Column("user", String(255)),
+    Column("value", Boolean),
+    Column("text", Text),
+    Column("reason_codes", JSON, nullable=False),
+    Column("comment", Text),
+    Column("tags", JSON, nullable=False),
+    Column("idempotency_key", String(255), unique=True),
+    Column("body_hash", String(64)),
+    Column("withdrawn_at", Double),
+    Index("ix_feedback_completion_id", "completion_id"),
+    Index("ix_feedback_named_completion", "named_completion"),
+    Index("ix_feedback_external", "external_system", "external_conversation", "external_message"),
+    Index("ix_feedback_created_at", "created_at"),
+)
+
+snapshots = Table(
+    "snapshots",
+    metadata,
+    Column("id", String(64), primary_key=True),
+    Column("created_at", Double, nullable=False),
+    Column("uri", Text, nullable=False),
+    Column("manifest", JSON, nullable=False),
+)
+
+adapters = Table(
+    "adapters",
+    metadata,
+    Column("name", String(255), primary_key=True),
+    Column("number", Integer, nullable=False, unique=True),
+    Column("created_at", Double, nullable=False),
+    Column("uri", Text, nullable=False),
+    Column("sha256", String(64), nullable=False),
+    Column("snapshot", String(64)),
+    Column("parent", String(255)),
+    Column("reference", String(255), nullable=False),
+    Column("rank", Integer, nullable=False),
+    Column("manifest", JSON, nullable=False),
+)
+
+gates = Table(
+    "gates",
+    metadata,
+    Column("adapter", String(255), ForeignKey("adapters.name"), primary_key=True),
+    Column("created_at", Double, nullable=False),
+    Column("snapshot", String(64), nullable=False),
+    Column("decision", String(32), nullable=False),
+    Column("reasons", JSON, nullable=False),
+    Column("metrics", JSON, nullable=False),
+    Column("answers", JSON, nullable=False),
+)
+
+aliases = Table(
+    "aliases",
+    metadata,
+    Column("alias", String(32), primary_key=True),
+    Column("adapter", String(255), nullable=False),
+    Column("changed_at", Double, nullable=False),
+)
+
+rounds = Table(
+    "rounds",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("stage", String(16), nullable=False),
+    Column("started_at", Double, nullable=False),
+    Column("stage_started_at", Double, nullable=False),
+    Column("ended_at", Double),
+    Column("snapshot", String(64)),
+    Column("adapter", String(255)),
+    Column("rollout", String(64)),
+    Column("outcome", String(32)),
+    Column("reason", Text),
+    Column("attempts", Integer, nullable=False),
+    Column("stage_s", JSON, nullable=False),
+    Column("train_metrics", JSON, nullable=False),
+)
+
+rollouts = Table(
+    "rollouts",
+    metadata,
+    Column("id", String(64), primary_key=True),
+    Column("champion", String(255), nullable=False),
+    Column("challenger", String(255), nullable=False),
+    Column("salt", String(64), nullable=False),
+    Column("stage", Integer, nullable=False),
+    Column("weight", Double, nullable=False),
+    Column("status", String(16), nullable=False),
+    Column("started_at", Double, nullable=False),
+    Column("stage_started_at", Double, nullable=False),
+    Column("ended_at", Double),
+    Column("reason", Text),
+)
+
+rollout_points = Table(
+    "rollout_points",
+    metadata,
+    Column("rollout", String(64), ForeignKey("rollouts.id"), primary_key=True),
+    Column("at", Double, primary_key=True),
+    Column("stage", Integer, nullable=False),
+    Column("n_champion", Integer, nullable=False),
+    Column("up_champion", Integer, nullable=False),
+    Column("n_challenger", Integer, nullable=False),
+    Column("up_challenger", Integer, nullable=False),
+    Column("low", Double, nullable=False),
+    Column("high", Double, nullable=False),
+)
+
+replicas = Table(
+    "replicas",
+    metadata,
+    Column("replica", String(255), primary_key=True),
+    Column("node", String(255), nullable=False),
+    Column("pid", Integer, nullable=False),
+    Column("held", JSON, nullable=False),
+    Column("errors", JSON, nullable=False),
+    Column("heartbeat_at", Double, nullable=False),
+)
+
+requests = Table(
+    "requests",
+    metadata,
+    Column("id", Integer, primary_key=True, autoincrement=True),
+    Column("created_at", Double, nullable=False),
+    Column("action", String(32), nullable=False),
+    Column("handled_at", Double),
+    Column("result", Text),
+)
+
+leases = Table(
+    "leases",
+    metadata,
+    Column("name", String(64), primary_key=True),
+    Column("holder", String(255), nullable=False),
+    Column("pid", Integer, nullable=False),
+    Column("expires_at", Double, nullable=False),
+)
