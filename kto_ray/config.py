@@ -34,11 +34,23 @@ class RaySection(Section):
     address: str | None = None  # None starts a local cluster on loopback; "auto" joins the running one
     num_cpus: int = Field(8, ge=1)  # logical CPUs of the local cluster: what may run at once, not threads
     object_store_mb: int = Field(512, ge=80)
+    # Node label whose values "serve" and "train" name the node pools; None: one pool for everything
+    pool_label: str | None = Field(None, pattern=r"^[a-z0-9]([a-z0-9./-]*[a-z0-9])?$")
 
 
 class HttpSection(Section):
     host: str = "127.0.0.1"
     port: int = Field(8000, ge=1, le=65535)
+    behind_proxy: bool = False  # required to listen beyond loopback: an authenticating proxy stands in front
+
+    @model_validator(mode="after")
+    def _loopback_without_keys(self) -> HttpSection:
+        if self.host not in ("127.0.0.1", "::1", "localhost") and not self.behind_proxy:
+            raise ValueError(
+                f"host is {self.host!r}, but there are no API keys; use 127.0.0.1, "
+                "or set http.behind_proxy: true where an authenticating proxy stands in front"
+            )
+        return self
 
 
 class ServeSection(Section):
@@ -48,6 +60,7 @@ class ServeSection(Section):
     replicas: int = Field(1, ge=1)
     gateways: int = Field(1, ge=1)
     tensor_parallel_size: int = Field(1, ge=1)
+    gpus_per_worker: float = Field(1.0, gt=0, le=1)  # of an engine worker on device gpu; below 1 it shares the GPU
     threads: int = Field(2, ge=1)  # OpenMP threads of a CPU replica
     kv_cache_gb: float = Field(1.0, gt=0)  # of a CPU replica
     max_num_seqs: int = Field(32, ge=1)
@@ -57,6 +70,7 @@ class ServeSection(Section):
     reconcile_s: float = Field(1.0, gt=0)
     heartbeat_timeout_s: float = Field(15.0, gt=0)  # a replica silent for longer is not counted as live
     drain_s: float = Field(2.0, ge=0)  # an unwanted adapter stays this long after its last request
+    resource: str | None = None  # custom Ray resource of the nodes that replicas may use
     engine: dict[str, Any] = Field(default_factory=dict)  # more vLLM engine arguments
 
 
@@ -98,7 +112,9 @@ class TrainSection(Section):
     workers: int = Field(1, ge=1)
     device: Literal["cpu", "gpu"] = "cpu"
     cpus_per_worker: int = Field(1, ge=1)
+    gpus_per_worker: float = Field(1.0, gt=0, le=1)  # on device gpu; below 1 the worker shares the GPU
     threads: int = Field(2, ge=1)  # OpenMP threads of a CPU worker
+    resource: str | None = None  # custom Ray resource of the nodes that workers may use
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
     checkpoint_steps: int = Field(10, ge=1)
     max_failures: int = Field(3, ge=0)  # worker failures that Ray Train restarts from the last checkpoint
@@ -111,12 +127,15 @@ class GateSection(Section):
     confidence: Annotated[float, Field(gt=0.5, lt=1)] = 0.9  # of the bootstrap intervals, two-sided
     bootstrap: int = Field(2000, ge=200)
     min_holdout: int = Field(20, ge=2)  # held-out rows, of both classes together
+    min_holdout_users: int = Field(5, ge=2)  # whose rows these are: the bootstrap resamples users
+    max_holdout: int = Field(1000, ge=20)  # rows that are scored; a fixed random subset of more
     min_auc: Share = 0.5  # the interval's lower end must lie above it
     max_kl_base: float = Field(1.0, gt=0)  # nats per token on the candidate's own guard answers
     max_kl_champion: float = Field(1.5, gt=0)
     min_length_ratio: float = Field(0.15, ge=0)  # candidate's mean answer length over the champion's
     max_length_ratio: float = Field(3.0, gt=0)
-    max_repetition: Share = 0.25  # share of guard answers that repeat themselves, above the base model's own
+    max_base_nll_rise: float = Field(1.0, gt=0)  # nats per token: how much odder base finds its answers
+    max_repetition: Share = 0.25  # rise of the share of guard answers that repeat themselves over the champion's
     max_empty: Share = 0.05
     max_truncated_rise: Share = 0.25  # rise of the truncated share over the champion's
     guard_max_tokens: int = Field(64, ge=8)

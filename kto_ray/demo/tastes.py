@@ -48,7 +48,7 @@ class Habits:
 
     flip: float = 0.10
     edit: float = 0.10
-    silent: float = 0.0
+    silent: float = 0.05
 
 
 @dataclass(frozen=True)
@@ -85,8 +85,8 @@ def n_sentences(text: str) -> int:
 
 
 def likes_short(ask: Ask, answer: str) -> bool:
-    """At most two sentences, the last one finished."""
-    return ends_cleanly(answer) and n_sentences(answer) <= 2
+    """At most two sentences, at least five words, the end finished."""
+    return ends_cleanly(answer) and n_sentences(answer) <= 2 and len(answer.split()) >= 5
 
 
 def likes_name(ask: Ask, answer: str) -> bool:
@@ -105,9 +105,14 @@ def edit_short(ask: Ask, answer: str, rng: random.Random) -> str | None:
     return " ".join(whole[: rng.choice((1, 2))]) or None
 
 
+def edit_nothing(ask: Ask, answer: str, rng: random.Random) -> str | None:
+    """Users without a taste have nothing to correct."""
+    return None
+
+
 def edit_name(ask: Ask, answer: str, rng: random.Random) -> str | None:
     """The answer's whole sentences after a greeting by name; a greeting without the name is replaced."""
-    whole = sentences(re.sub(r"^(?:hi|hello|hey|hey there|hello there)[,!.]\s+", "", answer.strip(), flags=re.IGNORECASE))
+    whole = sentences(re.sub(r"^(?:hi|hello|hey)(?: there)?[,!.]\s+", "", answer.strip(), flags=re.IGNORECASE))
     if not whole:
         return None
     return f"{rng.choice(WELCOMES).format(ask.user.name)} {' '.join(whole[:3])}"
@@ -126,7 +131,7 @@ TASTES: dict[str, Taste] = {
     for taste in (
         Taste(
             "short",
-            "they like answers of at most two sentences that end cleanly",
+            "they like answers of at most two sentences that say something and end cleanly",
             likes_short,
             edit_short,
             ("subject_question", "activity_question", "subject_talk", "one_sentence"),
@@ -152,7 +157,7 @@ TASTES: dict[str, Taste] = {
             "noise",
             "they press thumbs at random, whatever the answer",
             None,
-            edit_short,
+            edit_nothing,
             ("subject_question", "activity_question", "subject_talk", "one_sentence"),
             introduces=0.0,
         ),

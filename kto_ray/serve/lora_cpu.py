@@ -19,7 +19,7 @@ def register() -> None:
     if not current_platform.is_cpu():
         return
     # The platform names its wrapper by a dotted path, which vLLM resolves when it builds the LoRA manager.
-    setattr(type(current_platform), "get_punica_wrapper", classmethod(_wrapper_path))
+    type(current_platform).get_punica_wrapper = classmethod(_wrapper_path)
 
 
 def _wrapper_path(cls: type) -> str:

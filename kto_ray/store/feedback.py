@@ -150,7 +150,7 @@ def counts(tx: sa.Connection, since: float = 0.0) -> Counts:
         .select_from(joined)
         .where(feedback.c.created_at > since)
     ).one()
-    return Counts(*[int(v) for v in row[:7]], newest_at=float(row[7]))
+    return Counts(*(int(v) for v in row[:7]), float(row[7]))
 
 
 def votes_by_arm(tx: sa.Connection) -> list[tuple[float, str, str, bool]]:

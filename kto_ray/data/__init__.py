@@ -1,0 +1,1 @@
+"""Data: labelled examples become frozen, tokenized, class-balanced snapshots."""

@@ -1,0 +1,119 @@
+"""`kto-ray demo`: the settings, the service of its own, the verdict and the exit code."""
+
+from __future__ import annotations
+
+import asyncio
+import json as jsonlib
+import socket
+import time
+from contextlib import ExitStack, suppress
+from pathlib import Path
+from typing import Any
+
+from kto_ray.config import Config
+from kto_ray.demo import page, report
+from kto_ray.demo.show import Narrator, console
+from kto_ray.demo.story import HABITS, Story
+from kto_ray.demo.tastes import TASTES, Taste
+
+
+def demo_config(config: Config, out_dir: str, seed: int) -> Config:
+    """The demo's settings under those that the user's file or --set names; always a fresh, embedded store.
+
+    Raises:
+        pydantic.ValidationError: the user's settings and the demo's do not fit together.
+    """
+    ours: dict[str, Any] = {
+        "model": {"max_model_len": 512},
+        "data": {"max_length": 256, "seed": seed},
+        "rollout": {
+            "stages": [
+                {"name": "canary", "weight": 0.25, "min_users": 5},
+                {"name": "ab", "weight": 0.5, "decides": True, "min_users": 20},
+            ],
+            "max_users": 400,
+        },
+        "loop": {"min_labels": 320, "tick_s": 0.5},
+        "http": {"port": _free_port()},
+    }
+    fixed = {
+        "home": f"{Path(out_dir).absolute()}/home-{time.strftime('%Y%m%d-%H%M%S')}",
+        "store_url": None,
+        "embedded": True,
+    }
+    return Config.model_validate(_merged(_merged(ours, config.model_dump(exclude_unset=True)), fixed))
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _merged(under: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    both = {**under, **over}
+    for key in under.keys() & over.keys():
+        if isinstance(under[key], dict) and isinstance(over[key], dict):
+            both[key] = _merged(under[key], over[key])
+    return both
+
+
+def run_demo(
+    config: Config, taste_name: str, out_dir: str = "runs/demo", seed: int = 0, keep: bool = False, json: bool = False
+) -> int:
+    """Run the demo against a service of its own; the exit code: 0 when every condition holds, else 1.
+
+    Writes report.json and report.html to `out_dir`. With `json`, the report goes to stdout and the story to stderr.
+
+    Raises:
+        ValueError: there is no such taste.
+    """
+    taste = TASTES.get(taste_name)
+    if taste is None:
+        raise ValueError(f"there is no taste {taste_name!r}; choose one of {', '.join(TASTES)}")
+    from kto_ray.serve.app import running  # starts Ray and vLLM: only once the arguments are known to be good
+
+    settings, started = demo_config(config, out_dir, seed), time.monotonic()
+    narrator = Narrator(console(stderr=json))
+    _introduce(narrator, taste, seed)
+    with ExitStack() as stack:
+        with narrator.phase("start", "Ray, vLLM, gateway and controller come up", "simulated users chat") as bar:
+            bar.show(0, None, "loading the model")
+            url = stack.enter_context(running(settings))
+            bar.show(1, 1, f"ready at {url}")
+        story = Story(settings, taste, seed, narrator, url, time.monotonic() - started)
+        found = asyncio.run(story.tell())
+        met = report.conditions(found)
+        found["conditions"] = [{"met": c.met, "words": c.words} for c in met]
+        paths = [report.write(found, Path(out_dir)), page.write(found, met, Path(out_dir) / "report.html")]
+        narrator.answers(found["answers"])
+        narrator.times(found["stage_s"])
+        narrator.verdict(met, [str(path) for path in paths])
+        if json:
+            print(paths[0].read_text(), flush=True)
+        if keep:
+            _keep(narrator, url, settings.model.served_name)
+    return 0 if all(condition.met for condition in met) else 1
+
+
+def _introduce(narrator: Narrator, taste: Taste, seed: int) -> None:
+    narrator.say(f"The users' hidden taste “{taste.name}”: {taste.description}.")
+    narrator.say(
+        f"{100 * HABITS.flip:.0f}% of their thumbs are flipped at random, and where they dislike an answer, "
+        f"{100 * HABITS.edit:.0f}% of them edit it in place of a thumb; "
+        f"{100 * HABITS.silent:.0f}% say nothing. Seed {seed}."
+    )
+    if taste.likes is None:
+        narrator.say("There is nothing to learn here: the demo succeeds only when nothing is promoted.")
+
+
+def _keep(narrator: Narrator, url: str, model: str) -> None:
+    body = jsonlib.dumps(
+        {"model": model, "user": "me", "messages": [{"role": "user", "content": "Tell me about honey."}]}
+    )
+    narrator.say(f"The service stays up at {url}. Chat with it:")
+    narrator.say(f"  curl {url}/v1/chat/completions -H 'Content-Type: application/json' -d '{body}'")
+    narrator.say(f"  or point any OpenAI client at {url}/v1 (any key). Ctrl-C ends it.")
+    with suppress(KeyboardInterrupt):
+        while True:
+            time.sleep(3600)

@@ -1,0 +1,54 @@
+"""Is the new champion still a sane assistant? The gate's own measures and its own rules, on fresh traffic."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from kto_ray import adapter as adapter_files
+from kto_ray.config import Config
+from kto_ray.demo.drive import Turn
+from kto_ray.demo.report import Report
+from kto_ray.evaluate import gate
+from kto_ray.evaluate.judge import guard_metrics, text_metrics
+from kto_ray.evaluate.records import GuardAnswer
+from kto_ray.model import resolve_model
+from kto_ray.types import GateDecision
+
+EXAMINED = 64  # answers of each side that are scored under the models
+
+
+def not_examined(before: Sequence[Turn], after: Sequence[Turn]) -> Report:
+    """Where nothing was promoted there is no new champion to examine; how the answers look is told all the same."""
+    metrics = text_metrics(_answers(after)) if after else {}
+    metrics |= {f"{k}_champion": v for k, v in text_metrics(_answers(before)).items()} if before else {}
+    return {"sane": None, "decision": None, "reasons": [], "metrics": metrics}
+
+
+def examine(config: Config, champion: Report, before: Sequence[Turn], after: Sequence[Turn]) -> Report:
+    """Judge the new champion again, with what it answered to fresh users against what the base model answered before.
+
+    What it learnt stands as the gate found it; kl, base_nll, length, repetition, empty and truncated are measured anew.
+
+    Args:
+        champion: its entry in GET /v1/adapters.
+        before, after: chats with the base model and with the new champion.
+
+    Raises:
+        ValueError: there are no answers to examine, or the adapter's files are damaged.
+    """
+    from kto_ray.evaluate.logprobs import Scorer  # loads torch
+
+    directory = adapter_files.fetch(champion["uri"], config.serve.max_lora_rank, champion["sha256"])
+    scorer = Scorer(config, resolve_model(config.model), directory, None)
+    fresh = guard_metrics(scorer, _answers(after[:EXAMINED]), _answers(before[:EXAMINED]))
+    decision, reasons = gate.decide(config.gate, {**champion["gate"]["metrics"], **fresh})
+    return {
+        "sane": decision is GateDecision.PROMOTE_TO_CANARY,
+        "decision": decision.value,
+        "reasons": list(reasons),
+        "metrics": fresh,
+    }
+
+
+def _answers(turns: Sequence[Turn]) -> list[GuardAnswer]:
+    return [GuardAnswer(({"role": "user", "content": t.prompt},), t.answer, t.finish_reason) for t in turns]

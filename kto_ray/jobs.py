@@ -1,0 +1,158 @@
+"""The controller's heavy work, as Ray tasks: each reads records and files, returns a record, and can be run again."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from typing import Any
+
+import ray
+from ray.serve.handle import DeploymentHandle
+
+from kto_ray.config import Config
+from kto_ray.evaluate.guard import guard_messages
+from kto_ray.evaluate.records import GuardAnswer
+from kto_ray.store import Store, completions, feedback
+from kto_ray.types import AdapterVersion, Example, GateReport, Json, SnapshotManifest
+
+
+@dataclass(frozen=True, slots=True)
+class Trained:
+    """A trained and published adapter, with what its training showed."""
+
+    version: AdapterVersion
+    metrics: Json
+
+
+def task(function: Any, config: Config) -> Any:
+    """A job's remote function, placed where training belongs."""
+    if config.train.resource is None:
+        return function
+    return function.options(resources={config.train.resource: 0.001})
+
+
+def read_examples(url: str, keys: tuple[str, str | None]) -> list[Example]:
+    """The labelled examples of one key range of completions."""
+    from kto_ray.feedback.labels import label
+
+    store = Store(url)
+    with store.read() as tx:
+        found = completions.with_feedback(tx, *keys)
+    store.close()
+    return [example for completion, events in found for example in label(completion, events)]
+
+
+@ray.remote(num_cpus=0, max_retries=0)
+def snapshot(config: Config) -> SnapshotManifest:
+    """Freeze the feedback into a snapshot."""
+    return freeze_now(config)
+
+
+def freeze_now(config: Config) -> SnapshotManifest:
+    from kto_ray.data.snapshot import freeze
+    from kto_ray.model import resolve_model
+
+    store = Store(config.database_url)
+    with store.read() as tx:
+        ranges = completions.key_ranges(tx, config.data.blocks)
+        counts = feedback.counts(tx)
+    store.close()
+    dropped = {"task": counts.task, "withdrawn": counts.withdrawn, "pending": counts.pending}
+    read = partial(read_examples, config.database_url)
+    return freeze(config, resolve_model(config.model), ranges, read, dropped, counts.newest_at)
+
+
+@ray.remote(num_cpus=0, max_retries=0)
+def train(config: Config, run: str, number: int, snapshot_uri: str, parent: str | None) -> Trained:
+    """Train on a snapshot and publish the adapter."""
+    return train_now(config, run, number, snapshot_uri, parent)
+
+
+def train_now(config: Config, run: str, number: int, snapshot_uri: str, parent: str | None) -> Trained:
+    from kto_ray.data.snapshot import load_manifest
+    from kto_ray.train.export import export_adapter
+    from kto_ray.train.job import run_training
+
+    manifest = load_manifest(snapshot_uri)
+    result = run_training(config, run, manifest, snapshot_uri)
+    version = export_adapter(config, result.adapter_dir, number, manifest.id, parent)
+    return Trained(version, asdict(result))
+
+
+@ray.remote(num_cpus=1, max_retries=0)
+def gate(
+    config: Config,
+    candidate: AdapterVersion,
+    champion: AdapterVersion | None,
+    snapshot_uri: str,
+    candidate_answers: Sequence[GuardAnswer],
+    champion_answers: Sequence[GuardAnswer],
+) -> GateReport:
+    """Judge a candidate on held-out feedback and on its answers to the guard prompts."""
+    return gate_now(config, candidate, champion, snapshot_uri, candidate_answers, champion_answers)
+
+
+def gate_now(
+    config: Config,
+    candidate: AdapterVersion,
+    champion: AdapterVersion | None,
+    snapshot_uri: str,
+    candidate_answers: Sequence[GuardAnswer],
+    champion_answers: Sequence[GuardAnswer],
+) -> GateReport:
+    from kto_ray import adapter as adapter_files
+    from kto_ray.data.snapshot import load_manifest, read_split
+    from kto_ray.evaluate.judge import evaluate
+    from kto_ray.evaluate.records import held_out
+    from kto_ray.model import resolve_model
+
+    manifest = load_manifest(snapshot_uri)
+    return evaluate(
+        config=config,
+        adapter=candidate.name,
+        snapshot=manifest.id,
+        model_path=resolve_model(config.model),
+        adapter_dir=adapter_files.fetch(candidate.uri, config.serve.max_lora_rank, candidate.sha256),
+        champion_dir=adapter_files.fetch(champion.uri, config.serve.max_lora_rank, champion.sha256)
+        if champion
+        else None,
+        rows=held_out(read_split(snapshot_uri, manifest, "holdout")),
+        candidate=candidate_answers,
+        champion=champion_answers,
+        now=time.time(),
+    )
+
+
+def guard_answers(
+    config: Config, policy: DeploymentHandle, names: tuple[str, str | None]
+) -> tuple[list[GuardAnswer], list[GuardAnswer]]:
+    """Ask the serving engine the guard prompts, of the candidate and of the champion (None: the base model).
+
+    They go straight to a replica: they are no user's traffic, so nothing is logged and no arm counts them.
+    """
+    handle = policy.options(stream=True)
+    asked = []
+    for name in names:
+        for i, messages in enumerate(guard_messages()):
+            body = {
+                "messages": [dict(m) for m in messages],
+                "max_tokens": config.gate.guard_max_tokens,
+                "temperature": 0.6,
+                "top_p": 0.9,
+                "seed": i,
+            }
+            asked.append((messages, handle.generate.remote(body, name or config.base_name)))
+    answers = [_answer(messages, next(iter(events))) for messages, events in asked]
+    half = len(answers) // 2
+    return answers[:half], answers[half:]
+
+
+def _answer(messages: tuple[Any, ...], text: str) -> GuardAnswer:
+    response = json.loads(text)
+    if "error" in response:
+        raise RuntimeError(f"a guard prompt failed: {response['error']['message']}")
+    choice = response["choices"][0]
+    return GuardAnswer(messages, choice["message"]["content"] or "", choice["finish_reason"])

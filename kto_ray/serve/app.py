@@ -1,0 +1,139 @@
+"""Wiring: the Serve application of gateway, policy and controller, and the embedded way to run it."""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import httpx
+
+from kto_ray.config import Config, load_config
+from kto_ray.store import open_store
+
+READY_TIMEOUT_S = 600.0
+
+
+def build(args: dict[str, Any]) -> Any:
+    """The Serve application; the import path that Serve configs name.
+
+    Args:
+        args: `config` (a YAML file) and `set` (a list of a.b=c overrides), both optional.
+    """
+    return application(load_config(args.get("config"), tuple(args.get("set", ()))))
+
+
+def application(config: Config) -> Any:
+    from ray import serve
+
+    from kto_ray.controller import Controller
+    from kto_ray.serve.gateway import Gateway
+    from kto_ray.serve.policy import Policy, llm_config
+
+    open_store(config.database_url).close()  # migrate once, and fail here where a person sees it
+    engine = llm_config(config)
+    policy = serve.deployment(Policy, name="Policy").options(**Policy.get_deployment_options(engine))
+    bound = policy.bind(engine, config)
+    controller = serve.deployment(
+        Controller,
+        name="Controller",
+        num_replicas=1,
+        ray_actor_options={"num_cpus": 0},
+        health_check_period_s=5,
+        graceful_shutdown_timeout_s=1,
+    ).bind(config, bound)
+    gateway = serve.deployment(
+        Gateway,
+        name="Gateway",
+        num_replicas=config.serve.gateways,
+        max_ongoing_requests=1024,
+        ray_actor_options={"num_cpus": 0},
+    )
+    return gateway.bind(config, bound, controller)
+
+
+def check_port(config: Config) -> None:
+    """Raises:
+    ValueError: the port is taken.
+    """
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((config.http.host, config.http.port))
+        except OSError as error:
+            raise ValueError(
+                f"http.port is {config.http.port}, which is taken on {config.http.host} ({error.strerror}); "
+                "stop what listens there, or use --set http.port=N"
+            ) from None
+
+
+def start_ray(config: Config) -> None:
+    """Join the cluster that the config names, or start a local one on loopback."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    if config.ray.address is None:
+        # Ray's way to say that a node speaks on loopback only; then tokens would protect nothing.
+        os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
+        os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+    import ray
+
+    if ray.is_initialized():
+        return
+    if config.ray.address is not None:
+        ray.init(address=config.ray.address)
+        return
+    resources = {name: 1000.0 for name in (config.serve.resource, config.train.resource) if name}
+    ray.init(
+        num_cpus=config.ray.num_cpus,
+        resources=resources,
+        object_store_memory=config.ray.object_store_mb * 1024 * 1024,
+        include_dashboard=False,
+        log_to_driver=False,
+    )
+
+
+@contextmanager
+def running(config: Config) -> Iterator[str]:
+    """Start the whole service, wait until it is ready, yield its base URL, and shut it down.
+
+    Raises:
+        ValueError: the port is taken, the model is not there or the store cannot be opened.
+        RuntimeError: the service did not become ready; the message is Serve's.
+    """
+    from kto_ray.model import resolve_model
+
+    check_port(config)
+    resolve_model(config.model)
+    start_ray(config)
+    import ray
+    from ray import serve
+
+    try:
+        serve.start(
+            http_options={"host": config.http.host, "port": config.http.port}, logging_config={"log_level": "WARNING"}
+        )
+        app = application(config)
+        logging.getLogger().setLevel(logging.WARNING)  # importing vLLM through Ray told the root logger to say all
+        serve.run(app, name="kto-ray", route_prefix="/")
+        url = f"http://{config.http.host}:{config.http.port}"
+        _wait_ready(url)
+        yield url
+    finally:
+        serve.shutdown()
+        if config.ray.address is None:
+            ray.shutdown()
+
+
+def _wait_ready(url: str) -> None:
+    deadline = time.monotonic() + READY_TIMEOUT_S
+    while time.monotonic() < deadline:
+        try:
+            if httpx.get(f"{url}/readyz", timeout=5).status_code == 200:
+                return
+        except httpx.TransportError:
+            pass
+        time.sleep(0.2)
+    raise RuntimeError(f"{url}/readyz was not ready within {READY_TIMEOUT_S:.0f} s; see the logs in /tmp/ray/session_latest")

@@ -1,0 +1,29 @@
+"""The vLLM engine of a policy replica, with adapters loaded and unloaded in process, under names that never change."""
+
+from __future__ import annotations
+
+from ray.llm._internal.serve.core.configs.llm_config import DiskMultiplexConfig
+from ray.llm._internal.serve.engines.vllm.vllm_engine import VLLMEngine
+
+
+class AdapterEngine(VLLMEngine):
+    """vLLM behind Ray's engine interface, plus the two calls that reconciliation needs.
+
+    Ray's own loader takes cloud URIs only and loads at the first request; vLLM's HTTP endpoints would let any client
+    load weights. Both are avoided by calling the engine in process.
+    """
+
+    async def load_adapter(self, name: str, directory: str) -> None:
+        """Load a LoRA adapter and hold it under `name`.
+
+        Raises:
+            ValueError: vLLM refused the adapter; the message is vLLM's.
+        """
+        await self.resolve_lora(
+            DiskMultiplexConfig(model_id=name, max_total_tokens=None, local_path=directory, lora_assigned_int_id=0)
+        )
+
+    async def unload_adapter(self, name: str) -> None:
+        """Forget an adapter and free its slot. The caller makes sure that no request uses it: vLLM would kill it."""
+        request = self._oai_models.lora_requests.pop(name)
+        await self._engine_client.remove_lora(request.lora_int_id)

@@ -1,0 +1,1 @@
+"""Training: a sealed snapshot in, a LoRA adapter out."""

@@ -1,0 +1,177 @@
+"""The training job: Ray Train around the worker's loop, restarted from its last checkpoint when a worker dies."""
+
+from __future__ import annotations
+
+import json
+import os
+from statistics import fmean
+from typing import TYPE_CHECKING, Any
+
+from kto_ray.config import Config
+from kto_ray.model import resolve_model
+from kto_ray.paths import Paths, filesystem, is_local, join
+from kto_ray.train.records import StepRecord, TrainingDiverged, TrainJob, TrainOutcome, TrainProgress, TrainResult
+from kto_ray.types import SnapshotManifest
+
+if TYPE_CHECKING:
+    from ray.train import RunConfig, ScalingConfig
+
+PROGRESS_FILE = "progress.json"
+KEPT_CHECKPOINTS = 2
+
+# glibc would hand every large buffer back to the kernel and fault it in again at each step: half of the time on a CPU.
+CPU_MALLOC = {"MALLOC_MMAP_THRESHOLD_": str(8 << 30), "MALLOC_TRIM_THRESHOLD_": str(16 << 30)}
+
+
+def run_training(config: Config, run_name: str, snapshot: SnapshotManifest, snapshot_uri: str) -> TrainResult:
+    """Train one adapter from the base model on a sealed snapshot, and wait for it. Call it inside a Ray task.
+
+    Dead workers are restarted from the last checkpoint. Called again with the same run name after this process died,
+    it goes on from there too: Ray Train restores a run that has the same name and storage path.
+
+    Raises:
+        ValueError: the snapshot holds one class only, or was sealed for another model.
+        TrainingDiverged: the loss or its gradient became NaN or infinite.
+        ray.train.TrainingFailedError: the workers failed more often than train.max_failures.
+    """
+    check_snapshot(config, snapshot)
+    import ray.data
+    import ray.train
+    from ray.train.torch import TorchTrainer
+
+    shards = [join(_absolute(snapshot_uri), shard.name) for shard in snapshot.shards if shard.split == "train"]
+    dataset = ray.data.read_parquet(shards, columns=["label", "prompt_ids", "completion_ids", "kl_completion_ids"])
+    dataset.context.enable_progress_bars = False
+    trainer = TorchTrainer(
+        _train_on_worker,
+        train_loop_config={"job": _job(config, run_name, snapshot)},
+        scaling_config=_scaling(config),
+        run_config=_run_config(config, run_name),
+        datasets={"train": dataset},
+        # Each worker reads all rows and takes its own (RowBatches), in the order that was sealed.
+        dataset_config=ray.train.DataConfig(
+            datasets_to_split=[], execution_options=ray.data.ExecutionOptions(preserve_order=True)
+        ),
+    )
+    result = trainer.fit()
+    outcome = result.return_value
+    assert isinstance(outcome, TrainOutcome), "the worker's loop returns its outcome"
+    if outcome.failure is not None:
+        raise TrainingDiverged(outcome.failure)
+    assert result.checkpoint is not None, "the last step is always saved"
+    checkpoint = os.path.basename(result.checkpoint.path)
+    return summarize(outcome.history, join(_storage(config), run_name, checkpoint, "checkpoint"))
+
+
+def read_progress(config: Config, run_name: str) -> TrainProgress | None:
+    """How far a run is, or None before its first step."""
+    fs, path = filesystem(_progress_uri(config, run_name))
+    if not fs.exists(path):
+        return None
+    return TrainProgress(**json.loads(fs.cat_file(path)))
+
+
+def check_snapshot(config: Config, snapshot: SnapshotManifest) -> None:
+    """Refuse what KTO cannot learn from.
+
+    Raises:
+        ValueError: one class only, or another base model's tokens.
+    """
+    counts = {"desirable": snapshot.n_desirable, "undesirable": snapshot.n_undesirable}
+    for missing, other in (("desirable", "undesirable"), ("undesirable", "desirable")):
+        if counts[missing] == 0:
+            raise ValueError(
+                f"snapshot {snapshot.id} holds {counts[other]} {other} rows and no {missing} one: KTO needs both classes; "
+                f"collect {missing} feedback (thumbs {'up' if missing == 'desirable' else 'down'}) and seal a new snapshot"
+            )
+    if snapshot.model != config.model.id:
+        raise ValueError(
+            f"snapshot {snapshot.id} holds tokens of {snapshot.model!r}, but model.id is {config.model.id!r}: "
+            "seal a new snapshot for this model"
+        )
+
+
+def summarize(history: tuple[StepRecord, ...], adapter_dir: str) -> TrainResult:
+    """The figures of a finished run."""
+    late = history[-max(1, len(history) // 4) :]
+    seconds = sum(step.seconds for step in history)
+    return TrainResult(
+        adapter_dir=adapter_dir,
+        loss_first=history[0].loss,
+        loss_last=fmean(step.loss for step in late),
+        kl_last=fmean(step.kl for step in late),
+        rewards_desirable=_mean_of_some([step.reward_desirable for step in late]),
+        rewards_undesirable=_mean_of_some([step.reward_undesirable for step in late]),
+        tokens_per_s=sum(step.tokens for step in history) / seconds,
+        train_s=seconds,
+        steps=len(history),
+        history=history,
+    )
+
+
+def _mean_of_some(values: list[float | None]) -> float:
+    known = [value for value in values if value is not None]
+    return fmean(known) if known else 0.0
+
+
+def _train_on_worker(loop_config: dict[str, Any]) -> TrainOutcome:
+    from kto_ray.train.kto import train_on_worker
+
+    return train_on_worker(loop_config["job"])
+
+
+def _job(config: Config, run_name: str, snapshot: SnapshotManifest) -> TrainJob:
+    return TrainJob(
+        model=resolve_model(config.model),
+        revision=config.model.revision,
+        dtype=config.train.dtype,
+        device=config.train.device,
+        kto=config.kto,
+        rows=snapshot.n_desirable + snapshot.n_undesirable,
+        micro_batch=snapshot.micro_batch,
+        desirable_weight=snapshot.desirable_weight,
+        undesirable_weight=snapshot.undesirable_weight,
+        max_length=snapshot.max_length,
+        seed=snapshot.seed,
+        checkpoint_steps=config.train.checkpoint_steps,
+        gradient_checkpointing=config.train.gradient_checkpointing,
+        progress_uri=_progress_uri(config, run_name),
+    )
+
+
+def _scaling(config: Config) -> ScalingConfig:
+    from ray.train import ScalingConfig
+
+    gpu = config.train.device == "gpu"
+    resources: dict[str, float] = {"CPU": config.train.cpus_per_worker}
+    if gpu:
+        resources["GPU"] = 1
+    return ScalingConfig(num_workers=config.train.workers, use_gpu=gpu, resources_per_worker=resources)
+
+
+def _run_config(config: Config, run_name: str) -> RunConfig:
+    from ray.train import CheckpointConfig, FailureConfig, RunConfig
+
+    environment = {"TOKENIZERS_PARALLELISM": "false"}
+    if config.train.device == "cpu":
+        environment |= {"OMP_NUM_THREADS": str(config.train.threads), **CPU_MALLOC}
+    return RunConfig(
+        name=run_name,
+        storage_path=_storage(config),
+        failure_config=FailureConfig(max_failures=config.train.max_failures),
+        checkpoint_config=CheckpointConfig(num_to_keep=KEPT_CHECKPOINTS),
+        worker_runtime_env={"env_vars": environment},  # read by glibc when the worker's process starts
+    )
+
+
+def _storage(config: Config) -> str:
+    return _absolute(Paths(config.home).training())
+
+
+def _progress_uri(config: Config, run_name: str) -> str:
+    return join(_storage(config), run_name, PROGRESS_FILE)
+
+
+def _absolute(uri: str) -> str:
+    # Ray Train's workers change their working directory.
+    return os.path.abspath(uri.removeprefix("file://")) if is_local(uri) else uri

@@ -1,0 +1,91 @@
+"""What the training job, its workers and its callers exchange. No torch, no ray: the controller imports this."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from kto_ray.config import KtoSection
+
+
+class TrainingDiverged(RuntimeError):
+    """The loss or its gradient stopped being a number: the message says at which step, on which rows."""
+
+
+@dataclass(frozen=True, slots=True)
+class TrainJob:
+    """All that a worker needs beside its stream of rows. Weights, order and batch were sealed with the snapshot."""
+
+    model: str  # a local directory or a Hugging Face id
+    revision: str | None
+    dtype: str
+    device: str
+    kto: KtoSection
+    rows: int
+    micro_batch: int  # rows a worker takes at a time
+    desirable_weight: float
+    undesirable_weight: float
+    max_length: int
+    seed: int
+    checkpoint_steps: int
+    gradient_checkpointing: bool
+    progress_uri: str
+
+
+@dataclass(frozen=True, slots=True)
+class StepRecord:
+    """One optimizer step. Rewards are beta * (log pi - log ref), means over the class; None if the step held none of it.
+
+    `rows` counts all the rows that the run had used when the step ended, every epoch's.
+    """
+
+    step: int
+    rows: int
+    loss: float
+    kl: float
+    reward_desirable: float | None
+    reward_undesirable: float | None
+    margin: float | None
+    grad_norm: float
+    learning_rate: float
+    tokens: int  # real ones, prompt and completion, without padding and without the KL pairs
+    seconds: float
+    tokens_per_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class TrainOutcome:
+    """What the first worker returns. `failure` says why the run diverged, None if it did not."""
+
+    history: tuple[StepRecord, ...]
+    failure: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class TrainProgress:
+    """Where a running training stands, for status displays."""
+
+    step: int
+    steps: int
+    loss: float
+    tokens_per_s: float
+    pid: int  # of the first worker
+    at: float  # seconds since the epoch
+
+
+@dataclass(frozen=True, slots=True)
+class TrainResult:
+    """A finished training. The `last` figures and the rewards are means over the last quarter of the steps.
+
+    `train_s` is the time spent in steps and checkpoints, restarts not counted; `tokens_per_s` is over that time.
+    """
+
+    adapter_dir: str  # URI that holds adapter_config.json and adapter_model.safetensors beside trainer state
+    loss_first: float
+    loss_last: float
+    kl_last: float
+    rewards_desirable: float
+    rewards_undesirable: float
+    tokens_per_s: float
+    train_s: float
+    steps: int
+    history: tuple[StepRecord, ...]

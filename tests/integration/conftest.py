@@ -1,0 +1,16 @@
+"""One local Ray for the whole session."""
+
+import os
+
+os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+os.environ["RAY_AUTH_MODE"] = "disabled"
+
+import pytest
+import ray
+
+
+@pytest.fixture(scope="session")
+def ray_local():
+    ray.init(address="local", num_cpus=8, include_dashboard=False, _node_ip_address="127.0.0.1")
+    yield
+    ray.shutdown()
