@@ -291,7 +291,8 @@ def serve_errors(config: Any, root: Path) -> list[str]:
         errors += [f"{where}.runtime_env: {unknown(key, known)}" for key in environment if key not in known]
         errors += import_errors(application["import_path"], where, root)
         args = application.get("args", {})
-        errors += [f"{where}.args: {unknown(key, ['config'])}" for key in args if key != "config"]
+        known = ["config", "set"]  # of kto_ray.serve.app.build
+        errors += [f"{where}.args: {unknown(key, known)}" for key in args if key not in known]
     return errors
 
 
@@ -326,11 +327,9 @@ def import_errors(path: str, where: str, root: Path) -> list[str]:
 
 
 def configmap_errors(document: Document, clusters: list[Document]) -> list[str]:
-    errors = []
-    for key, text in document.get("data", {}).items():
-        if key != "config.yaml":
-            errors.append(f"data: {unknown(key, ['config.yaml'])}")
-            continue
+    data = document.get("data", {})
+    errors = [f"data: {unknown(key, ['config.yaml'])}" for key in data if key != "config.yaml"]
+    for text in (data[key] for key in data if key == "config.yaml"):
         try:
             config = read_config(text, [_container(pod) for c in clusters for _, pod in groups(c)])
         except ConfigError as error:
@@ -343,12 +342,10 @@ def configmap_errors(document: Document, clusters: list[Document]) -> list[str]:
 
 def read_config(text: str, containers: list[Document]) -> Config:
     """The config as the pods see it: KTO_RAY__A__B sets a.b; a stand-in takes the place of a secret's value."""
-    overrides = {}
+    overrides = {"store_url": "postgresql+psycopg://database/kto", "salt": "secret"}
     for entry in (entry for container in containers for entry in container.get("env", [])):
-        if entry["name"].startswith("KTO_RAY__"):
-            key = entry["name"].removeprefix("KTO_RAY__").lower().replace("__", ".")
-            stand_in = "postgresql+psycopg://database/kto" if key == "store_url" else "secret"
-            overrides[key] = entry.get("value", stand_in)
+        if entry["name"].startswith("KTO_RAY__") and "value" in entry:
+            overrides[entry["name"].removeprefix("KTO_RAY__").lower().replace("__", ".")] = entry["value"]
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "config.yaml")
         path.write_text(text)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 EMBEDDED_MODEL = "smollm2-135m-instruct"
 
@@ -174,13 +174,14 @@ class LoopSection(Section):
     every_min: float | None = Field(None, gt=0)  # or this many minutes, when there is at least one new label
     tick_s: float = Field(1.0, gt=0)
     max_attempts: int = Field(3, ge=1)  # of one stage of a round
+    max_rounds: int | None = Field(None, ge=1)  # rounds that start by themselves; None for ever
 
 
 class Config(Section):
-    home: str = "runs/local"  # artifacts: a directory or s3://bucket/prefix
+    home: str = Field("runs/local", validate_default=True)  # artifacts: a directory or s3://bucket/prefix
     store_url: str | None = None  # SQLAlchemy URL; None is SQLite in home
     embedded: bool = True  # one machine: loopback Ray, SQLite allowed
-    salt: str = "kto-ray"  # of user hashes; set a secret one in production
+    salt: str = Field("kto-ray", min_length=1)  # of user hashes; set a secret one in production
     model: ModelSection = ModelSection()
     ray: RaySection = RaySection()
     http: HttpSection = HttpSection()
@@ -191,6 +192,12 @@ class Config(Section):
     gate: GateSection = GateSection()
     rollout: RolloutSection = RolloutSection()
     loop: LoopSection = LoopSection()
+
+    @field_validator("home")
+    @classmethod
+    def _absolute(cls, home: str) -> str:
+        """Workers run in directories of their own, so a local home must not depend on where they stand."""
+        return home if "://" in home else str(Path(home).expanduser().absolute())
 
     @model_validator(mode="after")
     def _fits_together(self) -> Config:
@@ -219,7 +226,11 @@ class Config(Section):
     def database_url(self) -> str:
         if self.store_url is not None:
             return self.store_url
-        return f"sqlite:///{Path(self.home).absolute()}/kto.db"
+        return f"sqlite:///{self.home}/kto.db"
+
+    def pool(self, name: Literal["serve", "train"]) -> dict[str, str]:
+        """Ray's label selector of a node pool; empty where every node is for everything."""
+        return {} if self.ray.pool_label is None else {self.ray.pool_label: name}
 
     @property
     def base_name(self) -> str:

@@ -1,7 +1,7 @@
 """The controller: observe, decide, act, persist; one `step()` a tick.
 
-A round walks SNAPSHOT -> TRAIN -> LOAD -> GATE -> ROLLOUT -> DONE, and every move is one transaction. Heavy work runs in
-Ray tasks; the controller only asks whether they are done. Killed at any point, the next controller reads the round's
+A round walks SNAPSHOT -> TRAIN -> LOAD -> GATE -> ROLLOUT -> DONE, and every move is one transaction. Heavy work runs
+in Ray tasks; the controller only asks whether they are done. Killed at any point, the next controller reads the round's
 stage from the store and starts that stage's job again: jobs are idempotent (snapshots are content-addressed, training
 resumes from its last checkpoint, a gate report replaces itself), so nothing is done twice that matters. A lease in the
 store keeps two controllers apart, also while Ray Serve replaces one by another.
@@ -98,8 +98,10 @@ class Loop:
 
     def _begin_if_due(self, tx: sa.Connection) -> None:
         section = self._config.loop
-        new = state.labels_since_last_round(tx)
         every = rounds.every(tx)
+        if section.max_rounds is not None and len(every) >= section.max_rounds:
+            return
+        new = state.labels_since_last_round(tx)
         waited_s = time.time() - (every[-1].ended_at or every[-1].started_at) if every else float("inf")
         timed = section.every_min is not None and new > 0 and waited_s >= 60 * section.every_min
         if section.enabled and (new >= section.min_labels or timed):
@@ -133,7 +135,7 @@ class Loop:
     def _start_job(self, current: Round) -> ray.ObjectRef:
         config = self._config
         if current.stage is Stage.SNAPSHOT:
-            return jobs.snapshot.remote(config)
+            return jobs.start(jobs.snapshot, config)
         with self._store.read() as tx:
             uri = adapters.snapshot_uri(tx, current.snapshot or "")
             champion = self._champion(tx)
@@ -142,10 +144,10 @@ class Loop:
         assert uri is not None, "a round past SNAPSHOT has one"
         if current.stage is Stage.TRAIN:
             parent = champion.name if champion else None
-            return jobs.task(jobs.train, config).remote(config, self._run(current), number, uri, parent)
+            return jobs.start(jobs.train, config, self._run(current), number, uri, parent)
         assert current.stage is Stage.GATE and candidate is not None
         answers = jobs.guard_answers(config, self._policy, (candidate.name, champion.name if champion else None))
-        return jobs.task(jobs.gate, config).remote(config, candidate, champion, uri, *answers)
+        return jobs.start(jobs.gate, config, candidate, champion, uri, *answers)
 
     def _succeeded(self, current: Round, result: Any) -> None:
         with self._act() as tx:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
@@ -27,11 +27,10 @@ class Trained:
     metrics: Json
 
 
-def task(function: Any, config: Config) -> Any:
-    """A job's remote function, placed where training belongs."""
-    if config.train.resource is None:
-        return function
-    return function.options(resources={config.train.resource: 0.001})
+def start(function: Callable[..., Any], config: Config, *arguments: Any) -> ray.ObjectRef:
+    """Run a job as a Ray task, where training belongs. A lost one is not retried by Ray: the controller decides."""
+    resources = {config.train.resource: 0.001} if config.train.resource else {}
+    return ray.remote(num_cpus=0, max_retries=0, resources=resources)(function).remote(config, *arguments)
 
 
 def read_examples(url: str, keys: tuple[str, str | None]) -> list[Example]:
@@ -45,13 +44,8 @@ def read_examples(url: str, keys: tuple[str, str | None]) -> list[Example]:
     return [example for completion, events in found for example in label(completion, events)]
 
 
-@ray.remote(num_cpus=0, max_retries=0)
 def snapshot(config: Config) -> SnapshotManifest:
-    """Freeze the feedback into a snapshot."""
-    return freeze_now(config)
-
-
-def freeze_now(config: Config) -> SnapshotManifest:
+    """Freeze the stored feedback into a snapshot."""
     from kto_ray.data.snapshot import freeze
     from kto_ray.model import resolve_model
 
@@ -65,24 +59,18 @@ def freeze_now(config: Config) -> SnapshotManifest:
     return freeze(config, resolve_model(config.model), ranges, read, dropped, counts.newest_at)
 
 
-@ray.remote(num_cpus=0, max_retries=0)
 def train(config: Config, run: str, number: int, snapshot_uri: str, parent: str | None) -> Trained:
-    """Train on a snapshot and publish the adapter."""
-    return train_now(config, run, number, snapshot_uri, parent)
-
-
-def train_now(config: Config, run: str, number: int, snapshot_uri: str, parent: str | None) -> Trained:
+    """Train on a snapshot and publish the adapter as version `number`."""
     from kto_ray.data.snapshot import load_manifest
     from kto_ray.train.export import export_adapter
     from kto_ray.train.job import run_training
 
     manifest = load_manifest(snapshot_uri)
     result = run_training(config, run, manifest, snapshot_uri)
-    version = export_adapter(config, result.adapter_dir, number, manifest.id, parent)
+    version = export_adapter(config, result.adapter_dir, number, manifest, parent, time.time())
     return Trained(version, asdict(result))
 
 
-@ray.remote(num_cpus=1, max_retries=0)
 def gate(
     config: Config,
     candidate: AdapterVersion,
@@ -92,17 +80,6 @@ def gate(
     champion_answers: Sequence[GuardAnswer],
 ) -> GateReport:
     """Judge a candidate on held-out feedback and on its answers to the guard prompts."""
-    return gate_now(config, candidate, champion, snapshot_uri, candidate_answers, champion_answers)
-
-
-def gate_now(
-    config: Config,
-    candidate: AdapterVersion,
-    champion: AdapterVersion | None,
-    snapshot_uri: str,
-    candidate_answers: Sequence[GuardAnswer],
-    champion_answers: Sequence[GuardAnswer],
-) -> GateReport:
     from kto_ray import adapter as adapter_files
     from kto_ray.data.snapshot import load_manifest, read_split
     from kto_ray.evaluate.judge import evaluate

@@ -77,6 +77,13 @@ def _share(flags: Sequence[bool | None]) -> float | None:
     return sum(known) / len(known) if known else None
 
 
+def answered_by(champion: str | None, fresh: Sequence[Turn]) -> Report:
+    """How many of these answers the champion gave."""
+    by_champion = sum(turn.adapter == champion for turn in fresh)
+    share = by_champion / len(fresh) if fresh else None
+    return {"answers": len(fresh), "by_champion": by_champion, "share": share}
+
+
 def feedback_record(tally: Tally, stored: int) -> Report:
     """What was sent (distinct thumbs and edits) against what the service says it stored."""
     return {

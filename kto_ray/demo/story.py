@@ -20,6 +20,7 @@ from kto_ray.config import Config
 from kto_ray.demo.drive import Crowd, DemoStopped, Sampling, together
 from kto_ray.demo.report import (
     Report,
+    answered_by,
     feedback_record,
     judgement_records,
     rates,
@@ -257,7 +258,6 @@ class Story:
         champion = adapters["aliases"].get("champion")
         before, after = self.crowd.judgements("before", "round"), self.crowd.judgements("after")
         fresh = [turn for turn in self.crowd.turns if turn.phase == "after"]
-        by_champion = sum(turn.adapter == champion for turn in fresh)
         return {
             "taste": self.taste.name,
             "taste_words": self.taste.description,
@@ -272,11 +272,7 @@ class Story:
             "promoted": any(this["outcome"] == "promoted" for this in rounds),
             "first_champion": self.config.base_name,
             "champion": champion,
-            "answered_by_champion": {
-                "answers": len(fresh),
-                "by_champion": by_champion,
-                "share": by_champion / len(fresh) if fresh else None,
-            },
+            "answered_by_champion": answered_by(champion, fresh),
             "min_effect": self.config.rollout.min_effect,
             "sanity": self.sanity,
             "answers": self._side_by_side(),

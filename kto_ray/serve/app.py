@@ -136,4 +136,6 @@ def _wait_ready(url: str) -> None:
         except httpx.TransportError:
             pass
         time.sleep(0.2)
-    raise RuntimeError(f"{url}/readyz was not ready within {READY_TIMEOUT_S:.0f} s; see the logs in /tmp/ray/session_latest")
+    raise RuntimeError(
+        f"{url}/readyz was not ready within {READY_TIMEOUT_S:.0f} s; see the logs in /tmp/ray/session_latest"
+    )

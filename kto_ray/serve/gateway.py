@@ -268,9 +268,7 @@ class Gateway:
     def _route(self, model: str, user: str | None) -> routing.Route:
         view = self._view
         try:
-            return routing.route(
-                model, user, self._config.model.served_name, view.aliases, view.rollout, view.servable
-            )
+            return routing.route(model, user, self._config.model.served_name, view.aliases, view.rollout, view.servable)
         except routing.UnknownModel as error:
             raise ApiError(404, str(error), param="model", code="model_not_found") from None
 

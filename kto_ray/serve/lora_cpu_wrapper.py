@@ -30,7 +30,7 @@ class SlotWeights:
 
 def group_rows(slots: torch.Tensor) -> RowGroups:
     """Group rows by slot; `slots` is (rows,), -1 for a row without an adapter."""
-    present = slots.unique().tolist()
+    present = sorted(set(slots.tolist()))
     if len(present) == 1 and present[0] >= 0:
         return RowGroups(len(slots), ((present[0], None),))
     return RowGroups(len(slots), tuple((s, (slots == s).nonzero().flatten()) for s in present if s >= 0))
@@ -77,7 +77,7 @@ def add_low_rank(y: torch.Tensor, x: torch.Tensor, weights: SlotWeights, rows: R
             y.index_copy_(0, index, part)
 
 
-class GroupedPunicaWrapper(PunicaWrapperCPU):
+class GroupedPunicaWrapper(PunicaWrapperCPU):  # type: ignore[misc]  # vLLM is not followed by mypy
     """Replaces what linear, embedding and logits layers call; fully sharded adapters keep vLLM's own path."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -133,7 +133,7 @@ class GroupedPunicaWrapper(PunicaWrapperCPU):
     ) -> None:
         if not rows.groups:
             return
-        if b_stacked[0] not in self.weights:
-            self.weights[b_stacked[0]] = slot_weights(a_stacked, b_stacked)
-        weights = self.weights[b_stacked[0]]
+        weights = self.weights.get(b_stacked[0])
+        if weights is None:
+            weights = self.weights[b_stacked[0]] = slot_weights(a_stacked, b_stacked)
         add_low_rank(y.view(-1, y.shape[-1]), x.view(-1, x.shape[-1]), weights, rows, scale)

@@ -92,7 +92,9 @@ class Policy(LLMServer):
         await self._reconcile()
         champion = await asyncio.to_thread(self._champion)
         if champion not in (*self._held, config.base_name):
-            raise RuntimeError(f"champion {champion} cannot be loaded: {self._errors.get(champion, 'not in the store')}")
+            raise RuntimeError(
+                f"champion {champion} cannot be loaded: {self._errors.get(champion, 'not in the store')}"
+            )
         self._loop = asyncio.create_task(self._reconcile_forever())
 
     async def generate(self, body: Mapping[str, Any], adapter: str) -> AsyncIterator[str]:

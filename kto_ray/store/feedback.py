@@ -150,7 +150,8 @@ def counts(tx: sa.Connection, since: float = 0.0) -> Counts:
         .select_from(joined)
         .where(feedback.c.created_at > since)
     ).one()
-    return Counts(*(int(v) for v in row[:7]), float(row[7]))
+    stored, pending, withdrawn, up, down, edits, task = (int(v) for v in row[:7])
+    return Counts(stored, pending, withdrawn, up, down, edits, task, newest_at=float(row[7]))
 
 
 def votes_by_arm(tx: sa.Connection) -> list[tuple[float, str, str, bool]]:
