@@ -7,7 +7,6 @@ import importlib.metadata
 import json
 import posixpath
 from dataclasses import dataclass
-from math import prod
 from typing import Any
 
 import numpy as np
@@ -96,7 +95,8 @@ def check_adapter(uri: str, max_rank: int) -> None:
     fs, path = filesystem(join(uri, ADAPTER_MANIFEST))
     if not fs.exists(path):
         raise ValueError(
-            f"adapter {uri!r} has no {ADAPTER_MANIFEST}, which is written last: it was never fully published; export it again"
+            f"adapter {uri!r} has no {ADAPTER_MANIFEST}, which is written last: it was never fully published; "
+            "export it again"
         )
     recorded = json.loads(fs.cat_file(path))["files"]
     for name, data in ((ADAPTER_CONFIG, files.config), (ADAPTER_WEIGHTS, files.weights)):
@@ -115,7 +115,7 @@ def _sound_files(uri: str, max_rank: int) -> AdapterFiles:
         raise ValueError(f"adapter {uri!r}: {ADAPTER_CONFIG} is not JSON ({error}); export it again") from None
     tensors = _tensors(uri, weights)
     _refuse_lm_head(uri, settings, tensors)
-    rank = max(int(settings["r"]), *settings.get("rank_pattern", {}).values(), *_lora_ranks(tensors))
+    rank = max([int(settings["r"]), *settings.get("rank_pattern", {}).values(), *_lora_ranks(tensors)])
     if rank > max_rank:
         raise ValueError(
             f"adapter {uri!r} has rank {rank}, the servers load at most {max_rank} (serve.max_lora_rank): "
@@ -132,33 +132,36 @@ def _read_files(uri: str) -> tuple[bytes, bytes]:
     pickles = sorted(name for name in names if name.startswith("adapter_model") and name.endswith(PICKLES))
     if pickles:
         raise ValueError(
-            f"adapter {uri!r} holds {', '.join(pickles)}: a pickle runs code when it is loaded, and engines fall back to "
-            f"it; save the adapter as {ADAPTER_WEIGHTS} (save_pretrained does) and delete the pickle"
+            f"adapter {uri!r} holds {', '.join(pickles)}: a pickle runs code when it is loaded, and engines fall back "
+            f"to it; save the adapter as {ADAPTER_WEIGHTS} (save_pretrained does) and delete the pickle"
         )
     for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS):
         if name not in names:
-            raise ValueError(f"adapter {uri!r} has no {name} (it holds: {', '.join(sorted(names)) or 'nothing'}); export it again")
+            held = ", ".join(sorted(names)) or "nothing"
+            raise ValueError(f"adapter {uri!r} has no {name} (it holds: {held}); export it again")
     return bytes(fs.cat_file(f"{path}/{ADAPTER_CONFIG}")), bytes(fs.cat_file(f"{path}/{ADAPTER_WEIGHTS}"))
 
 
 def _tensors(uri: str, weights: bytes) -> dict[str, tuple[int, ...]]:
     """The shapes of all tensors, after looking at every value."""
     try:
-        entries = deserialize(weights)
+        entries = deserialize(weights)  # type: ignore[no-untyped-call]
     except SafetensorError as error:
         raise ValueError(
-            f"adapter {uri!r}: {ADAPTER_WEIGHTS} is truncated or damaged ({error}; {len(weights)} bytes); export it again"
+            f"adapter {uri!r}: {ADAPTER_WEIGHTS} ({len(weights)} bytes) is truncated or damaged: {error}; "
+            "export it again"
         ) from None
     if not entries:
         raise ValueError(f"adapter {uri!r}: {ADAPTER_WEIGHTS} holds no tensor; export it again")
     for name, entry in entries:
         if entry["dtype"] not in FLOATS:
             raise ValueError(
-                f"adapter {uri!r}: tensor {name} has type {entry['dtype']}, allowed are {', '.join(FLOATS)}; save it as one of them"
+                f"adapter {uri!r}: tensor {name} has type {entry['dtype']}; save it as one of {', '.join(FLOATS)}"
             )
         if not _finite(entry["data"], entry["dtype"]):
             raise ValueError(
-                f"adapter {uri!r}: tensor {name} holds NaN or Inf: the training diverged; train again with a lower kto.learning_rate"
+                f"adapter {uri!r}: tensor {name} holds NaN or Inf: the training diverged; "
+                "train again with a lower kto.learning_rate"
             )
     return {name: tuple(entry["shape"]) for name, entry in entries}
 
@@ -171,7 +174,7 @@ def _finite(data: bytes, dtype: str) -> bool:
 
 def _lora_ranks(tensors: dict[str, tuple[int, ...]]) -> list[int]:
     """lora_A is (rank, in), lora_B (out, rank)."""
-    return [shape[0] for name, shape in tensors.items() if ".lora_A." in name and prod(shape)] or [0]
+    return [shape[0] for name, shape in tensors.items() if ".lora_A." in name]
 
 
 def _refuse_lm_head(uri: str, settings: dict[str, Any], tensors: dict[str, tuple[int, ...]]) -> None:
@@ -180,8 +183,8 @@ def _refuse_lm_head(uri: str, settings: dict[str, Any], tensors: dict[str, tuple
     guilty = sorted({name for name in [*named, *tensors] if "lm_head" in name or "embed_tokens" in name})
     if guilty:
         raise ValueError(
-            f"adapter {uri!r} changes {guilty[0]}: KTO's fused head never trains an adapter there and engines do not load "
-            "it; take lm_head and embed_tokens out of the target modules and train again"
+            f"adapter {uri!r} changes {guilty[0]}: KTO's fused head never trains an adapter there and engines do not "
+            "load it; take lm_head and embed_tokens out of the target modules and train again"
         )
 
 

@@ -14,10 +14,12 @@ from kto_ray.train.records import StepRecord, TrainingDiverged, TrainJob, TrainO
 from kto_ray.types import SnapshotManifest
 
 if TYPE_CHECKING:
+    from ray.data import DataIterator
     from ray.train import RunConfig, ScalingConfig
 
 PROGRESS_FILE = "progress.json"
 KEPT_CHECKPOINTS = 2
+COLUMNS = ["label", "prompt_ids", "completion_ids", "kl_completion_ids"]
 
 # glibc would hand every large buffer back to the kernel and fault it in again at each step: half of the time on a CPU.
 CPU_MALLOC = {"MALLOC_MMAP_THRESHOLD_": str(8 << 30), "MALLOC_TRIM_THRESHOLD_": str(16 << 30)}
@@ -35,23 +37,14 @@ def run_training(config: Config, run_name: str, snapshot: SnapshotManifest, snap
         ray.train.TrainingFailedError: the workers failed more often than train.max_failures.
     """
     check_snapshot(config, snapshot)
-    import ray.data
-    import ray.train
     from ray.train.torch import TorchTrainer
 
-    shards = [join(_absolute(snapshot_uri), shard.name) for shard in snapshot.shards if shard.split == "train"]
-    dataset = ray.data.read_parquet(shards, columns=["label", "prompt_ids", "completion_ids", "kl_completion_ids"])
-    dataset.context.enable_progress_bars = False
+    streams = [_stream(snapshot, snapshot_uri) for _ in range(config.train.workers)]
     trainer = TorchTrainer(
         _train_on_worker,
-        train_loop_config={"job": _job(config, run_name, snapshot)},
+        train_loop_config={"job": _job(config, run_name, snapshot), "streams": streams},
         scaling_config=_scaling(config),
         run_config=_run_config(config, run_name),
-        datasets={"train": dataset},
-        # Each worker reads all rows and takes its own (RowBatches), in the order that was sealed.
-        dataset_config=ray.train.DataConfig(
-            datasets_to_split=[], execution_options=ray.data.ExecutionOptions(preserve_order=True)
-        ),
     )
     result = trainer.fit()
     outcome = result.return_value
@@ -81,8 +74,8 @@ def check_snapshot(config: Config, snapshot: SnapshotManifest) -> None:
     for missing, other in (("desirable", "undesirable"), ("undesirable", "desirable")):
         if counts[missing] == 0:
             raise ValueError(
-                f"snapshot {snapshot.id} holds {counts[other]} {other} rows and no {missing} one: KTO needs both classes; "
-                f"collect {missing} feedback (thumbs {'up' if missing == 'desirable' else 'down'}) and seal a new snapshot"
+                f"snapshot {snapshot.id} holds {counts[other]} {other} rows and no {missing} one: KTO needs both; "
+                f"collect thumbs {'up' if missing == 'desirable' else 'down'} and seal a new snapshot"
             )
     if snapshot.model != config.model.id:
         raise ValueError(
@@ -114,10 +107,27 @@ def _mean_of_some(values: list[float | None]) -> float:
     return fmean(known) if known else 0.0
 
 
+def _stream(snapshot: SnapshotManifest, snapshot_uri: str) -> DataIterator:
+    """All training rows, in the order that was sealed: each worker reads all and takes its own (RowBatches).
+
+    Made here and not by TorchTrainer(datasets=...): Ray runs a task in its parent's environment, so reading under a
+    training worker would first start new processes with that worker's environment for every restart.
+    """
+    import ray.data
+
+    shards = [join(_absolute(snapshot_uri), shard.name) for shard in snapshot.shards if shard.split == "train"]
+    rows = ray.data.read_parquet(shards).select_columns(COLUMNS)
+    rows.context.execution_options.preserve_order = True
+    rows.context.enable_progress_bars = False
+    return rows.streaming_split(1)[0]
+
+
 def _train_on_worker(loop_config: dict[str, Any]) -> TrainOutcome:
+    import ray.train
+
     from kto_ray.train.kto import train_on_worker
 
-    return train_on_worker(loop_config["job"])
+    return train_on_worker(loop_config["job"], loop_config["streams"][ray.train.get_context().get_world_rank()])
 
 
 def _job(config: Config, run_name: str, snapshot: SnapshotManifest) -> TrainJob:

@@ -22,11 +22,11 @@ from datasets import Dataset
 from peft import LoraConfig
 from ray.data import DataIterator
 from ray.train.huggingface.transformers import RayTrainReportCallback
-from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader, IterableDataset
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, PrinterCallback
 from trl import KTOConfig, KTOTrainer
-from trl.trainer.kto_trainer import DataCollatorForUnpairedPreference
 
 from kto_ray.paths import write_atomic
 from kto_ray.train.records import StepRecord, TrainJob, TrainOutcome, TrainProgress
@@ -34,8 +34,10 @@ from kto_ray.train.records import StepRecord, TrainJob, TrainOutcome, TrainProgr
 TRL_COLUMNS = {"kl_completion_ids": "KL_completion_ids"}  # ours -> TRL's, where they differ
 
 
-def train_on_worker(job: TrainJob) -> TrainOutcome:
+def train_on_worker(job: TrainJob, stream: DataIterator) -> TrainOutcome:
     """Train one adapter from the base model, going on from the run's last checkpoint when there is one.
+
+    `stream` yields all training rows in the snapshot's order, again in every epoch.
 
     Raises:
         RuntimeError: the stream ends before the rows that the snapshot promises.
@@ -47,8 +49,7 @@ def train_on_worker(job: TrainJob) -> TrainOutcome:
     shutil.rmtree(scratch, ignore_errors=True)
 
     batches = RowBatches(
-        shard=ray.train.get_dataset_shard("train"),
-        collate=None,
+        stream=stream,
         rows=job.rows,
         micro_batch=job.micro_batch,
         rank=context.get_world_rank(),
@@ -67,6 +68,7 @@ def train_on_worker(job: TrainJob) -> TrainOutcome:
         args=kto_arguments(job, str(scratch), steps),
         callbacks=[RayTrainReportCallback()],
     )
+    trainer.remove_callback(PrinterCallback)
     checkpoint = ray.train.get_checkpoint()
     if checkpoint is None:
         trainer.train()
@@ -89,7 +91,7 @@ def lora_config(job: TrainJob) -> LoraConfig:
 
 
 def kto_arguments(job: TrainJob, output_dir: str, steps: int) -> KTOConfig:
-    """TRL's settings. `steps` is the number of optimizer steps of the whole run, which sets the learning rate's path."""
+    """TRL's settings. `steps` is the number of optimizer steps of the whole run, which the learning rate follows."""
     return KTOConfig(
         output_dir=output_dir,
         model_init_kwargs={"dtype": job.dtype, "revision": job.revision},
@@ -106,8 +108,6 @@ def kto_arguments(job: TrainJob, output_dir: str, steps: int) -> KTOConfig:
         gradient_accumulation_steps=job.kto.accumulate,
         max_steps=steps,
         learning_rate=job.kto.learning_rate,
-        lr_scheduler_type="linear",
-        warmup_steps=job.kto.warmup_share,  # below 1, transformers reads a share of the steps
         max_grad_norm=job.kto.max_grad_norm,
         seed=job.seed,
         logging_steps=1,
@@ -121,26 +121,17 @@ def kto_arguments(job: TrainJob, output_dir: str, steps: int) -> KTOConfig:
     )
 
 
-class RowBatches(IterableDataset[dict[str, Tensor]]):
-    """This worker's micro-batches, in the snapshot's order.
+class RowBatches(IterableDataset[list[dict[str, Any]]]):
+    """This worker's micro-batches of rows, in the snapshot's order.
 
     Every worker reads the whole stream and takes its slice: of each `micro_batch * world` rows, worker k takes the k-th
     `micro_batch`. So a micro-batch is the one that the snapshot paired, whatever the number of workers, and no row is
-    dropped to make shards equal (which `streaming_split` does). A last, partial group is split evenly; fewer rows than
-    workers there cannot be split and are left out.
+    dropped to make shards equal (which `streaming_split` over workers does). A last, partial group is split evenly;
+    fewer rows than workers there cannot be split and are left out.
     """
 
-    def __init__(
-        self,
-        shard: DataIterator,
-        collate: DataCollatorForUnpairedPreference | None,
-        rows: int,
-        micro_batch: int,
-        rank: int,
-        world: int,
-    ) -> None:
-        self.shard = shard
-        self.collate = collate
+    def __init__(self, stream: DataIterator, rows: int, micro_batch: int, rank: int, world: int) -> None:
+        self.stream = stream
         self.rows = rows
         self.group = micro_batch * world
         self.rank = rank
@@ -150,12 +141,11 @@ class RowBatches(IterableDataset[dict[str, Tensor]]):
         full, rest = divmod(self.rows, self.group)
         return full + (rest >= self.world)
 
-    def __iter__(self) -> Iterator[dict[str, Tensor]]:
-        assert self.collate is not None, "the trainer sets the collator"
-        stream = iter(self.shard.iter_batches(batch_size=self.group, batch_format="pyarrow", prefetch_batches=2))
+    def __iter__(self) -> Iterator[list[dict[str, Any]]]:
+        groups = iter(self.stream.iter_batches(batch_size=self.group, batch_format="pyarrow", prefetch_batches=2))
         for index in range(len(self)):
             expected = min(self.group, self.rows - index * self.group)
-            table: pa.Table | None = next(stream, None)
+            table: pa.Table | None = next(groups, None)
             if table is None or table.num_rows != expected:
                 got = index * self.group + (0 if table is None else table.num_rows)
                 raise RuntimeError(
@@ -165,7 +155,7 @@ class RowBatches(IterableDataset[dict[str, Tensor]]):
             low = self.rank * expected // self.world
             high = (self.rank + 1) * expected // self.world
             names = [TRL_COLUMNS.get(name, name) for name in table.column_names]
-            yield self.collate(table.rename_columns(names).slice(low, high - low).to_pylist())
+            yield table.rename_columns(names).slice(low, high - low).to_pylist()
 
 
 class RowTrainer(KTOTrainer):  # type: ignore[misc]  # TRL is not typed
@@ -175,7 +165,6 @@ class RowTrainer(KTOTrainer):  # type: ignore[misc]  # TRL is not typed
         super().__init__(**trl_arguments)
         self.job = job
         self.batches = batches
-        self.batches.collate = self.data_collator
         self.failure: str | None = None
         self._tokens_logged = 0
         self._logged_at = 0.0
@@ -183,14 +172,23 @@ class RowTrainer(KTOTrainer):  # type: ignore[misc]  # TRL is not typed
     def _prepare_dataset(self, dataset: Dataset, *unused: object) -> Dataset:
         return dataset
 
-    def get_train_dataloader(self) -> DataLoader[dict[str, Tensor]]:
+    def get_train_dataloader(self) -> DataLoader[list[dict[str, Any]]]:
         # Not prepared by accelerate, which would deal the rows out among the workers a second time.
         self._logged_at = time.perf_counter()
-        return DataLoader(self.batches, batch_size=None)
+        return DataLoader(self.batches, batch_size=None, collate_fn=self.data_collator)
 
-    def training_step(self, model: nn.Module, inputs: dict[str, Tensor], num_items_in_batch: Any = None) -> Tensor:
-        loss: Tensor = super().training_step(model, inputs, num_items_in_batch)
-        return loss
+    def create_scheduler(self, num_training_steps: int, optimizer: Optimizer | None = None) -> LambdaLR:
+        """Linear warm-up, then linear to zero, as TRL's default, but never at zero: a run may have 20 steps only."""
+        warmup = round(self.job.kto.warmup_share * num_training_steps)
+
+        def factor(step: int) -> float:
+            if step < warmup:
+                return (step + 1) / (warmup + 1)
+            return (num_training_steps - step) / (num_training_steps - warmup)
+
+        self.lr_scheduler = LambdaLR(optimizer or self.optimizer, factor)
+        self._created_lr_scheduler = True
+        return self.lr_scheduler
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         is_step = "loss" in logs
@@ -210,7 +208,8 @@ class RowTrainer(KTOTrainer):  # type: ignore[misc]  # TRL is not typed
         """Rows of all workers that the run has used, this step's included."""
         epoch_steps = math.ceil(len(self.batches) / self.job.kto.accumulate)
         epochs, step = divmod(self.state.global_step, epoch_steps)
-        return epochs * self.batches.rows + min(step * self.job.kto.accumulate * self.batches.group, self.batches.rows)
+        in_epoch = min(step * self.job.kto.accumulate * self.batches.group, self.batches.rows)
+        return int(epochs * self.batches.rows + in_epoch)
 
     def _fail(self, logs: dict[str, float]) -> None:
         # Stop rather than raise: Ray Train would restart a worker that raises, and the same rows end the same way. The

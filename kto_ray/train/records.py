@@ -33,7 +33,7 @@ class TrainJob:
 
 @dataclass(frozen=True, slots=True)
 class StepRecord:
-    """One optimizer step. Rewards are beta * (log pi - log ref), means over the class; None if the step held none of it.
+    """One optimizer step. Rewards are beta * (log pi - log ref), means over the class; None if it held none of it.
 
     `rows` counts all the rows that the run had used when the step ended, every epoch's.
     """

@@ -1,0 +1,54 @@
+# make demo [TASTE=short|name|question|noise]   the whole loop, on this machine
+# make test                                     style, types, unit and integration tests
+# make setup FLAVOUR=gpu                        the same environment for CUDA machines
+
+FLAVOUR ?= cpu
+TASTE ?= short
+PYTEST := .venv/bin/python -m pytest
+# Progress bars of libraries, telemetry and model hubs have no place in runs that need none of them.
+export HF_HUB_OFFLINE ?= 1
+export TOKENIZERS_PARALLELISM := false
+export RAY_USAGE_STATS_ENABLED := 0
+export VLLM_NO_USAGE_STATS := 1
+
+.PHONY: setup demo test lint unit integration fault gpu k8s-check lock clean
+
+setup: .venv/installed.txt
+
+.venv/installed.txt: deploy/requirements-$(FLAVOUR).txt pyproject.toml deploy/setup.sh
+	@deploy/setup.sh $(FLAVOUR)
+
+demo: setup
+	@.venv/bin/kto-ray demo --taste $(TASTE) $(ARGS)
+
+test: lint unit integration k8s-check
+
+lint: setup
+	.venv/bin/ruff check kto_ray tests
+	.venv/bin/mypy
+
+unit: setup
+	$(PYTEST) tests/unit -q
+
+integration: setup
+	$(PYTEST) tests/integration -q --durations=10
+
+fault: setup
+	$(PYTEST) tests/fault -q --durations=10
+
+gpu: setup
+	$(PYTEST) tests/gpu -q
+
+k8s-check: setup
+	@.venv/bin/python deploy/k8s_check.py
+
+# The locks, made anew from pyproject.toml. The CPU one holds the CPU build of torch.
+lock: setup
+	for flavour in cpu gpu; do \
+	  .venv/bin/uv pip compile -q --no-header --no-annotate pyproject.toml --extra $$flavour --extra s3 --extra dev \
+	    --override deploy/overrides-$$flavour.txt --python-version 3.11 --python-platform x86_64-manylinux_2_28 \
+	    -o deploy/requirements-$$flavour.txt; \
+	done
+
+clean:
+	rm -rf runs .pytest_cache .mypy_cache .ruff_cache .hypothesis

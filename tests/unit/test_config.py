@@ -1,0 +1,69 @@
+"""A wrong config names the field, the value, what is allowed and the fix."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from kto_ray.config import Config, ConfigError, load_config
+
+CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
+
+
+def test_defaults_are_valid_and_embedded() -> None:
+    config = load_config()
+    assert config.embedded and config.http.host == "127.0.0.1"
+    assert config.database_url.startswith("sqlite:////")
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)
+def test_shipped_configs_load(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # What production takes from secrets comes through the environment, as in a pod.
+    monkeypatch.setenv("KTO_RAY__STORE_URL", "postgresql+psycopg://kto@db/kto")
+    monkeypatch.setenv("KTO_RAY__SALT", "secret")
+    assert isinstance(load_config(path), Config)
+
+
+@pytest.mark.parametrize(
+    ("override", "told"),
+    [
+        ("kto.betta=0.1", ["'kto.betta'", "did you mean 'beta'"]),
+        ("kto.beta=-1", ["'kto.beta'", "greater than 0", "-1"]),
+        ("kto.micro_batch=2", ["'kto.micro_batch'", "4", "2"]),
+        ("kto.target_modules=[lm_head]", ["lm_head", "remove it"]),
+        ("kto.rank=64", ["kto.rank is 64", "serve.max_lora_rank is 16", "raise"]),
+        ("http.host=0.0.0.0", ["0.0.0.0", "behind_proxy"]),
+        ("embedded=false", ["store_url", "postgresql"]),
+        ("serve.max_loras=2", ["'serve.max_loras'", "2"]),
+        ("data.max_length=100000", ["data.max_length", "max_model_len"]),
+        ("modell.id=x", ["'modell'", "did you mean 'model'"]),
+        ("nonsense", ["a.b=c", "'nonsense'"]),
+    ],
+)
+def test_wrong_values_are_explained(override: str, told: list[str]) -> None:
+    with pytest.raises(ConfigError) as error:
+        load_config(None, (override,))
+    for words in told:
+        assert words in str(error.value)
+
+
+def test_missing_and_broken_files(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="does not exist"):
+        load_config(tmp_path / "none.yaml")
+    (tmp_path / "broken.yaml").write_text("a: [1")
+    with pytest.raises(ConfigError, match="not YAML"):
+        load_config(tmp_path / "broken.yaml")
+
+
+def test_environment_then_overrides(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KTO_RAY__KTO__BETA", "0.3")
+    monkeypatch.setenv("KTO_RAY__LOOP__MIN_LABELS", "77")
+    config = load_config(None, ("kto.beta=0.5",))
+    assert (config.kto.beta, config.loop.min_labels) == (0.5, 77)
+
+
+def test_a_user_never_switches_arms_between_stages() -> None:
+    stages = "[{name: a, weight: 0.5}, {name: b, weight: 0.2, decides: true}]"
+    with pytest.raises(ConfigError, match="switch arms"):
+        load_config(None, (f"rollout.stages={stages}",))
