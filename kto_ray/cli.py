@@ -236,7 +236,11 @@ def evaluate(
     if version is None:
         known = _read(settings, lambda tx: [v.name for v in adapters.every(tx)])
         raise ValueError(f"adapter {adapter!r} is not in the store; known: {', '.join(known) or 'none'}")
-    uri = _read(settings, lambda tx: adapters.snapshot_uri(tx, version.snapshot))
+    uri = _read(settings, lambda tx: adapters.snapshot_uri(tx, version.snapshot or ""))
+    if uri is None:
+        raise ValueError(
+            f"adapter {adapter!r} has no snapshot in the store, so there is no held-out feedback to judge by"
+        )
     with err.status("scoring held-out feedback under the base model and the adapter"):
         directory = adapter_files.fetch(version.uri, settings.serve.max_lora_rank, version.sha256)
         rows = held_out(read_split(uri, load_manifest(uri), "holdout"))

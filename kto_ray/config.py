@@ -70,7 +70,6 @@ class ServeSection(Section):
     reconcile_s: float = Field(1.0, gt=0)
     heartbeat_timeout_s: float = Field(15.0, gt=0)  # a replica silent for longer is not counted as live
     drain_s: float = Field(2.0, ge=0)  # an unwanted adapter stays this long after its last request
-    resource: str | None = None  # custom Ray resource of the nodes that replicas may use
     engine: dict[str, Any] = Field(default_factory=dict)  # more vLLM engine arguments
 
 
@@ -114,7 +113,6 @@ class TrainSection(Section):
     cpus_per_worker: int = Field(1, ge=1)
     gpus_per_worker: float = Field(1.0, gt=0, le=1)  # on device gpu; below 1 the worker shares the GPU
     threads: int = Field(2, ge=1)  # OpenMP threads of a CPU worker
-    resource: str | None = None  # custom Ray resource of the nodes that workers may use
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
     checkpoint_steps: int = Field(10, ge=1)
     max_failures: int = Field(3, ge=0)  # worker failures that Ray Train restarts from the last checkpoint
@@ -245,7 +243,8 @@ class ConfigError(ValueError):
 def load_config(path: str | Path | None = None, overrides: tuple[str, ...] = ()) -> Config:
     """Read a YAML file (or the defaults), apply the environment, then `a.b=c` overrides, and validate.
 
-    An environment variable `KTO_RAY__A__B=c` sets a.b, so that secrets reach a pod without being in a file.
+    An environment variable `KTO_RAY__A__B=c` sets a.b to the text c, so that secrets reach a pod without being in a
+    file; pydantic turns it into a number or a truth value where the field is one.
 
     Raises:
         ConfigError: the file is missing or not YAML, a field is unknown, or a value is not allowed.
@@ -260,27 +259,27 @@ def load_config(path: str | Path | None = None, overrides: tuple[str, ...] = ())
             raise ConfigError(f"config file {str(path)!r} is not YAML: {error}") from None
         if not isinstance(tree, dict):
             raise ConfigError(f"config file {str(path)!r} must hold a mapping, got {type(tree).__name__}")
-    from_environment = sorted(name for name in os.environ if name.startswith("KTO_RAY__"))
-    for name in from_environment:
-        _set(tree, f"{name.removeprefix('KTO_RAY__').lower().replace('__', '.')}={os.environ[name]}")
+    for name in sorted(os.environ):
+        if name.startswith("KTO_RAY__"):
+            _set(tree, name.removeprefix("KTO_RAY__").lower().replace("__", "."), os.environ[name])
     for item in overrides:
-        _set(tree, item)
+        key, equals, text = item.partition("=")
+        if not equals:
+            raise ConfigError(f"--set wants a.b=c, got {item!r}")
+        _set(tree, key.strip(), yaml.safe_load(text))
     try:
         return Config.model_validate(tree)
     except ValidationError as error:
         raise ConfigError("\n".join(_explain(e) for e in error.errors())) from None
 
 
-def _set(tree: dict[str, Any], item: str) -> None:
-    key, equals, text = item.partition("=")
-    if not equals:
-        raise ConfigError(f"--set wants a.b=c, got {item!r}")
-    *parents, leaf = key.strip().split(".")
+def _set(tree: dict[str, Any], key: str, value: Any) -> None:
+    *parents, leaf = key.split(".")
     for parent in parents:
         tree = tree.setdefault(parent, {})
         if not isinstance(tree, dict):
-            raise ConfigError(f"--set {item!r}: {parent!r} is a value, not a section")
-    tree[leaf] = yaml.safe_load(text)
+            raise ConfigError(f"{key!r} cannot be set: {parent!r} is a value, not a section")
+    tree[leaf] = value
 
 
 def _explain(error: Any) -> str:

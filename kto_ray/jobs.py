@@ -29,8 +29,9 @@ class Trained:
 
 def start(function: Callable[..., Any], config: Config, *arguments: Any) -> ray.ObjectRef:
     """Run a job as a Ray task, where training belongs. A lost one is not retried by Ray: the controller decides."""
-    resources = {config.train.resource: 0.001} if config.train.resource else {}
-    return ray.remote(num_cpus=0, max_retries=0, resources=resources)(function).remote(config, *arguments)
+    task = ray.remote(num_cpus=0, max_retries=0)(function)
+    selector = config.pool("train")
+    return (task.options(label_selector=selector) if selector else task).remote(config, *arguments)
 
 
 def read_examples(url: str, keys: tuple[str, str | None]) -> list[Example]:

@@ -102,6 +102,7 @@ class Example:
     source: str  # thumb | edit | import
     adapter: str
     created_at: float
+    ended: bool = True  # False: cut off by the token limit, so its end is not the policy's and must not be learnt
 
 
 @dataclass(frozen=True, slots=True)

@@ -121,6 +121,7 @@ _RAW_SCHEMA = pa.schema(
         "source": pa.string(),
         "created_at": pa.float64(),
         **dict.fromkeys(("adapter", "messages", "answer"), pa.string()),
+        "ended": pa.bool_(),
     }
 )
 
@@ -128,7 +129,7 @@ _RAW_SCHEMA = pa.schema(
 def _row(example: Example, salt: str) -> dict[str, Any]:
     messages = json.dumps([dict(m) for m in example.messages], sort_keys=True)
     facts = dataclasses.asdict(head(example, messages, salt))
-    return {**facts, "adapter": example.adapter, "messages": messages, "answer": example.answer}
+    return {**facts, "adapter": example.adapter, "messages": messages, "answer": example.answer, "ended": example.ended}
 
 
 def _heads(raw: Dataset) -> list[Head]:
@@ -158,7 +159,7 @@ _IDS_SCHEMA = HOLDOUT_SCHEMA.append(pa.field("fault", pa.string()))
 
 
 def _ids(row: dict[str, Any], tokenizer: PreTrainedTokenizerBase, max_length: int) -> dict[str, Any]:
-    ids = tokens.encode(tokenizer, json.loads(row["messages"]), row["answer"])
+    ids = tokens.encode(tokenizer, json.loads(row["messages"]), row["answer"], row["ended"])
     if ids is None:
         return {**row, "fault": "unrenderable", "prompt_ids": [], "completion_ids": []}
     prompt_ids, completion_ids = ids

@@ -48,9 +48,12 @@ def hashes(model_path: str, revision: str | None) -> tuple[str, str]:
 
 
 def encode(
-    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], answer: str
+    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], answer: str, ended: bool = True
 ) -> tuple[list[int], list[int]] | None:
     """(prompt ids, completion ids), untruncated; None when the chat template refuses the conversation.
+
+    An answer that was cut off (`ended` false) loses the end-of-turn token that the template appends: the policy never
+    chose it, and a thumb down would teach that ending is bad.
 
     The completion starts where the renderings of the prompt (with the generation prompt) and of the whole
     conversation part, since some templates render the prompt's end differently when an answer follows.
@@ -68,7 +71,10 @@ def encode(
         return None
     head, full = list(prompt_ids["input_ids"]), list(whole_ids["input_ids"])
     common = next((i for i, (a, b) in enumerate(zip(head, full, strict=False)) if a != b), min(len(head), len(full)))
-    return (head[:common], full[common:]) if full[common:] else None
+    completion = full[common:]
+    if not ended and tokenizer.eos_token_id in completion:
+        completion = completion[: len(completion) - 1 - completion[::-1].index(tokenizer.eos_token_id)]
+    return (head[:common], completion) if completion else None
 
 
 def _plain(message: Message) -> Json | None:

@@ -44,14 +44,16 @@ def label(completion: Completion, events: Sequence[Feedback]) -> tuple[Example, 
 
 def _of_user(completion: Completion, user: str, thumb: Feedback | None, edit: Feedback | None) -> list[Example]:
     text = edit.text if edit is not None else None
+    ended = completion.finish_reason != "length"
     if edit is not None and text is not None and text.strip() not in ("", completion.text.strip()):
         at = edit.created_at
         return [
-            _example(completion, user, FeedbackKind.EDIT, text, True, at),
-            _example(completion, user, FeedbackKind.EDIT, completion.text, False, at),
+            _example(completion, user, FeedbackKind.EDIT, text, True, at, ended=True),
+            _example(completion, user, FeedbackKind.EDIT, completion.text, False, at, ended),
         ]
     if thumb is not None and thumb.value is not None:
-        return [_example(completion, user, FeedbackKind.THUMB, completion.text, thumb.value, thumb.created_at)]
+        at = thumb.created_at
+        return [_example(completion, user, FeedbackKind.THUMB, completion.text, thumb.value, at, ended)]
     return []
 
 
@@ -61,7 +63,7 @@ def _user_key(completion: Completion, user: str | None) -> str:
 
 
 def _example(
-    completion: Completion, user: str, kind: FeedbackKind, answer: str, desirable: bool, created_at: float
+    completion: Completion, user: str, kind: FeedbackKind, answer: str, desirable: bool, created_at: float, ended: bool
 ) -> Example:
     source = "import" if completion.arm is Arm.IMPORT else kind.value
     # JSON keeps the fields apart, so no two tuples share a byte string.
@@ -76,4 +78,5 @@ def _example(
         source=source,
         adapter=completion.adapter,
         created_at=created_at,
+        ended=ended,
     )

@@ -35,14 +35,15 @@ def application(config: Config) -> Any:
     from kto_ray.serve.policy import Policy, llm_config
 
     open_store(config.database_url).close()  # migrate once, and fail here where a person sees it
-    engine = llm_config(config)
-    policy = serve.deployment(Policy, name="Policy").options(**Policy.get_deployment_options(engine))
-    bound = policy.bind(engine, config)
+    options = Policy.get_deployment_options(llm_config(config, config.model.id))
+    bound = serve.deployment(Policy, name="Policy").options(**options).bind(config)
+    selector = config.pool("serve")  # without it an actor of zero CPUs may land on the head, whose outage chat survives
+    light: dict[str, Any] = {"num_cpus": 0, **({"label_selector": selector} if selector else {})}
     controller = serve.deployment(
         Controller,
         name="Controller",
         num_replicas=1,
-        ray_actor_options={"num_cpus": 0},
+        ray_actor_options=light,
         health_check_period_s=5,
         graceful_shutdown_timeout_s=1,
     ).bind(config, bound)
@@ -51,7 +52,7 @@ def application(config: Config) -> Any:
         name="Gateway",
         num_replicas=config.serve.gateways,
         max_ongoing_requests=1024,
-        ray_actor_options={"num_cpus": 0},
+        ray_actor_options=light,
     )
     return gateway.bind(config, bound, controller)
 
@@ -85,10 +86,8 @@ def start_ray(config: Config) -> None:
     if config.ray.address is not None:
         ray.init(address=config.ray.address)
         return
-    resources = {name: 1000.0 for name in (config.serve.resource, config.train.resource) if name}
     ray.init(
         num_cpus=config.ray.num_cpus,
-        resources=resources,
         object_store_memory=config.ray.object_store_mb * 1024 * 1024,
         include_dashboard=False,
         log_to_driver=False,

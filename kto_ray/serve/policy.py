@@ -33,8 +33,12 @@ from kto_ray.types import CHAMPION, AdapterVersion, ReplicaReport
 log = logging.getLogger(__name__)
 
 
-def llm_config(config: Config) -> LLMConfig:
-    """Ray's LLM config of the policy: one engine a replica, LoRA on, streaming without batching delays."""
+def llm_config(config: Config, model_source: str) -> LLMConfig:
+    """Ray's LLM config of the policy: one engine a replica, LoRA on.
+
+    Args:
+        model_source: where the base model's files are, as this process sees them.
+    """
     section, model = config.serve, config.model
     gpu = section.device == "gpu"
     env = {"RAY_USAGE_STATS_ENABLED": "0", "VLLM_NO_USAGE_STATS": "1", "TOKENIZERS_PARALLELISM": "false"}
@@ -56,11 +60,14 @@ def llm_config(config: Config) -> LLMConfig:
             "VLLM_CPU_OMP_THREADS_BIND": "nobind",
             "OMP_NUM_THREADS": str(section.threads),
         }
+    bundle = {"GPU": section.gpus_per_worker} if gpu else {"CPU": 1}
+    selector = config.pool("serve")
     return LLMConfig(
-        model_loading_config=dict(model_id=config.base_name, model_source=resolve_model(model)),
+        model_loading_config=dict(model_id=config.base_name, model_source=model_source),
         accelerator_config={"kind": section.device},
         engine_kwargs=engine | dict(section.engine),
         runtime_env={"env_vars": env},
+        placement_group_config={"bundle_per_worker": bundle},
         log_engine_metrics=gpu,
         deployment_config=dict(
             num_replicas=section.replicas,
@@ -68,7 +75,7 @@ def llm_config(config: Config) -> LLMConfig:
             health_check_period_s=5,
             health_check_timeout_s=60,
             graceful_shutdown_timeout_s=60,
-            ray_actor_options={"resources": {config.serve.resource: 0.001}} if config.serve.resource else {},
+            **({"placement_group_bundle_label_selector": [selector]} if selector else {}),
         ),
     )
 
@@ -78,8 +85,9 @@ class Policy(LLMServer):
 
     _default_engine_cls = AdapterEngine
 
-    async def __init__(self, engine_config: LLMConfig, config: Config) -> None:
-        await super().__init__(engine_config)
+    async def __init__(self, config: Config) -> None:
+        # The model is found here, not where the application was built: another machine, another cache.
+        await super().__init__(llm_config(config, await asyncio.to_thread(resolve_model, config.model)))
         self._config = config
         self._store = await asyncio.to_thread(open_store, config.database_url)
         self._held: dict[str, str] = {}  # adapter -> directory

@@ -1,4 +1,4 @@
-"""The HTTP contract's shapes: what a chat or feedback request must look like, and errors as OpenAI clients want them."""
+"""The HTTP contract's shapes: what a chat or feedback request must look like, and OpenAI's errors."""
 
 from __future__ import annotations
 

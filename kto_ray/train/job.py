@@ -160,7 +160,7 @@ def _scaling(config: Config) -> ScalingConfig:
 
 
 def _run_config(config: Config, run_name: str) -> RunConfig:
-    from ray.train import CheckpointConfig, FailureConfig, RunConfig
+    from ray.train import CheckpointConfig, FailureConfig, LoggingConfig, RunConfig
 
     environment = {"TOKENIZERS_PARALLELISM": "false"}
     if config.train.device == "cpu":
@@ -170,6 +170,7 @@ def _run_config(config: Config, run_name: str) -> RunConfig:
         storage_path=_storage(config),
         failure_config=FailureConfig(max_failures=config.train.max_failures),
         checkpoint_config=CheckpointConfig(num_to_keep=KEPT_CHECKPOINTS),
+        logging_config=LoggingConfig(log_level="WARNING"),
         worker_runtime_env={"env_vars": environment},  # read by glibc when the worker's process starts
     )
 

@@ -156,7 +156,7 @@ def test_tokens_pairs_and_truncation_are_trls(tmp_path, model_path):
     from trl import KTOConfig
     from trl.trainer.kto_trainer import DataCollatorForUnpairedPreference, KTOTrainer
 
-    length = 48
+    length = 72
     rng = random.Random(0)
     examples = []
     for i in range(40):

@@ -64,6 +64,7 @@ def test_the_second_time_nothing_heavy_is_imported():
     assert resolve_elsewhere() == [path, "False"]
 
 
+@pytest.mark.integration
 def test_a_killed_conversion_leaves_nothing_half_written(tmp_path):
     """What a killed converter leaves is a partial directory under another name; the next one starts over."""
     models = tmp_path / "models"

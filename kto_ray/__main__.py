@@ -1,0 +1,5 @@
+"""`python -m kto_ray` is `kto-ray`."""
+
+from kto_ray.cli import main
+
+main()

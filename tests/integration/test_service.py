@@ -1,0 +1,188 @@
+"""One real service for the whole file: the HTTP contract, bad input, and one turn of the loop to promotion and back."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import openai
+import pytest
+
+from kto_ray.store import adapters, completions, feedback
+from kto_ray.types import AdapterVersion
+from tests.service import Service, Traffic, give_labels, service
+
+pytestmark = pytest.mark.integration
+HI = [{"role": "user", "content": "Hi"}]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory, free_port: Any) -> Iterator[Service]:
+    with service(tmp_path_factory.mktemp("service"), free_port()) as started:
+        yield started
+
+
+@pytest.fixture(scope="module")
+def client(run: Service) -> openai.OpenAI:
+    return openai.OpenAI(base_url=f"{run.url}/v1", api_key="any", max_retries=0)
+
+
+def test_a_completion_is_logged_as_the_client_got_it(run: Service, client: openai.OpenAI) -> None:
+    raw = client.chat.completions.with_raw_response.create(
+        model="policy", messages=HI, max_tokens=8, user="ann", extra_headers={"X-Kto-Chat-Id": "k", "X-Kto-Message-Id": "m"}
+    )  # fmt: skip
+    answer = raw.parse()
+    assert raw.headers["x-kto-completion-id"] == answer.id
+    assert (answer.model, answer.system_fingerprint) == ("policy", "policy@base")
+    with run.store.read() as tx:
+        row = completions.get(tx, answer.id)
+    assert row is not None and row.text == answer.choices[0].message.content
+    assert (row.user, row.adapter, row.status) == ("ann", "policy@base", "complete")
+    assert row.external is not None and row.external.conversation == "k"
+    assert answer.usage is not None
+    assert (row.prompt_tokens, row.completion_tokens) == (answer.usage.prompt_tokens, answer.usage.completion_tokens)
+    told = run.get(f"/v1/completions/{answer.id}")
+    assert told["text"] == row.text and told["feedback"] == []
+
+
+def test_a_stream_is_durable_before_its_end(run: Service, client: openai.OpenAI) -> None:
+    text, name = "", ""
+    for chunk in client.chat.completions.create(model="policy", messages=HI, max_tokens=12, stream=True):
+        name = chunk.id
+        text += chunk.choices[0].delta.content or ""
+        if chunk.choices[0].finish_reason:  # the end is in sight: the row must be there already
+            with run.store.read() as tx:
+                row = completions.get(tx, name)
+            assert row is not None and row.text == text and row.first_token_s is not None
+    assert name.startswith("chatcmpl-") and text
+
+
+def test_usage_is_streamed_only_to_who_asked(client: openai.OpenAI) -> None:
+    ask: dict[str, Any] = dict(model="policy", messages=HI, max_tokens=4, stream=True)
+    assert all(chunk.usage is None for chunk in client.chat.completions.create(**ask))
+    asked = list(client.chat.completions.create(**ask, stream_options={"include_usage": True}))
+    assert asked[-1].usage is not None and asked[-1].usage.completion_tokens == 4
+
+
+def test_a_client_that_leaves_is_logged_as_aborted(run: Service) -> None:
+    body = {"model": "policy", "messages": HI, "stream": True, "max_tokens": 200, "min_tokens": 200, "user": "leaver"}
+    with run.client.stream("POST", "/v1/chat/completions", json=body) as stream:
+        for line in stream.iter_lines():
+            if line.startswith("data:"):
+                name = json.loads(line[5:])["id"]
+                break
+
+    def logged() -> Any:
+        with run.store.read() as tx:
+            return completions.get(tx, name)
+
+    row = run.wait("the aborted row", logged, 30)
+    assert row.status == "aborted"
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "told"),
+    [
+        ({"messages": []}, 400, "messages"),
+        ({"messages": HI, "model": "gpt-9"}, 404, "policy@base"),
+        ({"messages": HI, "model": "policy@v9-abcdef"}, 404, "policy@v9-abcdef"),
+        ({"messages": [{"role": "user", "content": "word " * 2000}]}, 400, "maximum context length"),
+        ({"messages": HI, "temperature": "hot"}, 400, "temperature"),
+        ({"messages": HI, "temperature": -1}, 400, "temperature"),
+        ({"messages": HI, "stream": True, "top_p": 7}, 400, "top_p"),
+        ({"messages": HI, "max_tokens": -5}, 400, "max_tokens"),
+        ({"messages": HI, "n": 3}, 400, "n must be 1"),
+    ],
+)
+def test_bad_chat_gets_openais_error(run: Service, body: dict[str, Any], status: int, told: str) -> None:
+    answer = run.client.post("/v1/chat/completions", json=body)
+    assert answer.status_code == status, answer.text
+    error = answer.json()["error"]
+    assert set(error) >= {"message", "type", "param", "code"} and told in error["message"]
+
+
+def test_bad_bodies_and_paths(run: Service) -> None:
+    for answer in (
+        run.client.post("/v1/chat/completions", content=b"{broken"),
+        run.client.post("/v1/feedback", content=b"[]"),
+        run.client.post("/v1/feedback", json={"completion_id": "c", "kind": "thumb"}),
+        run.client.get("/v1/nothing"),
+        run.client.get("/v1/completions/none"),
+        run.client.delete("/v1/feedback/none"),
+        run.client.post("/v1/rollout/explode"),
+        run.client.post("/v1/rollout/promote"),
+    ):
+        assert 400 <= answer.status_code < 500 and answer.json()["error"]["message"], answer.text
+
+
+def test_feedback_once_pending_and_withdrawn(run: Service) -> None:
+    name = run.chat().json()["id"]
+    first = run.thumb(name, True, **{"Idempotency-Key": "k1"})
+    assert first.status_code == 201 and first.json()["status"] == "recorded"
+    again = run.thumb(name, True, **{"Idempotency-Key": "k1"})
+    assert again.status_code == 200 and again.json()["feedback_id"] == first.json()["feedback_id"]
+    assert run.thumb(name, False, **{"Idempotency-Key": "k1"}).status_code == 409
+    assert run.thumb("chatcmpl-unknown", True).status_code == 202
+    assert run.client.delete(f"/v1/feedback/{first.json()['feedback_id']}").status_code == 200
+    assert run.get(f"/v1/completions/{name}")["feedback"][0]["withdrawn_at"] is not None
+
+
+def test_models_health_and_metrics(run: Service, client: openai.OpenAI) -> None:
+    assert {"policy", "policy@champion", "policy@base"} <= {model.id for model in client.models.list()}
+    assert run.get("/healthz")["status"] == "alive" and run.get("/readyz")["ready"]
+    assert "kto_ray_feedback_events" in run.client.get("/metrics").text
+
+
+def test_a_damaged_adapter_is_refused_and_chat_goes_on(run: Service, tmp_path: Path) -> None:
+    (tmp_path / "adapter_config.json").write_text('{"peft_type": "LORA", "r": 8}')
+    (tmp_path / "adapter_model.safetensors").write_bytes(b"\x10\x00\x00\x00\x00\x00\x00\x00{")
+    broken = AdapterVersion("policy@v99-broken", 99, time.time(), str(tmp_path), "0" * 64, None, None, "policy@base", 8)
+    with run.store.write() as tx:
+        adapters.insert(tx, broken)
+        adapters.set_alias(tx, "challenger", broken.name, time.time())
+
+    def refused() -> Any:
+        errors = [replica["errors"] for replica in run.get("/readyz")["replicas"]]
+        return next((e[broken.name] for e in errors if broken.name in e), None)
+
+    try:
+        assert "adapter_model.safetensors" in run.wait("the refusal", refused, 30)
+        assert run.chat().status_code == 200
+        assert run.client.post("/v1/chat/completions", json={"messages": HI, "model": broken.name}).status_code == 404
+    finally:
+        with run.store.write() as tx:
+            adapters.set_alias(tx, "challenger", None, time.time())
+
+
+def test_the_loop_trains_gates_tests_promotes_and_rolls_back(run: Service) -> None:
+    with run.store.read() as tx:
+        before = feedback.counts(tx).stored
+    given = give_labels(run, users=30)
+    with Traffic(run) as traffic:
+        ended = run.wait_stage("done", timeout_s=480)
+    assert ended["outcome"] == "promoted", ended
+    assert traffic.failures == []
+    with run.store.read() as tx:
+        assert feedback.counts(tx).stored == before + given + traffic.thumbs
+    told = run.get("/v1/adapters")
+    champion = told["aliases"]["champion"]
+    assert champion == ended["adapter"] and told["aliases"]["previous"] == "policy@base"
+    gate = told["adapters"][-1]["gate"]
+    assert gate["decision"] == "promote-to-canary" and gate["metrics"]["n_guard"] > 0
+    test = run.get("/v1/rollout")["rollout"]
+    assert test["status"] == "promoted" and test["interval"][0] > 0
+    assert ended["train_metrics"]["history"] and ended["train_metrics"]["loss_first"] > 0
+    assert run.wait("the flip", lambda: _answers_with(run, champion), 10)
+    back = run.client.post("/v1/rollout/rollback")
+    assert back.status_code == 200, back.text
+    assert run.wait("the rollback", lambda: _answers_with(run, "policy@base"), 10)
+    assert run.client.post("/v1/chat/completions", json={"messages": HI, "model": champion}).status_code == 200
+
+
+def _answers_with(run: Service, adapter: str) -> bool | None:
+    answer: httpx.Response = run.chat(max_tokens=1)
+    return True if answer.json()["system_fingerprint"] == adapter else None

@@ -1,0 +1,294 @@
+"""Real training runs, tiny: 24 rows in micro-batches of 4, the embedded model, one Ray Train worker."""
+
+import dataclasses
+import json
+import math
+import os
+import random
+import signal
+import time
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import ray
+from safetensors.numpy import load_file
+
+from kto_ray.config import Config
+from kto_ray.model import resolve_model
+from kto_ray.train.export import check_adapter, export_adapter
+from kto_ray.train.job import read_progress, run_training
+from kto_ray.train.records import TrainingDiverged, TrainResult
+from kto_ray.types import Shard, SnapshotManifest
+
+pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("ray_local")]
+
+ROWS, MICRO = 24, 4
+STEPS = ROWS // MICRO
+CHECKPOINT_STEPS = 2
+SCHEMA = pa.schema(
+    [
+        ("example_id", pa.string()),
+        ("user_hash", pa.string()),
+        ("source", pa.string()),
+        ("label", pa.bool_()),
+        ("prompt_ids", pa.list_(pa.int32())),
+        ("completion_ids", pa.list_(pa.int32())),
+        ("kl_completion_ids", pa.list_(pa.int32())),
+    ]
+)
+train_task = ray.remote(num_cpus=0)(run_training)
+
+
+@dataclasses.dataclass(frozen=True)
+class Sealed:
+    """A snapshot by hand, and the conversations that it was made of."""
+
+    uri: str
+    manifest: SnapshotManifest
+    conversations: list[dict]
+
+
+def conversations() -> list[dict]:
+    """Desirable answers are short, undesirable ones ramble."""
+    pick = random.Random(0)
+    topics = ["cats", "bread", "rain", "trains", "music", "stars", "tea", "chess"]
+    rows = []
+    for i in range(ROWS):
+        topic = pick.choice(topics)
+        answer = f"I like {topic}." if i % 2 else f"Well, {topic} and {pick.choice(topics)} " + "and so on " * 6
+        rows.append(
+            {
+                "prompt": [{"role": "user", "content": f"What do you say of {topic}, number {i}?"}],
+                "completion": [{"role": "assistant", "content": answer}],
+                "label": bool(i % 2),
+            }
+        )
+    return rows
+
+
+@pytest.fixture(scope="module")
+def sealed(tmp_path_factory) -> Sealed:
+    from transformers import AutoTokenizer
+
+    folder = tmp_path_factory.mktemp("snapshot")
+    tokenizer = AutoTokenizer.from_pretrained(resolve_model(Config().model))
+    rows = []
+    for i, row in enumerate(conversations()):
+        prompt = tokenizer.apply_chat_template(row["prompt"], add_generation_prompt=True, return_dict=True)["input_ids"]
+        whole = tokenizer.apply_chat_template(row["prompt"] + row["completion"], return_dict=True)["input_ids"]
+        ids = {"prompt_ids": prompt, "completion_ids": whole[len(prompt) :]}
+        rows.append({"example_id": f"e{i}", "user_hash": "u", "source": "thumb", "label": row["label"], **ids})
+    for i, row in enumerate(rows):
+        first = i - i % MICRO
+        row["kl_completion_ids"] = rows[i - 1 if i > first else first + MICRO - 1]["completion_ids"]
+    shards = []
+    for start in (0, 16):  # two shards, so that their order matters
+        part = rows[start : start + 16]
+        shards.append(Shard(f"train-{start:05d}.parquet", "train", len(part), ""))
+        pq.write_table(pa.Table.from_pylist(part, schema=SCHEMA), folder / shards[-1].name)
+    return Sealed(str(folder), manifest(tuple(shards)), conversations())
+
+
+def manifest(shards: tuple[Shard, ...]) -> SnapshotManifest:
+    return SnapshotManifest(
+        id="0123456789abcdef",
+        created_at=1.0,
+        n_desirable=ROWS // 2,
+        n_undesirable=ROWS // 2,
+        n_holdout_desirable=0,
+        n_holdout_undesirable=0,
+        sources={"thumb": ROWS},
+        dropped={},
+        ratio=1.0,
+        ratio_low=0.5,
+        ratio_high=2.0,
+        desirable_weight=1.25,
+        undesirable_weight=1.0,
+        micro_batch=MICRO,
+        seed=3,
+        model=Config().model.id,
+        tokenizer_hash="",
+        template_hash="",
+        max_length=128,
+        shards=shards,
+        newest_feedback_at=1.0,
+    )
+
+
+def config(home: Path, **kto) -> Config:
+    learning = {"micro_batch": MICRO, "accumulate": 1, "learning_rate": 2e-3, "warmup_share": 0.0, **kto}
+    return Config.model_validate(
+        {"home": str(home), "kto": learning, "train": {"checkpoint_steps": CHECKPOINT_STEPS, "max_failures": 1}}
+    )
+
+
+@pytest.fixture(scope="module")
+def whole_run(sealed, tmp_path_factory) -> tuple[Config, TrainResult]:
+    settings = config(tmp_path_factory.mktemp("home"))
+    return settings, ray.get(train_task.remote(settings, "run", sealed.manifest, sealed.uri))
+
+
+def losses(result: TrainResult) -> list[float]:
+    return [record.loss for record in result.history]
+
+
+def test_learns_and_reports(whole_run):
+    settings, result = whole_run
+    assert [record.rows for record in result.history] == list(range(MICRO, ROWS + 1, MICRO))
+    assert result.steps == STEPS
+    assert all(math.isfinite(v) for r in result.history for v in (r.loss, r.kl, r.grad_norm, r.tokens_per_s))
+    # Before the first step policy and reference are one: each loss is its weight times sigmoid(0).
+    assert result.loss_first == pytest.approx((1.25 + 1.0) / 4, abs=1e-6)
+    assert result.loss_last < result.loss_first
+    assert result.rewards_desirable > result.rewards_undesirable
+    assert result.tokens_per_s > 0 and result.train_s > 0
+    progress = read_progress(settings, "run")
+    assert progress is not None and (progress.step, progress.steps) == (STEPS, STEPS)
+
+
+def test_counts_real_tokens_only(whole_run, sealed):
+    table = pq.read_table([f"{sealed.uri}/{shard.name}" for shard in sealed.manifest.shards])
+    real = sum(len(row["prompt_ids"]) + len(row["completion_ids"]) for row in table.to_pylist())
+    assert sum(record.tokens for record in whole_run[1].history) == real
+
+
+def test_the_adapter_loads_and_changes_the_model(whole_run, sealed):
+    import torch
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    settings, result = whole_run
+    version = export_adapter(settings, result.adapter_dir, 1, sealed.manifest, None, created_at=1.0)
+    check_adapter(version.uri, settings.serve.max_lora_rank)
+    base = AutoModelForCausalLM.from_pretrained(resolve_model(settings.model), dtype=torch.float32)
+    model = PeftModel.from_pretrained(base, version.uri)
+    ids = torch.arange(10, 30).unsqueeze(0)
+    with torch.no_grad():
+        tuned = model(input_ids=ids).logits
+        with model.disable_adapter():
+            untuned = model(input_ids=ids).logits
+    assert (tuned - untuned).abs().max() > 0.01
+
+
+def test_calling_again_after_the_end_trains_nothing_more(whole_run, sealed):
+    settings, result = whole_run
+    again = ray.get(train_task.remote(settings, "run", sealed.manifest, sealed.uri))
+    assert again.history == result.history
+    before, after = (load_file(f"{r.adapter_dir}/adapter_model.safetensors") for r in (result, again))
+    assert before.keys() == after.keys() and all(np.array_equal(before[name], after[name]) for name in before)
+
+
+def test_loss_is_that_of_plain_trl(whole_run, sealed, tmp_path):
+    """TRL itself, given the conversations: its own template, tokens, pairing, schedule and LoRA from the same seed."""
+    from datasets import Dataset
+    from peft import LoraConfig
+    from trl import KTOConfig, KTOTrainer
+
+    settings, result = whole_run
+    kto = settings.kto
+    trainer = KTOTrainer(
+        model=resolve_model(settings.model),
+        train_dataset=Dataset.from_list(sealed.conversations),
+        peft_config=LoraConfig(
+            r=kto.rank, lora_alpha=kto.alpha, target_modules=list(kto.target_modules), task_type="CAUSAL_LM"
+        ),
+        args=KTOConfig(
+            output_dir=str(tmp_path),
+            model_init_kwargs={"dtype": "bfloat16"},
+            use_cpu=True,
+            bf16=True,
+            gradient_checkpointing=False,
+            desirable_weight=1.25,
+            per_device_train_batch_size=MICRO,
+            num_train_epochs=1,
+            learning_rate=kto.learning_rate,
+            seed=sealed.manifest.seed,
+            logging_steps=1,
+            save_strategy="no",
+            report_to="none",
+            disable_tqdm=True,
+        ),
+    )
+    trainer.train()
+    logged = [entry for entry in trainer.state.log_history if "loss" in entry]
+    # bf16 sums depend on how many threads share them, hence not to the last bit
+    assert losses(result) == pytest.approx([entry["loss"] for entry in logged], abs=5e-3)
+    assert [r.kl for r in result.history] == pytest.approx([entry["kl"] for entry in logged], abs=0.1)
+    assert [r.learning_rate for r in result.history] == pytest.approx([entry["learning_rate"] for entry in logged])
+
+
+def test_a_killed_worker_goes_on_from_its_checkpoint(whole_run, sealed, tmp_path):
+    settings = config(tmp_path)
+    run = train_task.remote(settings, "killed", sealed.manifest, sealed.uri)
+    deadline = time.monotonic() + 240
+    while (progress := read_progress(settings, "killed")) is None or progress.step <= CHECKPOINT_STEPS:
+        assert time.monotonic() < deadline, "the run never passed its first checkpoint"
+        time.sleep(0.02)
+    os.kill(progress.pid, signal.SIGKILL)
+    result = ray.get(run)
+    after = read_progress(settings, "killed")
+    assert progress.step < STEPS and after is not None and after.pid != progress.pid
+    # Every row once, in order: the records of the checkpointed steps and of those after the restart tile the snapshot,
+    # and each step's loss is that of the run that nobody killed.
+    assert [record.rows for record in result.history] == list(range(MICRO, ROWS + 1, MICRO))
+    assert losses(result) == pytest.approx(losses(whole_run[1]), abs=5e-3)
+
+
+def test_a_run_whose_driver_died_goes_on_from_its_checkpoint(whole_run, sealed, tmp_path):
+    settings = config(tmp_path)
+    run = train_task.options(max_retries=0).remote(settings, "orphan", sealed.manifest, sealed.uri)
+    deadline = time.monotonic() + 240
+    while (progress := read_progress(settings, "orphan")) is None or progress.step <= CHECKPOINT_STEPS:
+        assert time.monotonic() < deadline, "the run never passed its first checkpoint"
+        time.sleep(0.02)
+    ray.cancel(run, force=True)
+    with pytest.raises((ray.exceptions.WorkerCrashedError, ray.exceptions.TaskCancelledError)):
+        ray.get(run)
+    result = ray.get(train_task.remote(settings, "orphan", sealed.manifest, sealed.uri))
+    assert [record.rows for record in result.history] == list(range(MICRO, ROWS + 1, MICRO))
+    assert losses(result) == pytest.approx(losses(whole_run[1]), abs=5e-3)
+
+
+def test_a_diverging_run_fails_with_its_cause(sealed, tmp_path):
+    settings = config(tmp_path, learning_rate=1e30)
+    with pytest.raises(TrainingDiverged, match=r"diverged at step \d of 6.*lower kto.learning_rate"):
+        ray.get(train_task.remote(settings, "nan", sealed.manifest, sealed.uri))
+
+
+@pytest.mark.parametrize(("missing", "thumbs"), [("desirable", "up"), ("undesirable", "down")])
+def test_one_class_is_refused_by_name(sealed, tmp_path, missing, thumbs):
+    lopsided = dataclasses.replace(sealed.manifest, **{f"n_{missing}": 0})
+    with pytest.raises(ValueError, match=rf"no {missing} one.*thumbs {thumbs}"):
+        run_training(config(tmp_path), "never", lopsided, sealed.uri)
+    assert not list(tmp_path.iterdir())
+
+
+def test_another_models_tokens_are_refused(sealed, tmp_path):
+    foreign = dataclasses.replace(sealed.manifest, model="Qwen/Qwen2.5-0.5B-Instruct")
+    with pytest.raises(ValueError, match="Qwen"):
+        run_training(config(tmp_path), "never", foreign, sealed.uri)
+
+
+def test_a_shard_with_rows_missing_is_named(sealed, tmp_path):
+    longer = dataclasses.replace(sealed.manifest, n_desirable=ROWS)
+    with pytest.raises(ray.exceptions.RayTaskError, match="promises 36 training rows, its shards held 24"):
+        ray.get(train_task.remote(config(tmp_path), "short", longer, sealed.uri))
+
+
+@pytest.mark.parametrize("world", [1, 2, 3])
+def test_workers_share_the_rows_without_loss(sealed, world):
+    """22 rows in groups of 4 a worker: every worker gets as many micro-batches, and together they see each row once."""
+    from kto_ray.train.kto import RowBatches
+
+    table = pa.table({"label": [True] * 22, "prompt_ids": [[i] for i in range(22)]})
+    seen: list[list[list[int]]] = []
+    for rank in range(world):
+        stream = ray.data.from_arrow([table.slice(0, 13), table.slice(13)]).iterator()
+        batches = RowBatches(stream, rows=22, micro_batch=MICRO, rank=rank, world=world)
+        seen.append([[row["prompt_ids"][0] for row in batch] for batch in batches])
+        assert len(seen[-1]) == len(batches)
+    assert [row for group in zip(*seen, strict=True) for batch in group for row in batch] == list(range(22))
+    assert json.dumps(seen[0][0]) == "[0, 1, 2, 3]"

@@ -1,0 +1,74 @@
+"""The command line: exit codes, JSON, clear errors, and no heavy import before it is needed."""
+
+from __future__ import annotations
+
+import json
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+KTO_RAY = [sys.executable, "-m", "kto_ray"]
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([*KTO_RAY, *arguments], capture_output=True, text=True, timeout=120)
+
+
+def test_help_imports_nothing_heavy() -> None:
+    code = "import sys, kto_ray.cli; print(sorted({'torch', 'ray', 'vllm', 'transformers', 'trl'} & set(sys.modules)))"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "[]"
+    assert run("--help").returncode == 0
+
+
+def test_a_typo_in_the_config_is_told_in_one_line(tmp_path: Path) -> None:
+    told = run("status", "--set", f"home={tmp_path}", "--set", "kto.betta=1")
+    assert told.returncode == 2 and "did you mean 'beta'" in told.stderr and "Traceback" not in told.stderr
+
+
+def test_status_of_an_empty_home(tmp_path: Path) -> None:
+    told = run("status", "--json", "--set", f"home={tmp_path}")
+    assert told.returncode == 0
+    state = json.loads(told.stdout)
+    assert state["loop"]["round"] is None and state["readiness"]["champion"] == "policy@base"
+
+
+def test_import_export_and_again(tmp_path: Path) -> None:
+    rows = [{"prompt": f"q{i}", "completion": f"a{i}", "label": i % 2 == 0, "user": f"u{i}"} for i in range(7)]
+    (tmp_path / "in.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    home = f"home={tmp_path}/home"
+    first = run("feedback", "import", str(tmp_path / "in.jsonl"), "--json", "--set", home)
+    assert json.loads(first.stdout) == {"rows": 7, "imported": 7, "already_there": 0}
+    again = run("feedback", "import", str(tmp_path / "in.jsonl"), "--json", "--set", home)
+    assert json.loads(again.stdout)["imported"] == 0
+    exported = run("feedback", "export", str(tmp_path / "out.jsonl"), "--json", "--set", home)
+    assert json.loads(exported.stdout)["exported"] == 7
+    assert len((tmp_path / "out.jsonl").read_text().splitlines()) == 7
+
+
+def test_a_broken_import_stores_nothing(tmp_path: Path) -> None:
+    good = json.dumps({"prompt": "q", "completion": "a", "label": True})
+    (tmp_path / "in.jsonl").write_text(f"{good}\n{{broken\n")
+    told = run("feedback", "import", str(tmp_path / "in.jsonl"), "--set", f"home={tmp_path}/home")
+    assert told.returncode == 2 and "line 2" in told.stderr
+    state = json.loads(run("status", "--json", "--set", f"home={tmp_path}/home").stdout)
+    assert state["loop"]["feedback"]["stored"] == 0
+
+
+def test_a_taken_port_and_a_missing_model_are_told_before_anything_starts(tmp_path: Path) -> None:
+    with socket.socket() as holder:
+        holder.bind(("127.0.0.1", 0))
+        holder.listen()
+        port = holder.getsockname()[1]
+        told = run("serve", "--set", f"home={tmp_path}", "--set", f"http.port={port}")
+    assert told.returncode == 2 and str(port) in told.stderr and "http.port" in told.stderr
+    told = run("serve", "--set", f"home={tmp_path}", "--set", f"model.id={tmp_path}/none", "--set", f"http.port={port}")
+    assert told.returncode == 2 and "model.id" in told.stderr
+
+
+def test_unknown_adapter_and_actions(tmp_path: Path) -> None:
+    home = f"home={tmp_path}"
+    assert "not in the store" in run("adapters", "show", "policy@v9", "--set", home).stderr
+    assert "not in the store" in run("evaluate", "policy@v9", "--set", home).stderr
+    assert run("rollout", "explode", "--set", home).returncode == 2
