@@ -136,8 +136,9 @@ def give_labels(run: Service, users: int, chats: int = 2) -> int:
 class Traffic:
     """Users who chat all the time, in the background. Whoever gets the challenger is pleased; others are not."""
 
-    def __init__(self, run: Service, threads: int = 4) -> None:
+    def __init__(self, run: Service, threads: int = 3, pause_s: float = 0.5) -> None:
         self.run = run
+        self.pause_s = pause_s
         self.sent = 0
         self.thumbs = 0
         self.failures: list[str] = []
@@ -175,6 +176,7 @@ class Traffic:
                 self.thumbs += problem is None
                 if problem:
                     self.failures.append(problem)
+            self._stop.wait(self.pause_s)
 
 
 def kill(pid: int) -> None:

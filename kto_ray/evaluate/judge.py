@@ -30,7 +30,7 @@ from kto_ray.types import GateReport
 if TYPE_CHECKING:  # torch is imported only where a model is loaded
     from kto_ray.evaluate.logprobs import Scorer
 
-KL_PAIRS = 64  # mismatched pairs for the KL point; KTO estimates it from a micro-batch of 8
+KL_PAIRS = 32  # mismatched pairs for the KL point; training estimates it from a micro-batch of 4 to 8
 
 
 def evaluate(

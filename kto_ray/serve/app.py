@@ -79,6 +79,7 @@ def start_ray(config: Config) -> None:
         # Ray's way to say that a node speaks on loopback only; then tokens would protect nothing.
         os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
         os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+        os.environ.setdefault("RAY_worker_maximum_startup_concurrency", "16")  # few cores, many small actors: no alarm
     import ray
 
     if ray.is_initialized():
@@ -105,6 +106,7 @@ def running(config: Config) -> Iterator[str]:
     from kto_ray.model import resolve_model
 
     check_port(config)
+    logging.disable(logging.INFO)  # of this process: Ray, Alembic and vLLM tell much that is no one's business here
     resolve_model(config.model)
     start_ray(config)
     import ray
@@ -115,7 +117,6 @@ def running(config: Config) -> Iterator[str]:
             http_options={"host": config.http.host, "port": config.http.port}, logging_config={"log_level": "WARNING"}
         )
         app = application(config)
-        logging.getLogger().setLevel(logging.WARNING)  # importing vLLM through Ray told the root logger to say all
         serve.run(app, name="kto-ray", route_prefix="/")
         url = f"http://{config.http.host}:{config.http.port}"
         _wait_ready(url)

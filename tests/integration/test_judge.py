@@ -65,7 +65,7 @@ def rows(model_path: str) -> tuple[HeldOut, ...]:
 
     return tuple(
         HeldOut(f"e{i}", f"u{i % 6}", i % 2 == 0, tokens(GUARD_PROMPTS[i % 4], (ANSWERS, GIBBERISH)[i % 2][i // 2 % 4]))
-        for i in range(24)
+        for i in range(20)
     )
 
 
@@ -79,9 +79,9 @@ def test_log_probabilities_agree_with_a_plain_forward_pass(
     """Padding, batching and slicing change nothing: in float32, against one unpadded sequence at a time."""
     config = CONFIG.model_copy(update={"model": CONFIG.model.model_copy(update={"dtype": "float32"})})
     scorer = Scorer(config, model_path, str(adapters["zero"]), None, batch_tokens=300)
-    got = scorer.logprobs("base", [row.tokens for row in rows[:8]])
+    got = scorer.logprobs("base", [row.tokens for row in rows[:4]])
     model = AutoModelForCausalLM.from_pretrained(model_path, dtype=torch.float32)
-    for row, value in zip(rows[:8], got, strict=True):
+    for row, value in zip(rows[:4], got, strict=True):
         ids = torch.tensor([row.tokens.prompt + row.tokens.completion])
         with torch.no_grad():
             logs = model(ids).logits[0].log_softmax(-1)
@@ -111,7 +111,7 @@ def test_a_zero_adapter_is_the_base_model(
     assert (m["kl_base"], m["kl_champion"], m["kl_point"], m["reward_desirable"]) == (0.0, 0.0, 0.0, 0.0)
     assert m["base_nll"] == m["base_nll_champion"] > 0
     assert (m["length_ratio"], m["empty"], m["repetition"], m["truncated"]) == (1.0, 0.0, 0.0, 0.0)
-    assert (m["n_holdout_desirable"], m["n_holdout_undesirable"], m["n_holdout_users"]) == (12.0, 12.0, 6.0)
+    assert (m["n_holdout_desirable"], m["n_holdout_undesirable"], m["n_holdout_users"]) == (10.0, 10.0, 6.0)
     assert report.decision is GateDecision.INCONCLUSIVE
     assert report.answers[0] == {"prompt": GUARD_PROMPTS[0], "champion": ANSWERS[0], "candidate": ANSWERS[0]}
 

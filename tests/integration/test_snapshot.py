@@ -58,7 +58,7 @@ def config(home: Path, **data) -> Config:
 
 
 def take(home: Path, model_path: str, examples: list[Example], blocks: int = 2, dropped=None, **data):
-    ranges = [(start, blocks) for start in range(blocks)]
+    ranges = [(start, blocks) for start in range(blocks)] + [(len(examples), 1)]  # the last is empty
 
     def read(key: tuple[int, int]) -> list[Example]:
         assert isinstance(key, tuple)
@@ -198,6 +198,18 @@ def test_tokens_pairs_and_truncation_are_trls(tmp_path, model_path):
             assert want[name].equal(got[name]), name
         truncated += sum(len(r["prompt_ids"]) + len(r["completion_ids"]) == length for r in mine)
     assert 0 < truncated < len(train)
+
+
+def test_a_cut_off_answer_loses_only_its_end_of_turn(tmp_path, model_path):
+    from transformers import AutoTokenizer
+
+    examples = [dataclasses.replace(e, ended=e.desirable) for e in thumbs()]
+    manifest = take(tmp_path, model_path, examples)
+    tokenizer = AutoTokenizer.from_pretrained(model_path)
+    of_id = {e.id: e for e in examples}
+    for row in (row for split in splits(tmp_path, manifest) for row in split):
+        end = "<|im_end|>\n" if row["label"] else ""
+        assert tokenizer.decode(row["completion_ids"]) == of_id[row["example_id"]].answer + end
 
 
 def test_damage_is_told(tmp_path, model_path):

@@ -108,6 +108,13 @@ def test_imports_keep_their_source():
     assert facts(label(completion, [event("f1", 1.0, value=True)]))[0][3] == "import"
 
 
+def test_a_cut_off_answer_has_not_ended_but_its_edit_has():
+    cut = dataclasses.replace(COMPLETION, finish_reason="length")
+    assert [e.ended for e in label(cut, [event("f1", 1.0, value=False)])] == [False]
+    assert [e.ended for e in label(cut, [event("f1", 1.0, text="Go west.")])] == [True, False]
+    assert [e.ended for e in label(COMPLETION, [event("f1", 1.0, value=False)])] == [True]
+
+
 def test_ids_are_stable_and_tell_examples_apart():
     thumbs = [event("f1", 1.0, value=True), event("f2", 1.0, text="Go west.", user="bob")]
     ids = [e.id for e in label(COMPLETION, thumbs)]

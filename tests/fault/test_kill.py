@@ -1,0 +1,96 @@
+"""kill -9 of the controller, the training worker and the policy replica in one turn of the loop: it completes, no
+acknowledged feedback is lost, and what users see of it is a pause."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kto_ray.controller import LEASE
+from kto_ray.store import feedback, rounds
+from tests.service import Service, Traffic, give_labels, kill, service
+
+pytestmark = [pytest.mark.fault, pytest.mark.timeout(1500)]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory, free_port: Any) -> Iterator[Service]:
+    folder: Path = tmp_path_factory.mktemp("kill")
+    with service(folder, free_port(), "kto.epochs=2", "serve.heartbeat_timeout_s=5") as started:
+        yield started
+
+
+def controller_pid(run: Service) -> int:
+    with run.store.read() as tx:
+        pid = rounds.lease_pid(tx, LEASE)
+    assert pid is not None
+    return pid
+
+
+def kill_controller(run: Service) -> None:
+    """Kill the controller and wait until another holds the lease."""
+    old = controller_pid(run)
+    kill(old)
+    run.wait("another controller", lambda: True if controller_pid(run) != old else None, 90)
+
+
+def training(run: Service, step: int) -> Any:
+    """The training's progress, once it is past `step`."""
+
+    def reached() -> Any:
+        current = run.get("/v1/loop")["round"]
+        progress = current and current["train_metrics"]
+        return progress if progress and progress.get("step", 0) > step else None
+
+    return run.wait(f"training past step {step}", reached, 240)
+
+
+def test_the_loop_completes_whatever_is_killed(run: Service) -> None:
+    given = give_labels(run, users=30)
+    run.wait_stage("snapshot", "train")
+    kill_controller(run)  # while a snapshot is frozen or training starts
+
+    progress = training(run, 2)
+    kill(progress["pid"])  # the training worker: Ray Train restarts it from the last checkpoint
+    again = run.wait("another training worker", lambda: _other_pid(run, progress["pid"]), 240)
+    assert again["step"] <= again["steps"]
+
+    training(run, 6)
+    kill_controller(run)  # and its training job with it: the next controller resumes it
+
+    run.wait_stage("gate", "rollout")
+    replica = run.get("/readyz")["replicas"][0]
+    kill(replica["pid"])  # the policy replica: requests wait for the next one
+    began = time.monotonic()
+    answer = run.chat(user="patient")
+    assert answer.status_code == 200, answer.text
+    assert time.monotonic() - began < 240
+    fresh = run.wait("a fresh replica", lambda: _fresh(run, replica["replica"]), 120)
+    assert fresh["replica"] != replica["replica"]
+
+    with Traffic(run) as traffic:
+        ended = run.wait_stage("done", timeout_s=480)
+    assert traffic.failures == []
+    assert ended["outcome"] == "promoted", ended
+    assert run.get("/v1/adapters")["aliases"]["champion"] == ended["adapter"]
+    with run.store.read() as tx:
+        assert feedback.counts(tx).stored == given + traffic.thumbs
+        assert len(rounds.every(tx)) == 1
+    history = ended["train_metrics"]["history"]
+    assert [entry["step"] for entry in history] == list(range(1, ended["train_metrics"]["steps"] + 1))
+    used = [entry["rows"] for entry in history]
+    assert used == sorted(set(used)), "every step used rows that no other step used"
+
+
+def _other_pid(run: Service, pid: int) -> Any:
+    current = run.get("/v1/loop")["round"]
+    progress = current["train_metrics"]
+    return progress if progress.get("pid", pid) != pid else None
+
+
+def _fresh(run: Service, dead: str) -> Any:
+    return next((r for r in run.get("/readyz")["replicas"] if r["replica"] != dead), None)

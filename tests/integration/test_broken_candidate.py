@@ -1,0 +1,108 @@
+"""KTO pushed too hard wins a taste by breaking the model. The gate must stop such a candidate, and let a sane one by."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kto_ray import jobs
+from kto_ray.config import Config, load_config
+from kto_ray.evaluate.guard import guard_messages
+from kto_ray.evaluate.records import GuardAnswer
+from kto_ray.model import resolve_model
+from kto_ray.paths import Paths
+from kto_ray.store import completions, feedback, open_store
+from kto_ray.types import Arm, Completion, Feedback, FeedbackKind, GateDecision, GateReport
+
+pytestmark = pytest.mark.integration
+
+TOPICS = ("bread", "rain", "cats", "the moon", "tea", "maps", "bees", "snow", "trains", "soap", "gold", "music")
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory, ray_local: None) -> Path:
+    """A store in which users like short answers."""
+    folder = tmp_path_factory.mktemp("broken")
+    store = open_store(load_config(None, (f"home={folder}",)).database_url)
+    with store.write() as tx:
+        for i in range(120):
+            short = i % 2 == 0
+            topic, user = TOPICS[i % len(TOPICS)], f"user-{i % 40}"
+            text = f"A word about {topic} is enough." if short else f"There is much to say about {topic}. " * 3
+            row = Completion(
+                id=f"c{i}",
+                created_at=float(i),
+                model="policy",
+                adapter="policy@base",
+                arm=Arm.CHAMPION,
+                messages=({"role": "user", "content": f"Tell me about {topic}, number {i}."},),
+                text=text.strip(),
+                finish_reason="stop",
+                prompt_tokens=0,
+                completion_tokens=0,
+                user=user,
+            )
+            completions.insert(tx, row)
+            feedback.record(tx, Feedback(f"f{i}", float(i), FeedbackKind.THUMB, row.id, user, value=short))
+    store.close()
+    return folder
+
+
+def judged(home: Path, learning_rate: float) -> GateReport:
+    """Freeze, train at a learning rate, and put the candidate through the gate with answers of its own."""
+    config = load_config(
+        None,
+        (
+            f"home={home}",
+            f"kto.learning_rate={learning_rate}",
+            "kto.beta=0.3",
+            "kto.accumulate=1",
+            "data.max_length=128",
+            "data.max_user_share=0.2",
+        ),
+    )
+    manifest = jobs.snapshot(config)
+    uri = Paths(config.home).snapshot(manifest.id)
+    number = round(learning_rate * 1e6)
+    trained = jobs.train(config, f"lr-{number}", number, uri, None)
+    candidate, champion = answers(config, trained.version.uri), answers(config, None)
+    return jobs.gate(config, trained.version, None, uri, candidate, champion)
+
+
+def answers(config: Config, adapter: str | None) -> list[GuardAnswer]:
+    """Sampled answers to the guard prompts, by transformers: the serving engine has tests of its own."""
+    import torch
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    path = resolve_model(config.model)
+    tokenizer = AutoTokenizer.from_pretrained(path, padding_side="left")
+    model: Any = AutoModelForCausalLM.from_pretrained(path, dtype=torch.bfloat16)
+    if adapter:
+        model = PeftModel.from_pretrained(model, adapter)
+    prompts = [dict(messages[0]) for messages in guard_messages()]
+    rendered = [tokenizer.apply_chat_template([p], tokenize=False, add_generation_prompt=True) for p in prompts]
+    batch = tokenizer(rendered, return_tensors="pt", padding=True, add_special_tokens=False)
+    torch.manual_seed(0)
+    made = model.generate(**batch, max_new_tokens=48, do_sample=True, temperature=0.6, top_p=0.9)
+    found = []
+    for messages, row in zip(guard_messages(), made[:, batch["input_ids"].shape[1] :], strict=True):
+        ended = tokenizer.eos_token_id in row.tolist()
+        text = tokenizer.decode(row, skip_special_tokens=True)
+        found.append(GuardAnswer(messages, text, "stop" if ended else "length"))
+    return found
+
+
+def test_a_learning_rate_that_breaks_the_model_is_rejected_in_words(home: Path) -> None:
+    report = judged(home, learning_rate=1e-2)
+    assert report.metrics["auc"] > 0.9, "it did win the taste"
+    assert report.decision is GateDecision.REJECT, report
+    sane = ("kl", "nats", "repeat", "empty", "length", "nll")
+    assert any(word in reason.lower() for reason in report.reasons for word in sane), report.reasons
+
+
+def test_a_sane_candidate_passes(home: Path) -> None:
+    report = judged(home, learning_rate=2e-4)
+    assert report.decision is GateDecision.PROMOTE_TO_CANARY, report
