@@ -31,7 +31,7 @@ class Scorer:
     """
 
     def __init__(
-        self, config: Config, model_path: str, adapter_dir: str, champion_dir: str | None, batch_tokens: int = 2048
+        self, config: Config, model_path: str, adapter_dir: str, champion_dir: str | None, batch_tokens: int = 1024
     ) -> None:
         torch.set_num_threads(config.train.threads)
         self.device = "cuda" if config.train.device == "gpu" else "cpu"

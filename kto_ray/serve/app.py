@@ -80,6 +80,7 @@ def start_ray(config: Config) -> None:
         os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
         os.environ.setdefault("RAY_AUTH_MODE", "disabled")
         os.environ.setdefault("RAY_worker_maximum_startup_concurrency", "16")  # few cores, many small actors: no alarm
+        os.environ.setdefault("RAY_worker_niceness", "0")  # serving is what this machine is for
     import ray
 
     if ray.is_initialized():

@@ -59,6 +59,7 @@ def llm_config(config: Config, model_source: str) -> LLMConfig:
             "VLLM_CPU_KVCACHE_SPACE": f"{section.kv_cache_gb:g}",
             "VLLM_CPU_OMP_THREADS_BIND": "nobind",
             "OMP_NUM_THREADS": str(section.threads),
+            "OMP_WAIT_POLICY": "PASSIVE",  # training shares these cores: threads that spin would starve it
         }
     bundle = {"GPU": section.gpus_per_worker} if gpu else {"CPU": 1}
     selector = config.pool("serve")

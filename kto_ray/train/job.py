@@ -8,7 +8,6 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from kto_ray.config import Config
-from kto_ray.model import resolve_model
 from kto_ray.paths import Paths, filesystem, is_local, join
 from kto_ray.train.records import StepRecord, TrainingDiverged, TrainJob, TrainOutcome, TrainProgress, TrainResult
 from kto_ray.types import SnapshotManifest
@@ -132,8 +131,7 @@ def _train_on_worker(loop_config: dict[str, Any]) -> TrainOutcome:
 
 def _job(config: Config, run_name: str, snapshot: SnapshotManifest) -> TrainJob:
     return TrainJob(
-        model=resolve_model(config.model),
-        revision=config.model.revision,
+        model=config.model,
         dtype=config.train.dtype,
         device=config.train.device,
         kto=config.kto,
@@ -155,8 +153,13 @@ def _scaling(config: Config) -> ScalingConfig:
     gpu = config.train.device == "gpu"
     resources: dict[str, float] = {"CPU": config.train.cpus_per_worker}
     if gpu:
-        resources["GPU"] = 1
-    return ScalingConfig(num_workers=config.train.workers, use_gpu=gpu, resources_per_worker=resources)
+        resources["GPU"] = config.train.gpus_per_worker
+    return ScalingConfig(
+        num_workers=config.train.workers,
+        use_gpu=gpu,
+        resources_per_worker=resources,
+        label_selector=config.pool("train") or None,
+    )
 
 
 def _run_config(config: Config, run_name: str) -> RunConfig:
@@ -164,7 +167,8 @@ def _run_config(config: Config, run_name: str) -> RunConfig:
 
     environment = {"TOKENIZERS_PARALLELISM": "false"}
     if config.train.device == "cpu":
-        environment |= {"OMP_NUM_THREADS": str(config.train.threads), **CPU_MALLOC}
+        # Passive: serving shares these cores, and threads that spin while they wait would starve it.
+        environment |= {"OMP_NUM_THREADS": str(config.train.threads), "OMP_WAIT_POLICY": "PASSIVE", **CPU_MALLOC}
     return RunConfig(
         name=run_name,
         storage_path=_storage(config),

@@ -28,6 +28,7 @@ from torch.utils.data import DataLoader, IterableDataset
 from transformers import AutoTokenizer, PrinterCallback
 from trl import KTOConfig, KTOTrainer
 
+from kto_ray.model import resolve_model
 from kto_ray.paths import write_atomic
 from kto_ray.train.records import StepRecord, TrainJob, TrainOutcome, TrainProgress
 
@@ -56,11 +57,12 @@ def train_on_worker(job: TrainJob, stream: DataIterator) -> TrainOutcome:
         world=context.get_world_size(),
     )
     steps = job.kto.epochs * math.ceil(len(batches) / job.kto.accumulate)
-    tokenizer = AutoTokenizer.from_pretrained(job.model, revision=job.revision)
+    model_path = resolve_model(job.model)
+    tokenizer = AutoTokenizer.from_pretrained(model_path, revision=job.model.revision)
     trainer = RowTrainer(
         job,
         batches,
-        model=job.model,
+        model=model_path,
         # TRL looks at one row to tell text from images; the rows themselves come from `batches`.
         train_dataset=Dataset.from_dict({"prompt_ids": [[0]], "completion_ids": [[0]], "label": [True]}),
         processing_class=tokenizer,
@@ -94,7 +96,7 @@ def kto_arguments(job: TrainJob, output_dir: str, steps: int) -> KTOConfig:
     """TRL's settings. `steps` is the number of optimizer steps of the whole run, which the learning rate follows."""
     return KTOConfig(
         output_dir=output_dir,
-        model_init_kwargs={"dtype": job.dtype, "revision": job.revision},
+        model_init_kwargs={"dtype": job.dtype, "revision": job.model.revision},
         use_cpu=job.device == "cpu",
         bf16=job.dtype == "bfloat16",
         gradient_checkpointing=job.gradient_checkpointing,

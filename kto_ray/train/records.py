@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from kto_ray.config import KtoSection
+from kto_ray.config import KtoSection, ModelSection
 
 
 class TrainingDiverged(RuntimeError):
@@ -15,8 +15,7 @@ class TrainingDiverged(RuntimeError):
 class TrainJob:
     """All that a worker needs beside its stream of rows. Weights, order and batch were sealed with the snapshot."""
 
-    model: str  # a local directory or a Hugging Face id
-    revision: str | None
+    model: ModelSection  # found by the worker: another machine, another cache
     dtype: str
     device: str
     kto: KtoSection

@@ -1,4 +1,4 @@
-"""KTO pushed too hard wins a taste by breaking the model. The gate must stop such a candidate, and let a sane one by."""
+"""KTO pushed too hard wins a taste by breaking the model. The gate must stop such a candidate and pass a sane one."""
 
 from __future__ import annotations
 

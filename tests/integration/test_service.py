@@ -32,9 +32,9 @@ def client(run: Service) -> openai.OpenAI:
 
 
 def test_a_completion_is_logged_as_the_client_got_it(run: Service, client: openai.OpenAI) -> None:
-    raw = client.chat.completions.with_raw_response.create(
-        model="policy", messages=HI, max_tokens=8, user="ann", extra_headers={"X-Kto-Chat-Id": "k", "X-Kto-Message-Id": "m"}
-    )  # fmt: skip
+    where = {"X-Kto-Chat-Id": "k", "X-Kto-Message-Id": "m"}
+    ask: dict[str, Any] = dict(model="policy", messages=HI, max_tokens=8, user="ann")
+    raw = client.chat.completions.with_raw_response.create(**ask, extra_headers=where)
     answer = raw.parse()
     assert raw.headers["x-kto-completion-id"] == answer.id
     assert (answer.model, answer.system_fingerprint) == ("policy", "policy@base")

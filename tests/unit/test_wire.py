@@ -13,6 +13,7 @@ from kto_ray.serve.wire import ApiError, parse_chat, parse_feedback, parse_json
 from kto_ray.types import Arm, ExternalRef, FeedbackKind
 
 HI = [{"role": "user", "content": "Hi"}]
+EXTERNAL = {"conversation": "k", "message": "m"}
 
 
 def chat(**body: Any) -> dict[str, Any]:
@@ -84,7 +85,7 @@ def test_the_body_hash_is_of_the_meaning() -> None:
     ("body", "told"),
     [
         ({"kind": "thumb", "value": True}, "completion_id or external"),
-        ({"completion_id": "c", "external": {"conversation": "k", "message": "m"}, "kind": "thumb", "value": True}, "either"),
+        ({"completion_id": "c", "external": EXTERNAL, "kind": "thumb", "value": True}, "either"),
         ({"completion_id": "c", "kind": "thumb"}, "needs value"),
         ({"completion_id": "c", "kind": "thumb", "value": 1}, "value"),
         ({"completion_id": "c", "kind": "stars", "value": True}, "'stars'"),
@@ -93,7 +94,7 @@ def test_the_body_hash_is_of_the_meaning() -> None:
         ({"completion_id": "c", "kind": "thumb", "value": True, "valeu": 1}, "valeu"),
         ({"completion_id": "", "kind": "thumb", "value": True}, "completion_id"),
     ],
-)  # fmt: skip
+)
 def test_bad_feedback_says_what_is_missing(body: dict[str, Any], told: str) -> None:
     with pytest.raises(ApiError) as error:
         parse_feedback(body, None)
