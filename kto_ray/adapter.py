@@ -1,14 +1,48 @@
-"""Adapter files: where a version's files are on this machine, checked before anything loads them."""
+"""Adapter files: published under an immutable name, checked before anything loads them. Only safetensors: a pickle runs
+code where it is loaded."""
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
+import posixpath
 import shutil
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError, deserialize
 
 from kto_ray.model import cache_dir
-from kto_ray.paths import filesystem, is_local
+from kto_ray.paths import ADAPTER_CONFIG, ADAPTER_MANIFEST, ADAPTER_WEIGHTS, filesystem, is_local, join
+
+PICKLES = (".bin", ".pt", ".pth", ".pkl")
+
+# Little-endian storage of each float type that PEFT writes, and the exponent bits that are all set in NaN and Inf.
+FLOATS: dict[str, tuple[str, int]] = {
+    "BF16": ("<u2", 0x7F80),
+    "F16": ("<u2", 0x7C00),
+    "F32": ("<u4", 0x7F800000),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterFiles:
+    """An adapter's two files, read and found sound. `rank` is the highest of any layer."""
+
+    config: bytes
+    weights: bytes
+    rank: int
+    settings: dict[str, Any]
+
+
+def adapter_name(served_name: str, number: int, sha256: str) -> str:
+    """The immutable name under which an adapter is served: `policy@v7-3fa9c1`. `sha256` is that of the weights."""
+    return f"{served_name}@v{number}-{sha256[:6]}"
 
 
 def fetch(uri: str, max_rank: int, sha256: str) -> str:
@@ -18,8 +52,6 @@ def fetch(uri: str, max_rank: int, sha256: str) -> str:
         ValueError: the files are missing, damaged or unsafe (see check_adapter).
         OSError: the storage cannot be reached.
     """
-    from kto_ray.train.export import check_adapter
-
     if is_local(uri):
         directory = uri.removeprefix("file://")
     else:
@@ -28,6 +60,110 @@ def fetch(uri: str, max_rank: int, sha256: str) -> str:
             _download(uri, directory)
     check_adapter(directory, max_rank)
     return directory
+
+
+def check_adapter(uri: str, max_rank: int) -> None:
+    """Make sure that a published adapter is whole and loadable, before any engine sees it.
+
+    Raises:
+        ValueError: a file is missing, damaged, a pickle, not the one that the manifest names, holds NaN or Inf, has a
+            rank above `max_rank` or trains the LM head. The message names the adapter, the fault and the fix.
+    """
+    files = read_sound(uri, max_rank)
+    fs, path = filesystem(join(uri, ADAPTER_MANIFEST))
+    if not fs.exists(path):
+        raise ValueError(
+            f"adapter {uri!r} has no {ADAPTER_MANIFEST}, which is written last: it was never fully published; "
+            "export it again"
+        )
+    recorded = json.loads(fs.cat_file(path))["files"]
+    for name, data in ((ADAPTER_CONFIG, files.config), (ADAPTER_WEIGHTS, files.weights)):
+        if recorded[name]["sha256"] != sha256_of(data):
+            raise ValueError(
+                f"adapter {uri!r}: {name} has SHA-256 {sha256_of(data)}, its manifest says {recorded[name]['sha256']}: "
+                "the file was changed after it was published; export it again under a new version"
+            )
+
+
+def read_sound(uri: str, max_rank: int) -> AdapterFiles:
+    config, weights = _read_files(uri)
+    try:
+        settings: dict[str, Any] = json.loads(config)
+    except ValueError as error:
+        raise ValueError(f"adapter {uri!r}: {ADAPTER_CONFIG} is not JSON ({error}); export it again") from None
+    tensors = _tensors(uri, weights)
+    _refuse_lm_head(uri, settings, tensors)
+    rank = max([int(settings["r"]), *settings.get("rank_pattern", {}).values(), *_lora_ranks(tensors)])
+    if rank > max_rank:
+        raise ValueError(
+            f"adapter {uri!r} has rank {rank}, the servers load at most {max_rank} (serve.max_lora_rank): "
+            "raise that, or train with a lower kto.rank"
+        )
+    return AdapterFiles(config=config, weights=weights, rank=rank, settings=settings)
+
+
+def _read_files(uri: str) -> tuple[bytes, bytes]:
+    fs, path = filesystem(uri)
+    if not fs.isdir(path):
+        raise ValueError(f"adapter {uri!r} does not exist; export it first")
+    names = {posixpath.basename(str(file)) for file in fs.ls(path, detail=False)}
+    pickles = sorted(name for name in names if name.startswith("adapter_model") and name.endswith(PICKLES))
+    if pickles:
+        raise ValueError(
+            f"adapter {uri!r} holds {', '.join(pickles)}: a pickle runs code when it is loaded, and engines fall back "
+            f"to it; save the adapter as {ADAPTER_WEIGHTS} (save_pretrained does) and delete the pickle"
+        )
+    for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS):
+        if name not in names:
+            held = ", ".join(sorted(names)) or "nothing"
+            raise ValueError(f"adapter {uri!r} has no {name} (it holds: {held}); export it again")
+    return bytes(fs.cat_file(f"{path}/{ADAPTER_CONFIG}")), bytes(fs.cat_file(f"{path}/{ADAPTER_WEIGHTS}"))
+
+
+def _tensors(uri: str, weights: bytes) -> dict[str, tuple[int, ...]]:
+    """The shapes of all tensors, after looking at every value."""
+    try:
+        entries = deserialize(weights)  # type: ignore[no-untyped-call]
+    except SafetensorError as error:
+        raise ValueError(
+            f"adapter {uri!r}: {ADAPTER_WEIGHTS} ({len(weights)} bytes) is truncated or damaged: {error}; "
+            "export it again"
+        ) from None
+    if not entries:
+        raise ValueError(f"adapter {uri!r}: {ADAPTER_WEIGHTS} holds no tensor; export it again")
+    for name, entry in entries:
+        if entry["dtype"] not in FLOATS:
+            raise ValueError(
+                f"adapter {uri!r}: tensor {name} has type {entry['dtype']}; save it as one of {', '.join(FLOATS)}"
+            )
+        if not _finite(entry["data"], entry["dtype"]):
+            raise ValueError(
+                f"adapter {uri!r}: tensor {name} holds NaN or Inf: the training diverged; "
+                "train again with a lower kto.learning_rate"
+            )
+    return {name: tuple(entry["shape"]) for name, entry in entries}
+
+
+def _finite(data: bytes, dtype: str) -> bool:
+    storage, exponent = FLOATS[dtype]
+    bits: NDArray[Any] = np.frombuffer(data, dtype=storage)
+    return not bool(np.any((bits & exponent) == exponent))
+
+
+def _lora_ranks(tensors: dict[str, tuple[int, ...]]) -> list[int]:
+    """lora_A is (rank, in), lora_B (out, rank)."""
+    return [shape[0] for name, shape in tensors.items() if ".lora_A." in name]
+
+
+def _refuse_lm_head(uri: str, settings: dict[str, Any], tensors: dict[str, tuple[int, ...]]) -> None:
+    targets = settings.get("target_modules") or []
+    named = [*([targets] if isinstance(targets, str) else targets), *(settings.get("modules_to_save") or [])]
+    guilty = sorted({name for name in [*named, *tensors] if "lm_head" in name or "embed_tokens" in name})
+    if guilty:
+        raise ValueError(
+            f"adapter {uri!r} changes {guilty[0]}: KTO's fused head never trains an adapter there and engines do not "
+            "load it; take lm_head and embed_tokens out of the target modules and train again"
+        )
 
 
 def _download(uri: str, directory: str) -> None:
@@ -39,3 +175,7 @@ def _download(uri: str, directory: str) -> None:
         os.rename(staging, directory)
     except OSError:  # another process was first
         shutil.rmtree(staging)
+
+
+def sha256_of(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()

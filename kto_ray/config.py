@@ -79,7 +79,7 @@ class DataSection(Section):
     max_rows: int = Field(100_000, ge=8)  # replay window, newest first
     max_length: int = Field(512, ge=16)  # tokens, prompt and completion
     rows_per_shard: int = Field(20_000, ge=1)
-    blocks: int = Field(4, ge=1)  # parallel key ranges read from the store
+    blocks: int = Field(2, ge=1)  # key ranges of the store that are read in parallel; each may start a process
     seed: int = 0
 
 

@@ -13,6 +13,7 @@ import ray
 from ray.serve.handle import DeploymentHandle
 
 from kto_ray.config import Config
+from kto_ray.environment import cpu_compute
 from kto_ray.evaluate.guard import guard_messages
 from kto_ray.evaluate.records import GuardAnswer
 from kto_ray.store import Store, completions, feedback
@@ -29,7 +30,10 @@ class Trained:
 
 def start(function: Callable[..., Any], config: Config, *arguments: Any) -> ray.ObjectRef:
     """Run a job as a Ray task, where training belongs. A lost one is not retried by Ray: the controller decides."""
-    task = ray.remote(num_cpus=0, max_retries=0)(function)
+    # Only the gate runs a model itself; an environment of its own would make a job's child tasks start new processes.
+    computes = function is gate and config.train.device == "cpu"
+    environment = cpu_compute(config.train.threads) if computes else {}
+    task = ray.remote(num_cpus=0, max_retries=0, runtime_env={"env_vars": environment})(function)
     selector = config.pool("train")
     return (task.options(label_selector=selector) if selector else task).remote(config, *arguments)
 
@@ -63,11 +67,12 @@ def snapshot(config: Config) -> SnapshotManifest:
 def train(config: Config, run: str, number: int, snapshot_uri: str, parent: str | None) -> Trained:
     """Train on a snapshot and publish the adapter as version `number`."""
     from kto_ray.data.snapshot import load_manifest
+    from kto_ray.data.stream import training_dataset
     from kto_ray.train.export import export_adapter
     from kto_ray.train.job import run_training
 
     manifest = load_manifest(snapshot_uri)
-    result = run_training(config, run, manifest, snapshot_uri)
+    result = run_training(config, run, manifest, training_dataset(snapshot_uri, manifest))
     version = export_adapter(config, result.adapter_dir, number, manifest, parent, time.time())
     return Trained(version, asdict(result))
 

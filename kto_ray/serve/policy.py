@@ -25,6 +25,7 @@ from ray.serve.llm import LLMConfig, LLMServer
 
 from kto_ray import adapter as adapter_files
 from kto_ray.config import Config
+from kto_ray.environment import cpu_compute
 from kto_ray.model import resolve_model
 from kto_ray.serve.engine import AdapterEngine
 from kto_ray.store import adapters, open_store, rollouts
@@ -58,8 +59,7 @@ def llm_config(config: Config, model_source: str) -> LLMConfig:
         env |= {
             "VLLM_CPU_KVCACHE_SPACE": f"{section.kv_cache_gb:g}",
             "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-            "OMP_NUM_THREADS": str(section.threads),
-            "OMP_WAIT_POLICY": "PASSIVE",  # training shares these cores: threads that spin would starve it
+            **cpu_compute(section.threads),
         }
     bundle = {"GPU": section.gpus_per_worker} if gpu else {"CPU": 1}
     selector = config.pool("serve")

@@ -8,24 +8,25 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from kto_ray.config import Config
+from kto_ray.environment import cpu_compute
 from kto_ray.paths import Paths, filesystem, is_local, join
 from kto_ray.train.records import StepRecord, TrainingDiverged, TrainJob, TrainOutcome, TrainProgress, TrainResult
 from kto_ray.types import SnapshotManifest
 
 if TYPE_CHECKING:
-    from ray.data import DataIterator
+    from ray.data import Dataset
     from ray.train import RunConfig, ScalingConfig
 
 PROGRESS_FILE = "progress.json"
 KEPT_CHECKPOINTS = 2
-COLUMNS = ["label", "prompt_ids", "completion_ids", "kl_completion_ids"]
-
-# glibc would hand every large buffer back to the kernel and fault it in again at each step: half of the time on a CPU.
-CPU_MALLOC = {"MALLOC_MMAP_THRESHOLD_": str(8 << 30), "MALLOC_TRIM_THRESHOLD_": str(16 << 30)}
 
 
-def run_training(config: Config, run_name: str, snapshot: SnapshotManifest, snapshot_uri: str) -> TrainResult:
+def run_training(config: Config, run_name: str, snapshot: SnapshotManifest, rows: Dataset) -> TrainResult:
     """Train one adapter from the base model on a sealed snapshot, and wait for it. Call it inside a Ray task.
+
+    `rows` are the snapshot's training rows in its order. Each worker reads all of them and takes its own (RowBatches).
+    They are handed to the workers as iterators made here and not by TorchTrainer(datasets=...): Ray runs a task in its
+    parent's environment, so reading under a training worker would start new processes at every restart.
 
     Dead workers are restarted from the last checkpoint. Called again with the same run name after this process died,
     it goes on from there too: Ray Train restores a run that has the same name and storage path.
@@ -38,7 +39,7 @@ def run_training(config: Config, run_name: str, snapshot: SnapshotManifest, snap
     check_snapshot(config, snapshot)
     from ray.train.torch import TorchTrainer
 
-    streams = [_stream(snapshot, snapshot_uri) for _ in range(config.train.workers)]
+    streams = [rows.streaming_split(1)[0] for _ in range(config.train.workers)]
     trainer = TorchTrainer(
         _train_on_worker,
         train_loop_config={"job": _job(config, run_name, snapshot), "streams": streams},
@@ -106,21 +107,6 @@ def _mean_of_some(values: list[float | None]) -> float:
     return fmean(known) if known else 0.0
 
 
-def _stream(snapshot: SnapshotManifest, snapshot_uri: str) -> DataIterator:
-    """All training rows, in the order that was sealed: each worker reads all and takes its own (RowBatches).
-
-    Made here and not by TorchTrainer(datasets=...): Ray runs a task in its parent's environment, so reading under a
-    training worker would first start new processes with that worker's environment for every restart.
-    """
-    import ray.data
-
-    shards = [join(_absolute(snapshot_uri), shard.name) for shard in snapshot.shards if shard.split == "train"]
-    rows = ray.data.read_parquet(shards).select_columns(COLUMNS)
-    rows.context.execution_options.preserve_order = True
-    rows.context.enable_progress_bars = False
-    return rows.streaming_split(1)[0]
-
-
 def _train_on_worker(loop_config: dict[str, Any]) -> TrainOutcome:
     import ray.train
 
@@ -165,17 +151,14 @@ def _scaling(config: Config) -> ScalingConfig:
 def _run_config(config: Config, run_name: str) -> RunConfig:
     from ray.train import CheckpointConfig, FailureConfig, LoggingConfig, RunConfig
 
-    environment = {"TOKENIZERS_PARALLELISM": "false"}
-    if config.train.device == "cpu":
-        # Passive: serving shares these cores, and threads that spin while they wait would starve it.
-        environment |= {"OMP_NUM_THREADS": str(config.train.threads), "OMP_WAIT_POLICY": "PASSIVE", **CPU_MALLOC}
+    environment = cpu_compute(config.train.threads) if config.train.device == "cpu" else {}
     return RunConfig(
         name=run_name,
         storage_path=_storage(config),
         failure_config=FailureConfig(max_failures=config.train.max_failures),
         checkpoint_config=CheckpointConfig(num_to_keep=KEPT_CHECKPOINTS),
         logging_config=LoggingConfig(log_level="WARNING"),
-        worker_runtime_env={"env_vars": environment},  # read by glibc when the worker's process starts
+        worker_runtime_env={"env_vars": environment},
     )
 
 

@@ -1,6 +1,7 @@
 """Real training runs, tiny: 24 rows in micro-batches of 4, the embedded model, one Ray Train worker."""
 
 import dataclasses
+import hashlib
 import json
 import math
 import os
@@ -16,9 +17,11 @@ import pytest
 import ray
 from safetensors.numpy import load_file
 
+from kto_ray.adapter import check_adapter
 from kto_ray.config import Config
+from kto_ray.data.stream import training_dataset
 from kto_ray.model import resolve_model
-from kto_ray.train.export import check_adapter, export_adapter
+from kto_ray.train.export import export_adapter
 from kto_ray.train.job import read_progress, run_training
 from kto_ray.train.records import TrainingDiverged, TrainResult
 from kto_ray.types import Shard, SnapshotManifest
@@ -39,7 +42,13 @@ SCHEMA = pa.schema(
         ("kl_completion_ids", pa.list_(pa.int32())),
     ]
 )
-train_task = ray.remote(num_cpus=0)(run_training)
+
+
+def train(settings: Config, name: str, manifest: SnapshotManifest, uri: str) -> TrainResult:
+    return run_training(settings, name, manifest, training_dataset(uri, manifest))
+
+
+train_task = ray.remote(num_cpus=0)(train)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,8 +96,10 @@ def sealed(tmp_path_factory) -> Sealed:
     shards = []
     for start in (0, 16):  # two shards, so that their order matters
         part = rows[start : start + 16]
-        shards.append(Shard(f"train-{start:05d}.parquet", "train", len(part), ""))
-        pq.write_table(pa.Table.from_pylist(part, schema=SCHEMA), folder / shards[-1].name)
+        name = f"train-{start:05d}.parquet"
+        pq.write_table(pa.Table.from_pylist(part, schema=SCHEMA), folder / name)
+        digest = hashlib.sha256((folder / name).read_bytes()).hexdigest()
+        shards.append(Shard(name, "train", len(part), digest))
     return Sealed(str(folder), manifest(tuple(shards)), conversations())
 
 
@@ -262,14 +273,14 @@ def test_a_diverging_run_fails_with_its_cause(sealed, tmp_path):
 def test_one_class_is_refused_by_name(sealed, tmp_path, missing, thumbs):
     lopsided = dataclasses.replace(sealed.manifest, **{f"n_{missing}": 0})
     with pytest.raises(ValueError, match=rf"no {missing} one.*thumbs {thumbs}"):
-        run_training(config(tmp_path), "never", lopsided, sealed.uri)
+        train(config(tmp_path), "never", lopsided, sealed.uri)
     assert not list(tmp_path.iterdir())
 
 
 def test_another_models_tokens_are_refused(sealed, tmp_path):
     foreign = dataclasses.replace(sealed.manifest, model="Qwen/Qwen2.5-0.5B-Instruct")
     with pytest.raises(ValueError, match="Qwen"):
-        run_training(config(tmp_path), "never", foreign, sealed.uri)
+        train(config(tmp_path), "never", foreign, sealed.uri)
 
 
 def test_a_shard_with_rows_missing_is_named(sealed, tmp_path):

@@ -9,8 +9,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from kto_ray.adapter import adapter_name, check_adapter
 from kto_ray.config import Config
-from kto_ray.train.export import adapter_name, check_adapter, export_adapter
+from kto_ray.train.export import export_adapter
 from kto_ray.types import SnapshotManifest
 
 LAYER = "base_model.model.model.layers.0.self_attn.q_proj"
