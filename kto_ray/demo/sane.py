@@ -8,6 +8,7 @@ from kto_ray import adapter as adapter_files
 from kto_ray.config import Config
 from kto_ray.demo.drive import Turn
 from kto_ray.demo.report import Report
+from kto_ray.environment import cpu_compute
 from kto_ray.evaluate import gate
 from kto_ray.evaluate.judge import guard_metrics, text_metrics
 from kto_ray.evaluate.records import GuardAnswer
@@ -48,6 +49,16 @@ def examine(config: Config, champion: Report, before: Sequence[Turn], after: Seq
         "reasons": list(reasons),
         "metrics": fresh,
     }
+
+
+def examine_apart(config: Config, champion: Report, before: Sequence[Turn], after: Sequence[Turn]) -> Report:
+    """`examine` in a Ray task, which can have the environment that a model on a CPU needs."""
+    import ray
+
+    environment = cpu_compute(config.train.threads) if config.train.device == "cpu" else {}
+    task = ray.remote(num_cpus=0, runtime_env={"env_vars": environment})(examine)
+    report: Report = ray.get(task.remote(config, champion, before, after))
+    return report
 
 
 def _answers(turns: Sequence[Turn]) -> list[GuardAnswer]:

@@ -27,7 +27,7 @@ from kto_ray.demo.report import (
     requests_record,
     round_record,
 )
-from kto_ray.demo.sane import examine, not_examined
+from kto_ray.demo.sane import examine_apart, not_examined
 from kto_ray.demo.show import Bar, Narrator
 from kto_ray.demo.tastes import Ask, Habits, Taste, User, ask
 from kto_ray.paths import SNAPSHOT_MANIFEST, Paths, filesystem, join
@@ -238,7 +238,7 @@ class Story:
             return
         with self.narrator.phase("examine", "the gate measures the champion's fresh answers", "the verdict") as bar:
             self._show(bar, 0, None, "scoring answers under the base model and the champion")
-            self.sanity = await asyncio.to_thread(examine, self.config, champion, before, after)
+            self.sanity = await asyncio.to_thread(examine_apart, self.config, champion, before, after)
 
     async def _ask_the_same(self, model: str) -> list[str]:
         """The fixed questions, each with its own fixed seed; pinned to an alias, so they count in no test."""

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
-import ray
 
 from kto_ray.config import Config, load_config
 from kto_ray.data.snapshot import freeze, load_manifest, read_split
