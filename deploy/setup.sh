@@ -12,7 +12,7 @@ if [ -z "$python" ]; then echo "error: Python 3.11 to 3.13 is needed, and none i
 
 echo "set-up: virtual environment ($("$python" --version), $flavour)"
 [ -x .venv/bin/python ] || "$python" -m venv .venv
-.venv/bin/python -m pip install --quiet --disable-pip-version-check "uv>=0.9"
+.venv/bin/python -m pip install -qq --disable-pip-version-check "uv>=0.9"
 export UV_FIND_LINKS=${UV_FIND_LINKS:-${PIP_FIND_LINKS:-}}  # uv does not read pip's settings
 [ -n "$UV_FIND_LINKS" ] || unset UV_FIND_LINKS
 install() { .venv/bin/uv pip install --quiet --python .venv/bin/python --no-deps "$@"; }

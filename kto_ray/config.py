@@ -122,17 +122,17 @@ class TrainSection(Section):
 class GateSection(Section):
     """Thresholds that a candidate must keep; the README says where each comes from."""
 
-    confidence: Annotated[float, Field(gt=0.5, lt=1)] = 0.9  # of the bootstrap intervals, two-sided
+    confidence: Annotated[float, Field(gt=0.5, lt=1)] = 0.8  # of the bootstrap intervals, two-sided: one in ten lucky
     bootstrap: int = Field(2000, ge=200)
     min_holdout: int = Field(20, ge=2)  # held-out rows, of both classes together
     min_holdout_users: int = Field(5, ge=2)  # whose rows these are: the bootstrap resamples users
     max_holdout: int = Field(1000, ge=20)  # rows that are scored; a fixed random subset of more
     min_auc: Share = 0.5  # the interval's lower end must lie above it
-    max_kl_base: float = Field(1.0, gt=0)  # nats per token on the candidate's own guard answers
-    max_kl_champion: float = Field(1.5, gt=0)
+    max_kl_base: float = Field(0.75, gt=0)  # nats per token on the candidate's own guard answers
+    max_kl_champion: float = Field(1.0, gt=0)
     min_length_ratio: float = Field(0.15, ge=0)  # candidate's mean answer length over the champion's
     max_length_ratio: float = Field(3.0, gt=0)
-    max_base_nll_rise: float = Field(1.0, gt=0)  # nats per token: how much odder base finds its answers
+    max_base_nll_rise: float = Field(0.75, gt=0)  # nats per token: how much odder base finds its answers
     max_repetition: Share = 0.25  # rise of the share of guard answers that repeat themselves over the champion's
     max_empty: Share = 0.05
     max_truncated_rise: Share = 0.25  # rise of the truncated share over the champion's

@@ -5,6 +5,17 @@ by breaking the model, and then its reward on held-out answers is splendid while
 why every sanity figure is taken on the candidate's OWN answers to plain prompts.
 
 The gate only admits to a canary; that the candidate is better is for the A/B test to say.
+
+What the thresholds mean:
+    min_auc              AUC of the KTO reward on held-out users; its interval must lie above. A candidate that learnt
+                         nothing gets by with chance (1 - confidence) / 2, and then still has to win the A/B
+    max_kl_base          nats a token of its own answers; bounds what many rounds may add up to
+    max_kl_champion      the same against the present champion; bounds one round
+    max_base_nll_rise    nats a token; gibberish is dear under the base model, whatever the reward says of it
+    max_repetition, max_truncated_rise    rises of shares over the champion's on the same prompts, since a small model
+                         repeats itself and gets cut off already
+    max_empty            a share, not a rise: with 16 prompts one empty answer rejects
+    min_, max_length_ratio    mean length over the champion's; wide, because length may be the very taste
 """
 
 from __future__ import annotations

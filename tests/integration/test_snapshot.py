@@ -42,8 +42,8 @@ def example(i: int, user: str, desirable: bool, question: str = "", answer: str 
 
 
 def thumbs(n: int = 90, users: int = 30) -> list[Example]:
-    """Two thirds desirable, three rows a user."""
-    return [example(i, f"user{i % users}", i // users != 0) for i in range(n)]
+    """Two thirds desirable, three rows a user, one of them undesirable."""
+    return [example(i, f"user{i % users}", (i + i // users) % 3 != 0) for i in range(n)]
 
 
 def config(home: Path, **data) -> Config:

@@ -19,12 +19,12 @@ from safetensors.numpy import load_file
 
 from kto_ray.adapter import check_adapter
 from kto_ray.config import Config
-from kto_ray.data.stream import training_dataset
 from kto_ray.model import resolve_model
 from kto_ray.train.export import export_adapter
-from kto_ray.train.job import read_progress, run_training
+from kto_ray.train.job import read_progress
 from kto_ray.train.records import TrainingDiverged, TrainResult
 from kto_ray.types import Shard, SnapshotManifest
+from tests.training import train
 
 pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("ray_local")]
 
@@ -42,11 +42,6 @@ SCHEMA = pa.schema(
         ("kl_completion_ids", pa.list_(pa.int32())),
     ]
 )
-
-
-def train(settings: Config, name: str, manifest: SnapshotManifest, uri: str) -> TrainResult:
-    return run_training(settings, name, manifest, training_dataset(uri, manifest))
-
 
 train_task = ray.remote(num_cpus=0)(train)
 

@@ -33,7 +33,7 @@ def test_a_sane_candidate_that_learnt_goes_to_the_canary() -> None:
     decision, reasons = decide(CONFIG, GOOD)
     assert decision is GateDecision.PROMOTE_TO_CANARY
     assert (
-        "AUC 0.800 (90% interval 0.700 to 0.880) lies above min_auc 0.5 on 70 rows of 25 held-out users" in reasons[0]
+        "AUC 0.800 (80% interval 0.700 to 0.880) lies above min_auc 0.5 on 70 rows of 25 held-out users" in reasons[0]
     )
     assert reasons[1].startswith("it is sane: KL to base 0.20")
 
