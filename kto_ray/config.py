@@ -32,7 +32,7 @@ class ModelSection(Section):
 
 class RaySection(Section):
     address: str | None = None  # None starts a local cluster on loopback; "auto" joins the running one
-    num_cpus: int = Field(4, ge=2)  # logical CPUs of the local cluster: what may run at once, not threads
+    num_cpus: int = Field(6, ge=2)  # logical CPUs of the local cluster: what may run at once, not threads
     object_store_mb: int = Field(512, ge=80)
     # Node label whose values "serve" and "train" name the node pools; None: one pool for everything
     pool_label: str | None = Field(None, pattern=r"^[a-z0-9]([a-z0-9./-]*[a-z0-9])?$")

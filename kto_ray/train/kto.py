@@ -203,7 +203,7 @@ class RowTrainer(KTOTrainer):  # type: ignore[misc]  # TRL is not typed
         super().log(logs, start_time)
         if is_step and not (math.isfinite(logs["loss"]) and math.isfinite(logs["grad_norm"])):
             self._fail(logs)
-        if is_step and self.args.process_index == 0:
+        elif is_step and self.args.process_index == 0:  # never a NaN: it would not be JSON
             self._write_progress(logs)
 
     def _rows_used(self) -> int:
