@@ -1,5 +1,5 @@
 # make demo [TASTE=short|name|question|noise]   the whole loop, on this machine
-# make test                                     style, types, unit and integration tests
+# make test                                     style, types, unit and integration tests (the manifests among them)
 # make setup FLAVOUR=gpu                        the same environment for CUDA machines
 
 FLAVOUR ?= cpu
@@ -21,7 +21,7 @@ setup: .venv/installed.txt
 demo: setup
 	@.venv/bin/kto-ray demo --taste $(TASTE) $(ARGS)
 
-test: lint unit integration k8s-check
+test: lint unit integration
 
 lint: setup
 	.venv/bin/ruff check kto_ray tests

@@ -11,7 +11,7 @@ done
 if [ -z "$python" ]; then echo "error: Python 3.11 to 3.13 is needed, and none is on the PATH; set PYTHON=/path/to/python" >&2; exit 1; fi
 
 echo "set-up: virtual environment ($("$python" --version), $flavour)"
-[ -x .venv/bin/python ] || "$python" -m venv .venv
+[ -x .venv/bin/pip ] || "$python" -m venv .venv
 .venv/bin/python -m pip install -qq --disable-pip-version-check "uv>=0.9"
 export UV_FIND_LINKS=${UV_FIND_LINKS:-${PIP_FIND_LINKS:-}}  # uv does not read pip's settings
 [ -n "$UV_FIND_LINKS" ] || unset UV_FIND_LINKS
