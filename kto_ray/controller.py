@@ -146,8 +146,7 @@ class Loop:
             parent = champion.name if champion else None
             return jobs.start(jobs.train, config, self._run(current), number, uri, parent)
         assert current.stage is Stage.GATE and candidate is not None
-        answers = jobs.guard_answers(config, self._policy, (candidate.name, champion.name if champion else None))
-        return jobs.start(jobs.gate, config, candidate, champion, uri, *answers)
+        return jobs.start(jobs.examine, config, self._policy, candidate, champion, uri)
 
     def _succeeded(self, current: Round, result: Any) -> None:
         with self._act() as tx:

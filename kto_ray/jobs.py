@@ -30,8 +30,8 @@ class Trained:
 
 def start(function: Callable[..., Any], config: Config, *arguments: Any) -> ray.ObjectRef:
     """Run a job as a Ray task, where training belongs. A lost one is not retried by Ray: the controller decides."""
-    # Only the gate runs a model itself; an environment of its own would make a job's child tasks start new processes.
-    computes = function is gate and config.train.device == "cpu"
+    # Only `examine` runs a model itself; an environment of its own would make a job's child tasks start new processes.
+    computes = function is examine and config.train.device == "cpu"
     environment = cpu_compute(config.train.threads) if computes else {}
     task = ray.remote(num_cpus=0, max_retries=0, runtime_env={"env_vars": environment})(function)
     selector = config.pool("train")
@@ -75,6 +75,17 @@ def train(config: Config, run: str, number: int, snapshot_uri: str, parent: str 
     result = run_training(config, run, manifest, training_dataset(snapshot_uri, manifest))
     version = export_adapter(config, result.adapter_dir, number, manifest, parent, time.time())
     return Trained(version, asdict(result))
+
+
+def examine(
+    config: Config, policy: DeploymentHandle, candidate: AdapterVersion, champion: AdapterVersion | None, uri: str
+) -> GateReport:
+    """Ask the loaded candidate and the champion the guard prompts, then put the candidate through the gate.
+
+    `uri` is that of the snapshot whose held-out rows the gate looks at.
+    """
+    answers = guard_answers(config, policy, (candidate.name, champion.name if champion else None))
+    return gate(config, candidate, champion, uri, *answers)
 
 
 def gate(

@@ -20,7 +20,7 @@ pytestmark = [pytest.mark.fault, pytest.mark.timeout(1500)]
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory, free_port: Any) -> Iterator[Service]:
     folder: Path = tmp_path_factory.mktemp("kill")
-    with service(folder, free_port(), "kto.epochs=2", "serve.heartbeat_timeout_s=5") as started:
+    with service(folder, free_port(), "kto.epochs=3", "serve.heartbeat_timeout_s=5") as started:
         yield started
 
 
