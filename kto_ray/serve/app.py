@@ -74,6 +74,7 @@ def check_port(config: Config) -> None:
 
 def start_ray(config: Config) -> None:
     """Join the cluster that the config names, or start a local one on loopback."""
+    logging.disable(logging.INFO)  # of this process: Ray, Alembic and vLLM tell much that is no one's business here
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     if config.ray.address is None:
         # Ray's way to say that a node speaks on loopback only; then tokens would protect nothing.
@@ -107,7 +108,6 @@ def running(config: Config) -> Iterator[str]:
     from kto_ray.model import resolve_model
 
     check_port(config)
-    logging.disable(logging.INFO)  # of this process: Ray, Alembic and vLLM tell much that is no one's business here
     resolve_model(config.model)
     start_ray(config)
     import ray
