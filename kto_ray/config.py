@@ -117,6 +117,7 @@ class TrainSection(Section):
     checkpoint_steps: int = Field(10, ge=1)
     max_failures: int = Field(3, ge=0)  # worker failures that Ray Train restarts from the last checkpoint
     gradient_checkpointing: bool = False
+    step: Literal["exact", "trl"] = "exact"  # ours, or TRL's own, which is slower and knows every model
 
 
 class GateSection(Section):

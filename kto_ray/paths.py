@@ -62,6 +62,10 @@ class Paths:
         """Ray Train's storage: one folder a run, checkpoints inside."""
         return join(self.home, "training")
 
+    def references(self) -> str:
+        """Log-probabilities under reference models, a folder each."""
+        return join(self.home, "references")
+
     def adapter(self, name: str) -> str:
         return join(self.home, "adapters", name.replace("@", "-"))
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 WARN_RATIO = 10
 REFUSE_RATIO = 100
+LIKE_LENGTH = 8  # tokens
 
 Index = NDArray[np.int64]
 
@@ -82,17 +84,21 @@ def _warning(n_desirable: int, n_undesirable: int) -> str | None:
     )
 
 
-def interleave(desirable: NDArray[np.bool_], prompt: Index, micro_batch: int, seed: int) -> Index:
-    """An order in which every micro-batch has both classes, as far as the smaller class reaches.
+def interleave(
+    desirable: NDArray[np.bool_], prompt: Index, length: NDArray[np.integer[Any]], micro_batch: int, seed: int
+) -> Index:
+    """An order in which every micro-batch has both classes, as far as the smaller class reaches, and like lengths.
 
-    Each class is spread evenly over the micro-batches. The rows that do not fill a micro-batch are left out, each
-    from the class that is larger at that point, so that leaving out never skews the ratio. Inside a micro-batch no
-    row follows one with the same prompt (cyclically), unless one prompt fills more than half of it: the KL term
-    needs a completion of another prompt, and `rotate` takes the neighbour's.
+    Each class is spread evenly over the micro-batches, from its shortest rows to its longest, so that little of a
+    padded micro-batch is padding; then the micro-batches are shuffled. The rows that do not fill a micro-batch are
+    left out, each from the class that is larger at that point, so that leaving out never skews the ratio. Inside a
+    micro-batch no row follows one with the same prompt (cyclically), unless one prompt fills more than half of it:
+    the KL term needs a completion of another prompt, and `rotate` takes the neighbour's.
 
     Args:
         desirable: (n,) labels.
         prompt: (n,) an integer that is equal for rows with equal prompts.
+        length: (n,) tokens of prompt and answer.
         micro_batch: rows of a step on one worker.
         seed: decides among the orders.
 
@@ -108,7 +114,7 @@ def interleave(desirable: NDArray[np.bool_], prompt: Index, micro_batch: int, se
         else:
             bad = bad[:-1]
     batches = (len(good) + len(bad)) // micro_batch
-    minor, major = sorted((good, bad), key=len)
+    minor, major = sorted((_by_length(good, length), _by_length(bad, length)), key=len)
     cuts = np.arange(batches + 1) * len(minor) // max(batches, 1)
     order: list[Index] = []
     for b in range(batches):
@@ -116,7 +122,13 @@ def interleave(desirable: NDArray[np.bool_], prompt: Index, micro_batch: int, se
         rest = slice(b * micro_batch - cuts[b], (b + 1) * micro_batch - cuts[b + 1])
         rows = generator.permutation(np.concatenate([minor[cuts[b] : cuts[b + 1]], major[rest]]))
         order.append(_apart(rows, prompt[rows]))
-    return np.concatenate(order) if order else np.empty(0, dtype=np.int64)
+    shuffled = [order[b] for b in generator.permutation(batches)]
+    return np.concatenate(shuffled) if shuffled else np.empty(0, dtype=np.int64)
+
+
+def _by_length(rows: Index, length: NDArray[np.integer[Any]]) -> Index:
+    """Shortest first; chance, not the row number, decides among rows that differ by less than LIKE_LENGTH."""
+    return rows[np.argsort(length[rows] // LIKE_LENGTH, kind="stable")]
 
 
 def _apart(rows: Index, prompt: Index) -> Index:

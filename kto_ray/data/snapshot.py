@@ -77,7 +77,7 @@ def freeze(
     except ray.exceptions.RayTaskError as error:
         raise error.cause from None
     tokenized = _tokenize(raw, selection, model_path, config)
-    plan = _plan(config, selection, _faults(tokenized))
+    plan = _plan(config, selection, *_measured(tokenized))
     logger.info("snapshot: %d training and %d held-out rows", len(plan.train), len(plan.holdout))
     home = paths.Paths(config.home)
     staging = home.snapshot_staging(_staging_key(plan))
@@ -168,15 +168,22 @@ def _ids(row: dict[str, Any], tokenizer: PreTrainedTokenizerBase, max_length: in
     return {**row, "fault": None, "prompt_ids": prompt_ids, "completion_ids": completion_ids[:max_length]}
 
 
-def _faults(tokenized: Dataset) -> dict[str, str]:
-    """Example id -> why the row cannot be trained on."""
+def _measured(tokenized: Dataset) -> tuple[dict[str, str], dict[str, int]]:
+    """By example id: why the row cannot be trained on, or how many tokens it has."""
     faults: dict[str, str] = {}
-    for batch in _batches(tokenized.select_columns(["example_id", "fault"])):
-        faults |= {row["example_id"]: row["fault"] for row in batch.to_pylist() if row["fault"] is not None}
-    return faults
+    lengths: dict[str, int] = {}
+    for batch in _batches(tokenized.select_columns(["example_id", "fault", "prompt_ids", "completion_ids"])):
+        tokens_of = pc.add(pc.list_value_length(batch["prompt_ids"]), pc.list_value_length(batch["completion_ids"]))
+        of_rows = zip(batch["example_id"].to_pylist(), batch["fault"].to_pylist(), tokens_of.to_pylist(), strict=True)
+        for example_id, fault, n_tokens in of_rows:
+            if fault is None:
+                lengths[example_id] = n_tokens
+            else:
+                faults[example_id] = fault
+    return faults, lengths
 
 
-def _plan(config: Config, selection: Selection, faults: Mapping[str, str]) -> _Plan:
+def _plan(config: Config, selection: Selection, faults: Mapping[str, str], lengths: Mapping[str, int]) -> _Plan:
     """Leave out the faulty rows, cap once more (their absence raises the others' shares), order and weigh."""
     dropped = selection.dropped + Counter(faults.values())
     train, holdout = (
@@ -193,7 +200,9 @@ def _plan(config: Config, selection: Selection, faults: Mapping[str, str]) -> _P
             f"{config.kto.micro_batch}): at least {config.kto.micro_batch - len(train)} more rows needed"
         )
     prompts = np.unique([h.prompt_hash for h in train], return_inverse=True)[1]
-    order = interleave(np.array([h.label for h in train]), prompts, config.kto.micro_batch, config.data.seed)
+    labels = np.array([h.label for h in train])
+    widths = np.array([min(lengths[h.example_id], config.data.max_length) for h in train])
+    order = interleave(labels, prompts, widths, config.kto.micro_batch, config.data.seed)
     dropped["remainder"] += len(train) - len(order)
     ordered = tuple(train[i] for i in order)
     weights = balance(*_counts(ordered), config.kto.loss_aversion)

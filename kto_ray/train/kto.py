@@ -1,7 +1,8 @@
 """KTO on one Ray Train worker: TRL's KTOTrainer with a LoRA adapter, fed by Ray Data.
 
 The reference is the base model, that is the same weights with the adapter disabled (KTO, arXiv:2402.01306, eq. 7-8).
-Rows come tokenized and paired from the snapshot; only where they come from, and what is logged, differs from TRL.
+TRL keeps the loop, the optimizer and the checkpoints. Rows come tokenized and paired from the snapshot, and the step is
+ours (`step`), with the reference's log-probabilities cached (`reference`); `train.step: trl` takes TRL's own.
 """
 
 from __future__ import annotations
@@ -11,28 +12,30 @@ import math
 import os
 import shutil
 import time
-from collections.abc import Iterator
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
 import ray.train
+import torch
 from datasets import Dataset
 from peft import LoraConfig
 from ray.data import DataIterator
 from ray.train.huggingface.transformers import RayTrainReportCallback
+from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
-from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import DataLoader
 from transformers import AutoTokenizer, PrinterCallback
 from trl import KTOConfig, KTOTrainer
 
 from kto_ray.model import resolve_model
-from kto_ray.paths import write_atomic
+from kto_ray.paths import join, write_atomic
+from kto_ray.train.batches import RowBatches, collate
 from kto_ray.train.records import StepRecord, TrainJob, TrainOutcome, TrainProgress
-
-TRL_COLUMNS = {"kl_completion_ids": "KL_completion_ids"}  # ours -> TRL's, where they differ
+from kto_ray.train.reference import ReferenceCache, Scores, fingerprint
+from kto_ray.train.step import attach, kto_loss
 
 
 def train_on_worker(job: TrainJob, stream: DataIterator) -> TrainOutcome:
@@ -123,43 +126,6 @@ def kto_arguments(job: TrainJob, output_dir: str, steps: int) -> KTOConfig:
     )
 
 
-class RowBatches(IterableDataset[list[dict[str, Any]]]):
-    """This worker's micro-batches of rows, in the snapshot's order.
-
-    Every worker reads the whole stream and takes its slice: of each `micro_batch * world` rows, worker k takes the k-th
-    `micro_batch`. So a micro-batch is the one that the snapshot paired, whatever the number of workers, and no row is
-    dropped to make shards equal (which `streaming_split` over workers does). A last, partial group is split evenly;
-    fewer rows than workers there cannot be split and are left out.
-    """
-
-    def __init__(self, stream: DataIterator, rows: int, micro_batch: int, rank: int, world: int) -> None:
-        self.stream = stream
-        self.rows = rows
-        self.group = micro_batch * world
-        self.rank = rank
-        self.world = world
-
-    def __len__(self) -> int:
-        full, rest = divmod(self.rows, self.group)
-        return full + (rest >= self.world)
-
-    def __iter__(self) -> Iterator[list[dict[str, Any]]]:
-        groups = iter(self.stream.iter_batches(batch_size=self.group, batch_format="pyarrow", prefetch_batches=2))
-        for index in range(len(self)):
-            expected = min(self.group, self.rows - index * self.group)
-            table: pa.Table | None = next(groups, None)
-            if table is None or table.num_rows != expected:
-                got = index * self.group + (0 if table is None else table.num_rows)
-                raise RuntimeError(
-                    f"the snapshot's manifest promises {self.rows} training rows, its shards held {got}: "
-                    "the snapshot is damaged; seal a new one"
-                )
-            low = self.rank * expected // self.world
-            high = (self.rank + 1) * expected // self.world
-            names = [TRL_COLUMNS.get(name, name) for name in table.column_names]
-            yield table.rename_columns(names).slice(low, high - low).to_pylist()
-
-
 class RowTrainer(KTOTrainer):  # type: ignore[misc]  # TRL is not typed
     """TRL's trainer on rows that are already tokenized and paired, logging throughput and stopping at a NaN."""
 
@@ -170,6 +136,12 @@ class RowTrainer(KTOTrainer):  # type: ignore[misc]  # TRL is not typed
         self.failure: str | None = None
         self._tokens_logged = 0
         self._logged_at = 0.0
+        self.exact = job.step == "exact"
+        if self.exact:
+            base = self.model.get_base_model()
+            attach(base)
+            folder = join(job.references_uri, fingerprint(base, job.dtype, torch.get_num_threads()))
+            self.references = ReferenceCache(folder, f"{job.run}-{self.args.process_index}")
 
     def _prepare_dataset(self, dataset: Dataset, *unused: object) -> Dataset:
         return dataset
@@ -177,7 +149,53 @@ class RowTrainer(KTOTrainer):  # type: ignore[misc]  # TRL is not typed
     def get_train_dataloader(self) -> DataLoader[list[dict[str, Any]]]:
         # Not prepared by accelerate, which would deal the rows out among the workers a second time.
         self._logged_at = time.perf_counter()
-        return DataLoader(self.batches, batch_size=None, collate_fn=self.data_collator)
+        rows_to_batch = partial(collate, with_kl=self.calculate_KL) if self.exact else self.data_collator
+        return DataLoader(self.batches, batch_size=None, collate_fn=rows_to_batch)
+
+    def _compute_loss(self, model: torch.nn.Module, inputs: dict[str, Any], return_outputs: bool = False) -> Tensor:
+        """The exact KTO step; with several workers the KL term is the mean over theirs, as in TRL."""
+        if not self.exact:
+            loss: Tensor = super()._compute_loss(model, inputs, return_outputs)
+            return loss
+        key, label = inputs.pop("key"), inputs.pop("label")
+        reference, kl_reference = self.references.get(key, lambda: self._reference(model, inputs))
+        logps, kl_logps = model(**inputs)
+        kl = logps.new_zeros(())
+        if kl_logps is not None:
+            assert kl_reference is not None, "scored with the same KL completions"
+            kl = (kl_logps - kl_reference.to(logps.device)).mean()
+            kl = self.accelerator.gather(kl).mean().clamp(min=0)
+        weights = (self.desirable_weight, self.undesirable_weight)
+        terms = kto_loss(logps, reference.to(logps.device), kl, label, self.beta, weights)
+        self._note(kl, terms.rewards, label, inputs["length"])
+        return terms.loss
+
+    def _reference(self, model: torch.nn.Module, inputs: dict[str, Any]) -> Scores:
+        """The same scores with the adapter switched off."""
+        unwrapped = self.accelerator.unwrap_model(model)
+        with torch.no_grad(), unwrapped.disable_adapter(), self.accelerator.autocast():
+            scores: Scores = unwrapped(**inputs)
+        return scores
+
+    def _note(self, kl: Tensor, rewards: Tensor, label: Tensor, length: Tensor) -> None:
+        """What TRL's log averages over a step, under TRL's names; sums over all workers."""
+        good, bad = label, ~label
+        sums = torch.stack([rewards[good].sum(), good.sum(), rewards[bad].sum(), bad.sum(), length.sum()])
+        of_good, n_good, of_bad, n_bad, tokens = self.accelerator.gather(sums[None]).sum(0).tolist()
+        metrics = self._metrics["train"]
+        metrics["kl"].append(kl.item())
+        if n_good:
+            metrics["rewards/chosen"].append(of_good / n_good)
+        if n_bad:
+            metrics["rewards/rejected"].append(of_bad / n_bad)
+        if n_good and n_bad:
+            metrics["rewards/margins"].append(of_good / n_good - of_bad / n_bad)
+        self._total_train_tokens += int(tokens)
+
+    def _save_checkpoint(self, model: torch.nn.Module, trial: object) -> None:
+        if self.exact:
+            self.references.save()
+        super()._save_checkpoint(model, trial)
 
     def create_scheduler(self, num_training_steps: int, optimizer: Optimizer | None = None) -> LambdaLR:
         """Linear warm-up, then linear to zero, as TRL's default, but never at zero: a run may have 20 steps only."""

@@ -27,7 +27,10 @@ class TrainJob:
     seed: int
     checkpoint_steps: int
     gradient_checkpointing: bool
+    step: str  # "exact" or "trl"
+    run: str
     progress_uri: str
+    references_uri: str
 
 
 @dataclass(frozen=True, slots=True)

@@ -287,7 +287,7 @@ def test_a_shard_with_rows_missing_is_named(sealed, tmp_path):
 @pytest.mark.parametrize("world", [1, 2, 3])
 def test_workers_share_the_rows_without_loss(sealed, world):
     """22 rows in groups of 4 a worker: every worker gets as many micro-batches, and together they see each row once."""
-    from kto_ray.train.kto import RowBatches
+    from kto_ray.train.batches import RowBatches
 
     table = pa.table({"label": [True] * 22, "prompt_ids": [[i] for i in range(22)]})
     seen: list[list[list[int]]] = []

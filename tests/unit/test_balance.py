@@ -47,12 +47,16 @@ def test_skewed_ratios_warn_and_extreme_ones_are_refused():
         balance(0, 0, 1.0)
 
 
+def lengths(n: int, seed: int) -> np.ndarray:
+    return np.random.default_rng(seed).integers(5, 300, n)
+
+
 LABELS = st.lists(st.booleans(), max_size=120).map(lambda v: np.array(v, dtype=bool))
 
 
 @given(LABELS, st.integers(4, 9), st.integers(0, 5))
 def test_every_micro_batch_has_both_classes_when_they_reach(labels, micro, seed):
-    order = interleave(labels, np.arange(len(labels)), micro, seed)
+    order = interleave(labels, np.arange(len(labels)), lengths(len(labels), seed), micro, seed)
     assert len(order) == len(labels) - len(labels) % micro
     assert len(set(order.tolist())) == len(order)
     if len(order) == 0:
@@ -71,19 +75,34 @@ def test_every_micro_batch_has_both_classes_when_they_reach(labels, micro, seed)
 @given(LABELS, st.integers(0, 5))
 def test_order_is_decided_by_the_seed(labels, seed):
     prompts = np.arange(len(labels)) // 3
-    assert (interleave(labels, prompts, 4, seed) == interleave(labels, prompts, 4, seed)).all()
+    first, again = (interleave(labels, prompts, lengths(len(labels), 9), 4, seed) for _ in range(2))
+    assert (first == again).all()
 
 
 def test_seeds_differ():
     labels = np.arange(64) % 2 == 0
-    assert (interleave(labels, np.arange(64), 8, 0) != interleave(labels, np.arange(64), 8, 1)).any()
+    first, other = (interleave(labels, np.arange(64), np.ones(64, dtype=int), 8, seed) for seed in (0, 1))
+    assert (first != other).any()
+    assert (first.reshape(-1, 8).sum(1) != other.reshape(-1, 8).sum(1)).any()  # rows meet others, not only in turn
+
+
+@pytest.mark.parametrize("share", [0.5, 0.1])
+def test_little_of_a_padded_micro_batch_is_padding(share):
+    rng = np.random.default_rng(0)
+    labels, tokens = rng.random(2000) < share, rng.integers(20, 500, 2000)
+    order = interleave(labels, np.arange(2000), tokens, 8, 0)
+    ordered = tokens[order].reshape(-1, 8)
+    assert ordered.sum() / (8 * ordered.max(axis=1).sum()) > 0.95
+    shuffled = rng.permutation(tokens)[: len(order)].reshape(-1, 8)
+    assert shuffled.sum() / (8 * shuffled.max(axis=1).sum()) < 0.65  # what chance would give
+    assert abs(np.corrcoef(np.arange(len(ordered)), ordered.mean(axis=1))[0, 1]) < 0.2  # not from short to long
 
 
 @given(st.lists(st.tuples(st.booleans(), st.integers(0, 6)), max_size=120), st.integers(4, 9), st.integers(0, 3))
 def test_kl_pairs_have_other_prompts_unless_one_fills_the_micro_batch(rows, micro, seed):
     labels = np.array([r[0] for r in rows], dtype=bool)
     prompts = np.array([r[1] for r in rows], dtype=np.int64)
-    order = interleave(labels, prompts, micro, seed)
+    order = interleave(labels, prompts, lengths(len(rows), seed), micro, seed)
     own = prompts[order].reshape(-1, micro)
     other = prompts[order][rotate(len(order), micro)].reshape(-1, micro)
     for mine, partner in zip(own, other, strict=True):

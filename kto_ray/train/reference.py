@@ -1,0 +1,97 @@
+"""Log-probabilities under the reference: computed once for a micro-batch, kept over epochs, restarts and rounds.
+
+A file holds what one worker of one run looked up; the folder is named by all that decides the figures beside the tokens
+(weights, precision, device, threads, torch), so a micro-batch that recurs is never computed again, and a changed base
+model never meets an old figure.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from torch import Tensor
+
+from kto_ray.paths import filesystem, join, write_atomic
+
+KEPT_FILES = 8  # newest first; older ones are not read, and are deleted
+SCHEMA = pa.schema(
+    {"micro_batch": pa.string(), "answers": pa.list_(pa.float32()), "kl_completions": pa.list_(pa.float32())}
+)
+
+Scores = tuple[Tensor, Tensor | None]  # (B,) of the answers, (B,) of the KL completions or None
+
+
+class ReferenceCache:
+    """The scores of micro-batches by the hash of their tokens.
+
+    Args:
+        uri: the folder of this reference (`fingerprint`).
+        name: the file that `save` writes, this worker's own.
+    """
+
+    def __init__(self, uri: str, name: str) -> None:
+        self.uri, self.name = uri, name
+        self.used: dict[str, Scores] = {}
+        self.unsaved = False
+        self.known = _load(uri)
+
+    def get(self, key: str, compute: Callable[[], Scores]) -> Scores:
+        """The scores of the micro-batch `key`, on the CPU; computed at its first use."""
+        if key not in self.used:
+            if key not in self.known:
+                answers, kl = compute()
+                self.known[key] = (answers.float().cpu(), None if kl is None else kl.float().cpu())
+            self.used[key] = self.known[key]
+            self.unsaved = True
+        return self.used[key]
+
+    def save(self) -> None:
+        """Write what this run has used; nothing when that is written already."""
+        if not self.unsaved:
+            return
+        rows = [
+            {"micro_batch": key, "answers": answers.tolist(), "kl_completions": None if kl is None else kl.tolist()}
+            for key, (answers, kl) in self.used.items()
+        ]
+        sink = pa.BufferOutputStream()
+        pq.write_table(pa.Table.from_pylist(rows, schema=SCHEMA), sink, compression="zstd")
+        write_atomic(join(self.uri, f"{self.name}.parquet"), bytes(sink.getvalue()))
+        self.unsaved = False
+
+
+def _load(uri: str) -> dict[str, Scores]:
+    fs, folder = filesystem(uri)
+    if not fs.exists(folder):
+        return {}
+    files = sorted((f for f in fs.ls(folder, detail=True) if f["name"].endswith(".parquet")), key=_age, reverse=True)
+    known: dict[str, Scores] = {}
+    for file in files[:KEPT_FILES]:
+        for row in pq.read_table(pa.BufferReader(fs.cat_file(file["name"]))).to_pylist():
+            kl = row["kl_completions"]
+            known[row["micro_batch"]] = (torch.tensor(row["answers"]), None if kl is None else torch.tensor(kl))
+    for file in files[KEPT_FILES:]:
+        fs.rm(file["name"])
+    return known
+
+
+def _age(file: dict[str, object]) -> float:
+    when = file.get("mtime") or file.get("LastModified")  # local files, S3
+    return float(when.timestamp()) if hasattr(when, "timestamp") else float(str(when or 0))
+
+
+def fingerprint(model: torch.nn.Module, precision: str, threads: int) -> str:
+    """16 hex digits of all that decides a score beside the tokens; `model` is the base model, without an adapter.
+
+    A weight enters by its sum and a sample, so that it costs one pass over the weights and no copy of them.
+    """
+    digest = hashlib.sha256(f"{torch.__version__} {precision} {threads}".encode())
+    for name, weight in model.named_parameters():
+        flat = weight.detach().flatten()
+        sample = flat[:: max(1, len(flat) // 64)].double().tolist()
+        facts = f"{name} {weight.device.type} {weight.dtype} {tuple(weight.shape)} {flat.double().sum()!r} {sample}"
+        digest.update(facts.encode())
+    return digest.hexdigest()[:16]

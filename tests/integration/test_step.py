@@ -1,0 +1,223 @@
+"""The exact step against TRL's own KTOTrainer: same weights, rows, order and seed, 20 steps in fp32, through TRL's data
+preparation on one side and ours on the other. The model is a small random Llama with the embedded model's tokenizer."""
+
+import random
+from dataclasses import dataclass
+
+import pytest
+import torch
+from datasets import Dataset
+from ray.data import from_items
+from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, TrainerCallback, set_seed
+from trl import KTOTrainer
+
+from kto_ray.config import Config, KtoSection
+from kto_ray.data.balance import rotate
+from kto_ray.data.tokens import encode
+from kto_ray.model import resolve_model
+from kto_ray.train import kto
+from kto_ray.train.batches import RowBatches
+from kto_ray.train.kto import RowTrainer, kto_arguments, lora_config
+from kto_ray.train.records import TrainJob
+
+pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("ray_local")]
+
+MICRO, STEPS = 4, 20
+ROWS = MICRO * STEPS
+WEIGHTS = (1.25, 0.8)
+
+
+@dataclass(frozen=True)
+class Run:
+    """What each of the steps showed."""
+
+    loss: list[float]
+    kl: list[float]
+    chosen: list[float]
+    rejected: list[float]
+    grads: list[dict[str, torch.Tensor]]
+    tokens: int
+
+
+class Grads(TrainerCallback):
+    def __init__(self):
+        self.steps = []
+
+    def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
+        self.steps.append({n: p.grad.clone() for n, p in model.named_parameters() if p.requires_grad})
+
+
+class Peer(KTOTrainer):
+    """TRL as it is, on our learning rate's schedule."""
+
+    job: TrainJob
+    create_scheduler = RowTrainer.create_scheduler
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return AutoTokenizer.from_pretrained(resolve_model(Config().model))
+
+
+@pytest.fixture(scope="module")
+def model_path(tmp_path_factory, tokenizer) -> str:
+    folder = str(tmp_path_factory.mktemp("tiny"))
+    torch.manual_seed(0)
+    shape = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 3, "num_attention_heads": 4}
+    config = LlamaConfig(
+        vocab_size=len(tokenizer), num_key_value_heads=2, initializer_range=0.2, tie_word_embeddings=True, **shape
+    )
+    LlamaForCausalLM(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def conversations() -> list[dict]:
+    rng = random.Random(0)
+    words = ["tea", "snow", "piano", "bread", "river", "owls", "maps", "stars"]
+
+    def talk(n: int) -> str:
+        return " ".join(rng.choice(words) for _ in range(n))
+
+    return [
+        {
+            "prompt": [{"role": "user", "content": talk(rng.randint(1, 30))}],
+            "completion": [{"role": "assistant", "content": talk(rng.randint(1, 40))}],
+            "label": i % 4 != 1 if i % 8 < 4 else i % 2 == 0,
+        }
+        for i in range(ROWS)
+    ]
+
+
+def job(tmp_path, step: str, loss_type: str = "kto", **more) -> TrainJob:
+    return TrainJob(
+        model=Config().model,
+        dtype="float32",
+        device="cpu",
+        kto=KtoSection(beta=0.2, loss_type=loss_type, learning_rate=1e-3, micro_batch=MICRO, accumulate=1),
+        rows=ROWS,
+        micro_batch=MICRO,
+        desirable_weight=WEIGHTS[0],
+        undesirable_weight=WEIGHTS[1],
+        max_length=64,  # cuts some answers off
+        seed=7,
+        checkpoint_steps=1000,
+        gradient_checkpointing=False,
+        step=step,
+        run="r",
+        progress_uri=f"{tmp_path}/progress.json",
+        references_uri=f"{tmp_path}/references",
+        **more,
+    )
+
+
+def ours(model_path, tokenizer, tmp_path, **which) -> Run:
+    """Our trainer on our rows: tokenized by `encode`, paired by `rotate`, cut as a snapshot's shards are."""
+    this = job(tmp_path, "exact", **which)
+    talks = conversations()
+    ids = [encode(tokenizer, c["prompt"], c["completion"][0]["content"]) for c in talks]
+    room = [this.max_length - len(prompt) for prompt, _ in ids]
+    rows = [
+        {
+            "label": talk["label"],
+            "prompt_ids": prompt,
+            "completion_ids": answer[:space],
+            "kl_completion_ids": ids[other][1][:space],
+        }
+        for talk, (prompt, answer), space, other in zip(talks, ids, room, rotate(ROWS, MICRO), strict=True)
+    ]
+    batches = RowBatches(from_items(rows).iterator(), ROWS, MICRO, rank=0, world=1)
+    grads = Grads()
+    set_seed(7)
+    trainer = RowTrainer(
+        this,
+        batches,
+        model=model_path,
+        train_dataset=Dataset.from_dict({"prompt_ids": [[0]], "completion_ids": [[0]], "label": [True]}),
+        processing_class=tokenizer,
+        peft_config=lora_config(this),
+        args=kto_arguments(this, str(tmp_path / "ours"), STEPS),
+        callbacks=[grads],
+    )
+    trainer.train()
+    return found(trainer, grads)
+
+
+def trls(model_path, tokenizer, tmp_path, **which) -> Run:
+    this = job(tmp_path, "trl", **which)
+    grads = Grads()
+    set_seed(7)
+    trainer = Peer(
+        model=model_path,
+        train_dataset=Dataset.from_list(conversations()),
+        processing_class=tokenizer,
+        peft_config=lora_config(this),
+        args=kto_arguments(this, str(tmp_path / "trl"), STEPS),
+        callbacks=[grads],
+    )
+    trainer.job = this
+    trainer.train()
+    return found(trainer, grads)
+
+
+def found(trainer, grads) -> Run:
+    steps = [entry for entry in trainer.state.log_history if "loss" in entry]
+    columns = ("loss", "kl", "rewards/chosen", "rewards/rejected")
+    return Run(*([s[c] for s in steps] for c in columns), grads.steps, trainer._total_train_tokens)
+
+
+def furthest(one: list[float], other: list[float]) -> float:
+    assert len(one) == len(other) == STEPS
+    return max(abs(a - b) for a, b in zip(one, other, strict=True))
+
+
+def furthest_grad(one: Run, other: Run) -> float:
+    """The largest relative distance of a LoRA matrix's gradient in any step; those that are zero on both sides (the
+    first step's, of the A matrices) are equal."""
+    distances = [0.0]
+    for a, b in zip(one.grads, other.grads, strict=True):
+        assert a.keys() == b.keys() and a
+        distances += [float((a[n] - b[n]).norm() / b[n].norm()) for n in a if b[n].norm() > 0 or a[n].norm() > 0]
+    return max(distances)
+
+
+@pytest.fixture(scope="module")
+def peer(model_path, tokenizer, tmp_path_factory):
+    return {
+        t: trls(model_path, tokenizer, tmp_path_factory.mktemp(t), loss_type=t) for t in ("kto", "apo_zero_unpaired")
+    }
+
+
+@pytest.mark.parametrize("loss_type", ["kto", "apo_zero_unpaired"])
+def test_twenty_steps_are_trls(loss_type, peer, model_path, tokenizer, tmp_path):
+    own, trl = ours(model_path, tokenizer, tmp_path, loss_type=loss_type), peer[loss_type]
+    assert furthest(own.loss, trl.loss) < 1e-5
+    assert furthest(own.kl, trl.kl) < 1e-4
+    assert furthest(own.chosen, trl.chosen) < 1e-4
+    assert furthest(own.rejected, trl.rejected) < 1e-4
+    assert furthest_grad(own, trl) < 1e-4
+    assert own.tokens == trl.tokens
+    if loss_type == "kto":
+        assert max(trl.kl) > 0.01, "the KL term never mattered, so the test would not see it missing"
+
+
+def no_kl(logps, reference, kl, *rest):
+    return REAL_LOSS(logps, reference, kl * 0, *rest)
+
+
+def no_reference(logps, reference, *rest):
+    return REAL_LOSS(logps, reference + 0.01, *rest)
+
+
+def no_weights(logps, reference, kl, label, beta, weights):
+    return REAL_LOSS(logps, reference, kl, label, beta, (1.0, 1.0))
+
+
+REAL_LOSS = kto.kto_loss
+
+
+@pytest.mark.parametrize("broken", [no_kl, no_reference, no_weights], ids=lambda f: f.__name__)
+def test_the_comparison_sees_a_wrong_term(broken, peer, model_path, tokenizer, tmp_path, monkeypatch):
+    monkeypatch.setattr(kto, "kto_loss", broken)
+    own = ours(model_path, tokenizer, tmp_path, loss_type="kto")
+    assert furthest(own.loss, peer["kto"].loss) > 1e-5
