@@ -21,5 +21,9 @@ install -r "deploy/requirements-$flavour.txt" 2>.venv/setup.log \
   || install --torch-backend "$([ "$flavour" = cpu ] && echo cpu || echo auto)" -r "deploy/requirements-$flavour.txt" \
   || { cat .venv/setup.log >&2; exit 1; }
 install --editable .
+# Ten processes of the first demo would else compile the same libraries while users wait; most of it happens here beside
+# the model's conversion, which keeps one core busy.
+.venv/bin/python -m compileall -q -j 2 .venv/lib >/dev/null 2>&1 &
 .venv/bin/python -m kto_ray.model
+wait
 cp "deploy/requirements-$flavour.txt" .venv/installed.txt

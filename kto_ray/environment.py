@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+
+NICENESS = 10
+
 
 def cpu_compute(threads: int) -> dict[str, str]:
     """For a process that runs a model on `threads` threads, beside others on the same cores.
@@ -17,3 +21,8 @@ def cpu_compute(threads: int) -> dict[str, str]:
         "MALLOC_TRIM_THRESHOLD_": str(16 << 30),
         "TOKENIZERS_PARALLELISM": "false",
     }
+
+
+def yield_to_serving() -> None:
+    """Let this thread, and those it starts from now on, make way for chat where both compute on the same cores."""
+    os.setpriority(os.PRIO_PROCESS, 0, NICENESS)

@@ -13,7 +13,7 @@ import ray
 from ray.serve.handle import DeploymentHandle
 
 from kto_ray.config import Config
-from kto_ray.environment import cpu_compute
+from kto_ray.environment import cpu_compute, yield_to_serving
 from kto_ray.evaluate.guard import guard_messages
 from kto_ray.evaluate.records import GuardAnswer
 from kto_ray.store import Store, completions, feedback
@@ -103,6 +103,8 @@ def gate(
     from kto_ray.evaluate.records import held_out
     from kto_ray.model import resolve_model
 
+    if config.train.device == "cpu":
+        yield_to_serving()
     manifest = load_manifest(snapshot_uri)
     return evaluate(
         config=config,

@@ -30,6 +30,7 @@ from torch.utils.data import DataLoader
 from transformers import AutoTokenizer, PrinterCallback
 from trl import KTOConfig, KTOTrainer
 
+from kto_ray.environment import yield_to_serving
 from kto_ray.model import resolve_model
 from kto_ray.paths import join, write_atomic
 from kto_ray.train.batches import RowBatches, collate
@@ -47,6 +48,8 @@ def train_on_worker(job: TrainJob, stream: DataIterator) -> TrainOutcome:
         RuntimeError: the stream ends before the rows that the snapshot promises.
     """
     context = ray.train.get_context()
+    if job.device == "cpu":
+        yield_to_serving()
     # A folder of this worker's own: Ray merges what the workers report into one checkpoint. Emptied first, for what a
     # killed worker left in it may be newer than the last checkpoint that was reported.
     scratch = Path.cwd() / f"worker-{context.get_world_rank()}"

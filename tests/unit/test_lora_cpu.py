@@ -7,6 +7,8 @@ from collections.abc import Iterator
 import pytest
 import torch
 import vllm.platforms
+import zmq
+from vllm.distributed.device_communicators.shm_broadcast import SpinCondition
 from vllm.lora.layers import LoRAMapping
 from vllm.lora.punica_wrapper import get_punica_wrapper
 from vllm.lora.punica_wrapper.punica_cpu import PunicaWrapperCPU
@@ -181,6 +183,7 @@ def test_empty_batch_and_unknown_rows():
 
 
 def test_register_installs_on_a_cpu_and_nowhere_else(monkeypatch):
+    monkeypatch.setattr(SpinCondition.__init__, "__defaults__", SpinCondition.__init__.__defaults__)
     for platform in (CpuPlatform, UnspecifiedPlatform):  # put back what register() sets
         monkeypatch.setattr(platform, "get_punica_wrapper", platform.get_punica_wrapper)
     unchanged = UnspecifiedPlatform.get_punica_wrapper
@@ -194,6 +197,8 @@ def test_register_installs_on_a_cpu_and_nowhere_else(monkeypatch):
     for _ in range(2):
         lora_cpu.register()
         assert type(get_punica_wrapper(16, max_batches=4, device="cpu")) is GroupedPunicaWrapper
+    waiting = SpinCondition(is_reader=True, context=zmq.Context.instance(), notify_address="inproc://nobody")
+    assert waiting.busy_loop_s == lora_cpu.SPIN_S
 
 
 def test_importing_the_entry_point_costs_nothing():
