@@ -19,6 +19,8 @@ from kto_ray.config import Config, ConfigError, load_config
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 feedback_app = typer.Typer(no_args_is_help=True, help="Move feedback in and out as TRL's unpaired preference format.")
 app.add_typer(feedback_app, name="feedback")
+bench_app = typer.Typer(no_args_is_help=True, help="Measure speed and learning, the peer in the same run.")
+app.add_typer(bench_app, name="bench")
 
 out = Console()
 err = Console(stderr=True)
@@ -391,6 +393,38 @@ def doctor(as_json: AsJson = False, config: ConfigFile = None, set_: Overrides =
 
 
 # ---- small
+
+
+# ---- benchmarks
+
+
+@bench_app.command("train")
+def bench_train(
+    data: Annotated[str, typer.Option(help="A file in TRL's unpaired preference format.")],
+    steps: Annotated[int, typer.Option(min=1, help="Measured steps of each process.")] = 6,
+    repeats: Annotated[int, typer.Option(min=1, help="Processes of each variant; medians count.")] = 3,
+    out_dir: Annotated[str, typer.Option("--out")] = "runs/bench",
+    as_json: AsJson = False,
+    config: ConfigFile = None,
+    set_: Overrides = None,
+) -> None:
+    """Tokens a second of our KTO step and of TRL's KTOTrainer, with its defaults and at its best."""
+    settings = _config(config, set_)
+    from kto_ray.bench import train as bench
+
+    report = bench.bench_train(settings, data, steps, repeats, out_dir, lambda words: err.print(f"  {words}"))
+    if as_json:
+        out.print_json(data=report)
+        return
+    table = Table("tokens/s (ratio to ours)", *report["sets"], title="first epoch, the reference counted once")
+    for variant in bench.VARIANTS:
+        rates = [
+            (figures[f"{variant}_first_epoch_tokens_per_s"], figures.get(f"vs_{variant}_ratio"))
+            for figures in report["sets"].values()
+        ]
+        table.add_row(variant, *(f"{rate:.0f}" + (f" ({ratio:.2f})" if ratio else "") for rate, ratio in rates))
+    out.print(table)
+    out.print(f"written to {out_dir}/train.json")
 
 
 def _read(config: Config, query: Callable[[Any], T]) -> T:
