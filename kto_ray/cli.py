@@ -19,6 +19,8 @@ from kto_ray.config import Config, ConfigError, load_config
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 feedback_app = typer.Typer(no_args_is_help=True, help="Move feedback in and out as TRL's unpaired preference format.")
 app.add_typer(feedback_app, name="feedback")
+data_app = typer.Typer(no_args_is_help=True, help="Look at snapshots.")
+app.add_typer(data_app, name="data")
 bench_app = typer.Typer(no_args_is_help=True, help="Measure speed and learning, the peer in the same run.")
 app.add_typer(bench_app, name="bench")
 
@@ -392,7 +394,44 @@ def doctor(as_json: AsJson = False, config: ConfigFile = None, set_: Overrides =
     raise typer.Exit(0 if all(check.ok for check in checks) else 1)
 
 
-# ---- small
+# ---- snapshots
+
+
+@data_app.command("show")
+def data_show(
+    snapshot: Annotated[str, typer.Argument(help="A snapshot's id, as `kto-ray adapters` shows it.")],
+    rows: Annotated[int, typer.Option(min=0, help="Training rows to look at.")] = 3,
+    as_json: AsJson = False,
+    config: ConfigFile = None,
+    set_: Overrides = None,
+) -> None:
+    """What a snapshot holds: counts, ratio, weights, what was left out, hashes, and a look at some rows."""
+    settings = _config(config, set_)
+    from kto_ray.data import show
+    from kto_ray.data.snapshot import load_manifest
+    from kto_ray.model import resolve_model
+    from kto_ray.paths import Paths
+
+    uri = Paths(settings.home).snapshot(snapshot)
+    manifest = load_manifest(uri)
+    looked_at = show.some_rows(uri, manifest, resolve_model(settings.model), settings.model.revision, rows)
+    if as_json:
+        out.print_json(data={**dataclasses.asdict(manifest), "rows": looked_at})
+    else:
+        out.print(show.page(manifest, looked_at))
+
+
+@app.command()
+def lineage(
+    name: Annotated[str, typer.Argument(help="A completion id, a user, or an adapter version.")],
+    config: ConfigFile = None,
+    set_: Overrides = None,
+) -> None:
+    """From a thumb to every snapshot, adapter and arm it touched, and back."""
+    settings = _config(config, set_)
+    from kto_ray.lineage import lineage as trace
+
+    out.print_json(data=_read(settings, lambda tx: trace(tx, settings, name)), default=str)
 
 
 # ---- benchmarks
@@ -416,15 +455,11 @@ def bench_train(
     if as_json:
         out.print_json(data=report)
         return
-    table = Table("tokens/s (ratio to ours)", *report["sets"], title="first epoch, the reference counted once")
-    for variant in bench.VARIANTS:
-        rates = [
-            (figures[f"{variant}_first_epoch_tokens_per_s"], figures.get(f"vs_{variant}_ratio"))
-            for figures in report["sets"].values()
-        ]
-        table.add_row(variant, *(f"{rate:.0f}" + (f" ({ratio:.2f})" if ratio else "") for rate, ratio in rates))
-    out.print(table)
+    out.print(bench.table(report))
     out.print(f"written to {out_dir}/train.json")
+
+
+# ---- small
 
 
 def _read(config: Config, query: Callable[[Any], T]) -> T:

@@ -21,6 +21,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any, Literal
 
+from rich.table import Table
+
 from kto_ray.config import Config
 from kto_ray.environment import cpu_compute
 from kto_ray.feedback.files import read_unpaired
@@ -161,3 +163,17 @@ def _in_process(config: Config, work: Work) -> Measured:
         if done.returncode:
             raise RuntimeError(f"measuring {work.variant} failed:\n{done.stderr[-2000:]}")
         return Measured(**json.loads(answer.read_text()))
+
+
+def table(report: dict[str, Any]) -> Table:
+    """The rates of a first epoch, with the ratio of ours to each."""
+    sets = report["sets"]
+    shown = Table("tokens/s (ours over it)", *sets, title="first epoch, the reference counted once")
+    for variant in VARIANTS:
+        cells = []
+        for figures in sets.values():
+            ratio = figures.get(f"vs_{variant}_ratio")
+            rate = f"{figures[f'{variant}_first_epoch_tokens_per_s']:.0f}"
+            cells.append(rate if ratio is None else f"{rate} ({ratio:.2f}, bar {BARS[variant]:g})")
+        shown.add_row(variant, *cells)
+    return shown

@@ -42,13 +42,18 @@ def head(example: Example, messages: str, salt: str) -> Head:
     """The head of an example whose messages are given as canonical JSON."""
     return Head(
         example_id=example.id,
-        user_hash=_digest(salt, example.user),
+        user_hash=user_hash(salt, example.user),
         prompt_hash=_digest(messages),
         pair_hash=_digest(messages, example.answer),
         label=example.desirable,
         source=example.source,
         created_at=example.created_at,
     )
+
+
+def user_hash(salt: str, user: str) -> str:
+    """How a user is named in snapshots: 32 hex digits."""
+    return _digest(salt, user)
 
 
 def select(heads: Sequence[Head], data: DataSection) -> Selection:

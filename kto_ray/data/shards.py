@@ -22,6 +22,7 @@ IDS = pa.list_(pa.int32())
 HOLDOUT_SCHEMA = pa.schema(
     {
         "example_id": pa.string(),
+        "completion_id": pa.string(),
         "user_hash": pa.string(),
         "source": pa.string(),
         "label": pa.bool_(),

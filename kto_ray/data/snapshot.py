@@ -120,7 +120,7 @@ _RAW_SCHEMA = pa.schema(
         "label": pa.bool_(),
         "source": pa.string(),
         "created_at": pa.float64(),
-        **dict.fromkeys(("adapter", "messages", "answer"), pa.string()),
+        **dict.fromkeys(("completion_id", "adapter", "messages", "answer"), pa.string()),
         "ended": pa.bool_(),
     }
 )
@@ -129,7 +129,8 @@ _RAW_SCHEMA = pa.schema(
 def _row(example: Example, salt: str) -> dict[str, Any]:
     messages = json.dumps([dict(m) for m in example.messages], sort_keys=True)
     facts = dataclasses.asdict(head(example, messages, salt))
-    return {**facts, "adapter": example.adapter, "messages": messages, "answer": example.answer, "ended": example.ended}
+    origin = {"completion_id": example.completion_id, "adapter": example.adapter}
+    return {**facts, **origin, "messages": messages, "answer": example.answer, "ended": example.ended}
 
 
 def _heads(raw: Dataset) -> list[Head]:

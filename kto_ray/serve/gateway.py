@@ -211,6 +211,13 @@ class Gateway:
         log_of = await self._read(lambda tx: feedback.events(tx, completion_id))
         return {**asdict(found), "feedback": [asdict(event) for event in log_of]}
 
+    @api.get("/v1/lineage/{name:path}")
+    async def lineage(self, name: str) -> dict[str, Any]:
+        try:
+            return await self._read(lambda tx: _lineage(tx, self._config, name))
+        except ValueError as error:
+            raise ApiError(404, str(error), param="name") from None
+
     # ---- the loop
 
     @api.get("/v1/loop")
@@ -302,3 +309,9 @@ class Gateway:
                 return change(tx)
 
         return await asyncio.shield(asyncio.to_thread(run))
+
+
+def _lineage(tx: sa.Connection, config: Config, name: str) -> dict[str, Any]:
+    from kto_ray.lineage import lineage  # Ray Data comes with it, which nothing else here needs
+
+    return lineage(tx, config, name)

@@ -33,6 +33,12 @@ def snapshot_uri(tx: sa.Connection, snapshot: str) -> str | None:
     return tx.execute(sa.select(snapshots.c.uri).where(snapshots.c.id == snapshot)).scalar()
 
 
+def every_snapshot(tx: sa.Connection) -> list[tuple[str, str]]:
+    """(id, URI), oldest first."""
+    query = sa.select(snapshots.c.id, snapshots.c.uri).order_by(snapshots.c.created_at)
+    return [(row.id, row.uri) for row in tx.execute(query)]
+
+
 def insert(tx: sa.Connection, version: AdapterVersion) -> None:
     tx.execute(adapters.insert().values(**_columns(version)))
 

@@ -67,6 +67,19 @@ def count(tx: sa.Connection) -> int:
     return int(tx.execute(sa.select(sa.func.count()).select_from(completions)).scalar_one())
 
 
+def count_of_adapter(tx: sa.Connection, adapter: str) -> int:
+    return int(tx.execute(sa.select(sa.func.count()).where(completions.c.adapter == adapter)).scalar_one())
+
+
+def of_user(tx: sa.Connection, user: str) -> list[Completion]:
+    """What a user asked for or judged, oldest first."""
+    judged = sa.select(feedback.c.completion_id).where(feedback.c.user == user)
+    query = sa.select(completions).where((completions.c.user == user) | completions.c.id.in_(judged))
+    return [
+        _completion(row) for row in tx.execute(query.order_by(completions.c.created_at, completions.c.id)).mappings()
+    ]
+
+
 def key_ranges(tx: sa.Connection, parts: int) -> list[tuple[str, str | None]]:
     """Split the completions that have feedback into at most `parts` ranges [low, high) of about equal size.
 

@@ -19,6 +19,8 @@ from kto_ray.train import kto
 from kto_ray.train.batches import RowBatches
 from kto_ray.train.kto import RowTrainer, kto_arguments, lora_config
 from kto_ray.train.records import TrainJob
+from kto_ray.train.reference import fingerprint
+from kto_ray.train.step import attach
 
 pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("ray_local")]
 
@@ -89,7 +91,7 @@ def conversations() -> list[dict]:
     ]
 
 
-def job(tmp_path, step: str, loss_type: str = "kto", **more) -> TrainJob:
+def job(tmp_path, step: str, loss_type: str = "kto", gradient_checkpointing: bool = False) -> TrainJob:
     return TrainJob(
         model=Config().model,
         dtype="float32",
@@ -102,12 +104,11 @@ def job(tmp_path, step: str, loss_type: str = "kto", **more) -> TrainJob:
         max_length=64,  # cuts some answers off
         seed=7,
         checkpoint_steps=1000,
-        gradient_checkpointing=False,
+        gradient_checkpointing=gradient_checkpointing,
         step=step,
         run="r",
         progress_uri=f"{tmp_path}/progress.json",
         references_uri=f"{tmp_path}/references",
-        **more,
     )
 
 
@@ -199,6 +200,44 @@ def test_twenty_steps_are_trls(loss_type, peer, model_path, tokenizer, tmp_path)
     assert own.tokens == trl.tokens
     if loss_type == "kto":
         assert max(trl.kl) > 0.01, "the KL term never mattered, so the test would not see it missing"
+
+
+def test_under_gradient_checkpointing_the_kl_term_is_the_same(peer, model_path, tokenizer, tmp_path):
+    own = ours(model_path, tokenizer, tmp_path, gradient_checkpointing=True)
+    assert furthest(own.loss, peer["kto"].loss) < 1e-5
+    assert furthest(own.kl, peer["kto"].kl) < 1e-4
+    assert furthest_grad(own, peer["kto"]) < 1e-4
+
+
+def test_a_second_run_computes_no_reference_again(model_path, tokenizer, tmp_path, monkeypatch):
+    first = ours(model_path, tokenizer, tmp_path)
+    (folder,) = (tmp_path / "references").iterdir()
+    (file,) = folder.iterdir()
+    assert file.name == "r-0.parquet"
+
+    def never(*arguments):
+        raise AssertionError("the reference was computed again")
+
+    monkeypatch.setattr(RowTrainer, "_reference", never)
+    again = ours(model_path, tokenizer, tmp_path)
+    assert again.loss == first.loss
+    assert again.kl == first.kl
+
+
+def test_another_base_model_or_precision_has_another_cache(model_path):
+    model = LlamaForCausalLM.from_pretrained(model_path)
+    names = [fingerprint(model, "float32", 2), fingerprint(model, "bfloat16", 2), fingerprint(model, "float32", 1)]
+    with torch.no_grad():
+        model.model.layers[1].mlp.up_proj.weight[3, 5] += 1e-3
+    names.append(fingerprint(model, "float32", 2))
+    assert len(set(names)) == 4
+
+
+def test_a_head_that_scales_its_logits_is_refused(model_path):
+    model = LlamaForCausalLM.from_pretrained(model_path)
+    model.config.final_logit_softcapping = 30.0
+    with pytest.raises(ValueError, match=r"final_logit_softcapping.*train.step: trl"):
+        attach(model)
 
 
 def no_kl(logps, reference, kl, *rest):

@@ -1,0 +1,137 @@
+"""A thumb followed to what it touched, and an adapter followed back, on a real store and real shards."""
+
+import dataclasses
+import hashlib
+import json
+
+import pyarrow as pa
+import pytest
+
+from kto_ray.config import Config
+from kto_ray.data.select import user_hash
+from kto_ray.data.shards import HOLDOUT_SCHEMA, parquet
+from kto_ray.data.snapshot import _content_id
+from kto_ray.lineage import lineage
+from kto_ray.store import adapters, completions, feedback, rollouts
+from kto_ray.types import (
+    AdapterVersion,
+    Arm,
+    Completion,
+    Feedback,
+    FeedbackKind,
+    RolloutState,
+    RolloutStatus,
+    Shard,
+    SnapshotManifest,
+)
+
+CONFIG = Config(salt="s")
+
+
+def completion(name: str, user: str, adapter: str = "policy@base", arm: Arm = Arm.CHAMPION, rollout=None) -> Completion:
+    message = {"role": "user", "content": name}
+    return Completion(name, 1.0, "policy", adapter, arm, (message,), "text", "stop", 3, 2, user=user, rollout=rollout)
+
+
+def thumb(name: str, completion_id: str, user: str) -> Feedback:
+    return Feedback(name, 2.0, FeedbackKind.THUMB, completion_id, user=user, value=True)
+
+
+def seal(folder, splits: dict[str, list[tuple[str, str]]], seed: int) -> tuple[SnapshotManifest, str]:
+    """A snapshot whose shards hold these (completion, user) rows."""
+    uri = folder / f"snapshot-{seed}"
+    uri.mkdir()
+    shards = []
+    for split, rows in splits.items():
+        held = [
+            {
+                "example_id": f"e-{c}",
+                "completion_id": c,
+                "user_hash": user_hash("s", user),
+                "source": "thumb",
+                "label": True,
+                "adapter": "policy@base",
+                "created_at": 2.0,
+                "prompt_ids": [1],
+                "completion_ids": [2],
+            }
+            for c, user in rows
+        ]
+        data = parquet(pa.Table.from_pylist(held, schema=HOLDOUT_SCHEMA), 4, 16)
+        name = f"{split}-00000.parquet"
+        (uri / name).write_bytes(data)
+        shards.append(Shard(name, split, len(held), hashlib.sha256(data).hexdigest()))
+    draft = SnapshotManifest(
+        "", seed, 1, 1, 0, 0, {}, {}, 1.0, 0.5, 2.0, 1.0, 1.0, 4, seed, "m", "", "", 16, tuple(shards), 2.0
+    )
+    manifest = dataclasses.replace(draft, id=_content_id(draft))
+    (uri / "manifest.json").write_text(json.dumps(dataclasses.asdict(manifest)))
+    return manifest, str(uri)
+
+
+def adapter(number: int, snapshot: str, parent: str | None) -> AdapterVersion:
+    return AdapterVersion(f"policy@v{number}-aaaaaa", number, 3.0, "u", "0" * 64, snapshot, parent, "policy@base", 8)
+
+
+@pytest.fixture
+def told(store, tmp_path):
+    """ann's c1 trained v1 and v2, bob's c2 trained v2, cat's c3 was held out of both; dan was answered by v1."""
+    first, first_uri = seal(tmp_path, {"train": [("c1", "ann")], "holdout": [("c3", "cat")]}, 1)
+    second, second_uri = seal(tmp_path, {"train": [("c1", "ann"), ("c2", "bob")], "holdout": [("c3", "cat")]}, 2)
+    v1, v2 = adapter(1, first.id, None), adapter(2, second.id, "policy@v1-aaaaaa")
+    state = RolloutState("r1", "policy@base", v1.name, "salt", 1, 0.5, RolloutStatus.PROMOTED, 3.0, 3.0)
+    with store.write() as tx:
+        for made in (completion("c1", "ann"), completion("c2", "bob"), completion("c3", "cat")):
+            completions.insert(tx, made)
+        completions.insert(tx, completion("c4", "dan", v1.name, Arm.CHALLENGER, "r1"))
+        for event in (thumb("f1", "c1", "ann"), thumb("f3", "c3", "cat"), thumb("f4", "c4", "dan")):
+            feedback.record(tx, event)
+        adapters.insert_snapshot(tx, first, first_uri)
+        adapters.insert_snapshot(tx, second, second_uri)
+        adapters.insert(tx, v1)
+        adapters.insert(tx, v2)
+        adapters.set_alias(tx, "champion", v1.name, 4.0)
+        rollouts.insert(tx, state)
+
+    def ask(name: str) -> dict:
+        with store.read() as tx:
+            return lineage(tx, CONFIG, name)
+
+    return ask
+
+
+def test_a_completion_leads_to_the_snapshots_and_adapters_that_learnt_from_it(told):
+    found = told("c1")
+    assert (found["kind"], found["feedback"]) == ("completion", ["f1"])
+    assert [s["rows"] for s in found["snapshots"]] == [{"train": 1}, {"train": 1}]
+    assert [a["adapter"] for a in found["adapters"]] == ["policy@v1-aaaaaa", "policy@v2-aaaaaa"]
+    assert found["adapters"][0]["aliases"] == ["champion"]
+    assert [a["adapter"] for a in told("c2")["adapters"]] == ["policy@v2-aaaaaa"]
+
+
+def test_a_held_out_row_trained_nothing(told):
+    found = told("c3")
+    assert [s["rows"] for s in found["snapshots"]] == [{"holdout": 1}, {"holdout": 1}]
+    assert found["adapters"] == []
+
+
+def test_a_user_leads_to_all_that_they_touched(told):
+    found = told("ann")
+    assert (found["kind"], found["completions"], found["feedback"]) == ("user", ["c1"], ["f1"])
+    assert len(found["snapshots"]) == len(found["adapters"]) == 2
+    (answered,) = told("dan")["answered_by"]
+    assert (answered["adapter"], answered["arm"]) == ("policy@v1-aaaaaa", "challenger")
+    assert (answered["rollout"], answered["status"]) == ("r1", "promoted")
+
+
+def test_an_adapter_leads_back_and_on(told):
+    found = told("policy@v1-aaaaaa")
+    assert (found["kind"], found["ancestors"], found["children"]) == ("adapter", [], ["policy@v2-aaaaaa"])
+    assert found["rollouts"] == [{"rollout": "r1", "arm": "challenger", "status": "promoted"}]
+    assert found["completions"] == 1
+    assert told("policy@v2-aaaaaa")["ancestors"] == ["policy@v1-aaaaaa"]
+
+
+def test_an_unknown_name_is_told(told):
+    with pytest.raises(ValueError, match="'nobody' is no adapter version, no completion and no user"):
+        told("nobody")
