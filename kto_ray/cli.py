@@ -166,9 +166,19 @@ def _status_table(told: dict[str, Any]) -> Table:
 
 
 @app.command()
-def train(as_json: AsJson = False, config: ConfigFile = None, set_: Overrides = None) -> None:
+def train(
+    repeat: Annotated[
+        str | None, typer.Option("--repeat", help="Train this version once more and compare the bytes.")
+    ] = None,
+    as_json: AsJson = False,
+    config: ConfigFile = None,
+    set_: Overrides = None,
+) -> None:
     """Freeze the stored feedback, train one adapter on it and publish it. It is not rolled out."""
     settings = _config(config, set_)
+    if repeat is not None:
+        _repeat(settings, repeat, as_json)
+        return
     from kto_ray import jobs
     from kto_ray.paths import Paths
     from kto_ray.serve.app import start_ray
@@ -194,6 +204,33 @@ def train(as_json: AsJson = False, config: ConfigFile = None, set_: Overrides = 
     figures = {k: v for k, v in trained.metrics.items() if k != "history"}
     told = {"adapter": trained.version.name, "snapshot": manifest.id, **figures}
     _print(told, as_json)
+
+
+def _repeat(settings: Config, name: str, as_json: bool) -> None:
+    """Train a version again from its own snapshot, settings and seed; exit 1 when other bytes come out."""
+    from kto_ray import jobs
+    from kto_ray.serve.app import start_ray
+    from kto_ray.store import adapters
+    from kto_ray.train.export import installed_versions
+
+    version = _read(settings, lambda tx: adapters.get(tx, name))
+    uri = _read(settings, lambda tx: adapters.snapshot_uri(tx, version.snapshot or "")) if version else None
+    if version is None or uri is None:
+        raise ValueError(
+            f"adapter {name!r} cannot be repeated: {'its snapshot' if version else 'it'} is not in the store"
+        )
+    same = Config.model_validate({**settings.model_dump(), **version.manifest["config"]})
+    changed = {k: v for k, v in installed_versions().items() if version.manifest["versions"].get(k) != v}
+    if changed:
+        err.print(f"[yellow]warning[/] other library versions than then: {changed}; the bytes may differ")
+    with err.status("starting Ray"):
+        start_ray(same)
+    run = f"repeat-{version.number}-{int(time.time())}"
+    sha256 = _with_progress(same, run, lambda: jobs.repeat(same, run, uri))
+    told = {"adapter": name, "sha256": version.sha256, "repeated_sha256": sha256, "same": sha256 == version.sha256}
+    _print(told, as_json)
+    if sha256 != version.sha256:
+        raise typer.Exit(1)
 
 
 def _with_progress(config: Config, run: str, work: Callable[[], Any]) -> Any:

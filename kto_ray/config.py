@@ -110,6 +110,7 @@ class KtoSection(Section):
 class TrainSection(Section):
     workers: int = Field(1, ge=1)
     device: Literal["cpu", "gpu"] = "cpu"
+    micro_batches: int = Field(1, ge=1)  # that a worker takes in one forward; the KL estimate is over all of them
     cpus_per_worker: int = Field(1, ge=1)
     gpus_per_worker: float = Field(1.0, gt=0, le=1)  # on device gpu; below 1 the worker shares the GPU
     threads: int = Field(2, ge=1)  # OpenMP threads of a CPU worker

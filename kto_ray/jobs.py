@@ -77,6 +77,18 @@ def train(config: Config, run: str, number: int, snapshot_uri: str, parent: str 
     return Trained(version, asdict(result))
 
 
+def repeat(config: Config, run: str, snapshot_uri: str) -> str:
+    """Train on a snapshot again and publish nothing; the SHA-256 of the weights that came out."""
+    from kto_ray.adapter import read_sound, sha256_of
+    from kto_ray.data.snapshot import load_manifest
+    from kto_ray.data.stream import training_dataset
+    from kto_ray.train.job import run_training
+
+    manifest = load_manifest(snapshot_uri)
+    result = run_training(config, run, manifest, training_dataset(snapshot_uri, manifest))
+    return sha256_of(read_sound(result.adapter_dir, config.serve.max_lora_rank).weights)
+
+
 def examine(
     config: Config, policy: DeploymentHandle, candidate: AdapterVersion, champion: AdapterVersion | None, uri: str
 ) -> GateReport:

@@ -47,12 +47,17 @@ def export_adapter(
         "seed": snapshot.seed,
         "rank": files.rank,
         "config": config.model_dump(mode="json", include=CONFIG_SECTIONS),
-        "versions": {library: importlib.metadata.version(library) for library in LIBRARIES},
+        "versions": installed_versions(),
     }
     write_atomic(join(uri, ADAPTER_CONFIG), files.config)
     write_atomic(join(uri, ADAPTER_WEIGHTS), files.weights)
     write_atomic(join(uri, ADAPTER_MANIFEST), json.dumps(manifest, indent=2).encode())
     return _version(uri, manifest)
+
+
+def installed_versions() -> dict[str, str]:
+    """Of the libraries that shape an adapter."""
+    return {library: importlib.metadata.version(library) for library in LIBRARIES}
 
 
 def _version(uri: str, manifest: dict[str, Any]) -> AdapterVersion:

@@ -122,7 +122,7 @@ def _job(config: Config, run_name: str, snapshot: SnapshotManifest) -> TrainJob:
         device=config.train.device,
         kto=config.kto,
         rows=snapshot.n_desirable + snapshot.n_undesirable,
-        micro_batch=snapshot.micro_batch,
+        micro_batch=snapshot.micro_batch * config.train.micro_batches,
         desirable_weight=snapshot.desirable_weight,
         undesirable_weight=snapshot.undesirable_weight,
         max_length=snapshot.max_length,

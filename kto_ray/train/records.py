@@ -20,7 +20,7 @@ class TrainJob:
     device: str
     kto: KtoSection
     rows: int
-    micro_batch: int  # rows a worker takes at a time
+    micro_batch: int  # rows a worker takes at a time: one sealed micro-batch or several
     desirable_weight: float
     undesirable_weight: float
     max_length: int
