@@ -1,5 +1,6 @@
 # make demo [TASTE=short|name|question|noise]   the whole loop, on this machine
 # make test                                     style, types, unit and integration tests (the manifests among them)
+# make slow, make fault                         more training runs; kill -9 of everything in mid-loop
 # make setup FLAVOUR=gpu                        the same environment for CUDA machines
 
 FLAVOUR ?= cpu
@@ -11,7 +12,7 @@ export TOKENIZERS_PARALLELISM := false
 export RAY_USAGE_STATS_ENABLED := 0
 export VLLM_NO_USAGE_STATS := 1
 
-.PHONY: setup demo test lint unit integration fault gpu k8s-check lock clean
+.PHONY: setup demo test lint unit integration slow fault gpu k8s-check lock clean
 
 setup: .venv/installed.txt
 
@@ -31,7 +32,10 @@ unit: setup
 	$(PYTEST) tests/unit -q
 
 integration: setup
-	$(PYTEST) tests/integration -q --durations=10
+	$(PYTEST) tests/integration -q --durations=10 -m "not slow"
+
+slow: setup
+	$(PYTEST) tests/integration -q --durations=10 -m slow
 
 fault: setup
 	$(PYTEST) tests/fault -q --durations=10

@@ -181,6 +181,7 @@ def test_the_adapter_loads_and_changes_the_model(whole_run, sealed):
     assert (tuned - untuned).abs().max() > 0.01
 
 
+@pytest.mark.slow
 def test_two_workers_take_the_steps_of_one(sealed, tmp_path):
     """The same global batch of two sealed micro-batches, in fp32: on one worker, and one on each of two (gloo)."""
     steps = []
@@ -203,6 +204,7 @@ def test_calling_again_after_the_end_trains_nothing_more(whole_run, sealed):
     assert weights(again) == weights(result)
 
 
+@pytest.mark.slow
 def test_the_same_snapshot_settings_and_seed_give_the_same_bytes(whole_run, sealed):
     """With the reference computed anew and with the one that the first run left."""
     settings, result = whole_run
