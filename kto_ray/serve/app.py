@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import io
 import logging
 import os
 import socket
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stderr
+from contextlib import contextmanager
 from typing import Any
 
 import httpx
@@ -124,11 +123,9 @@ def running(config: Config) -> Iterator[str]:
         _wait_ready(url)
         yield url
     finally:
-        # Ray prints the end of Serve's own controller as failed tasks; what fails here is raised all the same.
-        with redirect_stderr(io.StringIO()):
-            serve.shutdown()
-            if config.ray.address is None:
-                ray.shutdown()
+        serve.shutdown()
+        if config.ray.address is None:
+            ray.shutdown()
 
 
 def _wait_ready(url: str) -> None:
