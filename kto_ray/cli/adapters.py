@@ -1,0 +1,79 @@
+"""Adapter versions, and the A/B test between two of them."""
+
+from __future__ import annotations
+
+import time
+from typing import Annotated
+
+import typer
+from rich.table import Table
+
+from kto_ray.cli.common import AsJson, ConfigFile, Overrides, out, read_store, settings_of, tell
+
+app = typer.Typer()
+
+
+@app.command("adapters")
+def adapters_(
+    action: Annotated[str | None, typer.Argument(help="`show` for one version.")] = None,
+    name: Annotated[str | None, typer.Argument(help="The version.")] = None,
+    as_json: AsJson = False,
+    config: ConfigFile = None,
+    set_: Overrides = None,
+) -> None:
+    """List adapter versions, or `adapters show V` for all that is known of one."""
+    settings = settings_of(config, set_)
+    from kto_ray.serve import state
+
+    told = read_store(settings, lambda tx: state.adapter_list(tx, settings))
+    if action is not None:
+        if action != "show" or name is None:
+            raise ValueError(f"adapters takes nothing or `show VERSION`, got {action!r} {name or ''}")
+        found = [a for a in told["adapters"] if a["name"] == name]
+        if not found:
+            raise ValueError(f"adapter {name!r} is not in the store; `kto-ray adapters` lists what is")
+        out.print_json(data=found[0], default=str)
+        return
+    if as_json:
+        out.print_json(data=told, default=str)
+        return
+    table = Table("version", "snapshot", "parent", "gate", "alias")
+    alias_of = {adapter: alias for alias, adapter in told["aliases"].items()}
+    for version in told["adapters"]:
+        gate = version["gate"]["decision"] if version["gate"] else "-"
+        row = (version["name"], version["snapshot"] or "-", version["parent"] or "-", gate)
+        table.add_row(*row, alias_of.get(version["name"], ""))
+    out.print(table)
+
+
+@app.command()
+def rollout(
+    action: Annotated[str, typer.Argument(help="get, promote, abort, pause, resume or rollback.")] = "get",
+    as_json: AsJson = False,
+    config: ConfigFile = None,
+    set_: Overrides = None,
+) -> None:
+    """Show or steer the A/B test. Changes are asked of the controller, which answers."""
+    settings = settings_of(config, set_)
+    from kto_ray.serve import state
+    from kto_ray.store import open_store, rounds
+
+    if action == "get":
+        told = read_store(settings, lambda tx: state.rollout(tx, settings))["rollout"]
+        out.print_json(data=told, default=str)
+        return
+    actions = ("promote", "abort", "pause", "resume", "rollback")
+    if action not in actions:
+        raise ValueError(f"rollout {action!r} does not exist; use get or one of: {', '.join(actions)}")
+    store = open_store(settings.database_url)
+    with store.write() as tx:
+        request = rounds.ask(tx, action, time.time())
+    deadline = time.monotonic() + 30
+    result = None
+    while result is None and time.monotonic() < deadline:
+        time.sleep(0.2)
+        with store.read() as tx:
+            result = rounds.answered(tx, request)
+    tell({"action": action, "result": result or "asked; no controller has answered yet, is the service up?"}, as_json)
+    if result is None or result.startswith("refused"):
+        raise typer.Exit(1)

@@ -1,0 +1,48 @@
+"""What all commands share: options, consoles, and how a result is told."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Annotated, Any, TypeVar
+
+import typer
+from rich.console import Console
+
+from kto_ray.config import Config, load_config
+
+T = TypeVar("T")
+
+out = Console()
+err = Console(stderr=True)
+
+ConfigFile = Annotated[str | None, typer.Option("--config", help="YAML file; see configs/.")]
+Overrides = Annotated[list[str] | None, typer.Option("--set", help="Override one field: --set a.b=c. Repeatable.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
+
+
+def plain(text: str) -> str:
+    """Text that may hold what looks like rich's markup."""
+    return text.replace("[", r"\[")
+
+
+def settings_of(path: str | None, overrides: list[str] | None) -> Config:
+    return load_config(path, tuple(overrides or ()))
+
+
+def read_store(config: Config, query: Callable[[Any], T]) -> T:
+    from kto_ray.store import open_store
+
+    store = open_store(config.database_url)
+    with store.read() as tx:
+        result = query(tx)
+    store.close()
+    return result
+
+
+def tell(told: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        out.print_json(json.dumps(told, default=str))
+        return
+    for key, value in told.items():
+        out.print(f"{key}: {value:.4g}" if isinstance(value, float) else plain(f"{key}: {value}"), soft_wrap=True)

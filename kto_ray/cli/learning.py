@@ -1,0 +1,139 @@
+"""The loop by hand: train an adapter, judge it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Annotated, Any
+
+import typer
+
+from kto_ray.cli.common import AsJson, ConfigFile, Overrides, err, read_store, settings_of, tell
+from kto_ray.config import Config
+
+app = typer.Typer()
+
+
+@app.command()
+def train(
+    repeat: Annotated[
+        str | None, typer.Option("--repeat", help="Train this version once more and compare the bytes.")
+    ] = None,
+    as_json: AsJson = False,
+    config: ConfigFile = None,
+    set_: Overrides = None,
+) -> None:
+    """Freeze the stored feedback, train one adapter on it and publish it. It is not rolled out."""
+    settings = settings_of(config, set_)
+    if repeat is not None:
+        _repeat(settings, repeat, as_json)
+        return
+    from kto_ray import jobs
+    from kto_ray.paths import Paths
+    from kto_ray.serve.app import start_ray
+    from kto_ray.store import adapters, open_store
+
+    store = open_store(settings.database_url)
+    with err.status("starting Ray"):
+        start_ray(settings)
+    with err.status("freezing the feedback into a snapshot"):
+        manifest = jobs.snapshot(settings)
+    uri = Paths(settings.home).snapshot(manifest.id)
+    with store.write() as tx:
+        adapters.insert_snapshot(tx, manifest, uri)
+    with store.read() as tx:
+        number = adapters.next_number(tx)
+        champion = adapters.get_aliases(tx).get("champion")
+    err.print(f"snapshot {manifest.id}: {manifest.n_desirable} desirable, {manifest.n_undesirable} undesirable rows")
+    run = f"cli-{manifest.id}-{number}"
+    trained = _with_progress(settings, run, lambda: jobs.train(settings, run, number, uri, champion))
+    with store.write() as tx:
+        if adapters.get(tx, trained.version.name) is None:
+            adapters.insert(tx, trained.version)
+    figures = {k: v for k, v in trained.metrics.items() if k != "history"}
+    told = {"adapter": trained.version.name, "snapshot": manifest.id, **figures}
+    tell(told, as_json)
+
+
+def _repeat(settings: Config, name: str, as_json: bool) -> None:
+    """Train a version again from its own snapshot, settings and seed; exit 1 when other bytes come out."""
+    from kto_ray import jobs
+    from kto_ray.serve.app import start_ray
+    from kto_ray.store import adapters
+    from kto_ray.train.export import installed_versions
+
+    version = read_store(settings, lambda tx: adapters.get(tx, name))
+    uri = read_store(settings, lambda tx: adapters.snapshot_uri(tx, version.snapshot or "")) if version else None
+    if version is None or uri is None:
+        raise ValueError(
+            f"adapter {name!r} cannot be repeated: {'its snapshot' if version else 'it'} is not in the store"
+        )
+    same = Config.model_validate({**settings.model_dump(), **version.manifest["config"]})
+    changed = {k: v for k, v in installed_versions().items() if version.manifest["versions"].get(k) != v}
+    if changed:
+        err.print(f"[yellow]warning[/] other library versions than then: {changed}; the bytes may differ")
+    with err.status("starting Ray"):
+        start_ray(same)
+    run = f"repeat-{version.number}-{int(time.time())}"
+    sha256 = _with_progress(same, run, lambda: jobs.repeat(same, run, uri))
+    told = {"adapter": name, "sha256": version.sha256, "repeated_sha256": sha256, "same": sha256 == version.sha256}
+    tell(told, as_json)
+    if sha256 != version.sha256:
+        raise typer.Exit(1)
+
+
+def _with_progress(config: Config, run: str, work: Callable[[], Any]) -> Any:
+    """Do blocking work under a progress bar that reads the run's progress file."""
+    from concurrent.futures import ThreadPoolExecutor, TimeoutError
+
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    from kto_ray.train.job import read_progress
+
+    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}"))
+    with Progress(*columns, TimeRemainingColumn(), console=err) as bar, ThreadPoolExecutor(1) as pool:
+        task = bar.add_task("training: starting workers", total=None)
+        future = pool.submit(work)
+        while True:
+            try:
+                return future.result(timeout=1)
+            except TimeoutError:
+                if future.done():
+                    raise
+            if progress := read_progress(config, run):
+                words = f"training: loss {progress.loss:.3f}, {progress.tokens_per_s:.0f} tok/s"
+                bar.update(task, completed=progress.step, total=progress.steps, description=words)
+
+
+@app.command()
+def evaluate(
+    adapter: Annotated[str, typer.Argument(help="The version to judge, such as policy@v1-3fa9c1.")],
+    as_json: AsJson = False,
+    config: ConfigFile = None,
+    set_: Overrides = None,
+) -> None:
+    """Judge an adapter on the held-out feedback of its snapshot: KTO reward accuracy and AUC with intervals."""
+    settings = settings_of(config, set_)
+    from kto_ray import adapter as adapter_files
+    from kto_ray.data.snapshot import load_manifest, read_split
+    from kto_ray.evaluate.judge import reward_metrics
+    from kto_ray.evaluate.logprobs import Scorer
+    from kto_ray.evaluate.records import held_out
+    from kto_ray.model import resolve_model
+    from kto_ray.store import adapters
+
+    version = read_store(settings, lambda tx: adapters.get(tx, adapter))
+    if version is None:
+        known = read_store(settings, lambda tx: [v.name for v in adapters.every(tx)])
+        raise ValueError(f"adapter {adapter!r} is not in the store; known: {', '.join(known) or 'none'}")
+    uri = read_store(settings, lambda tx: adapters.snapshot_uri(tx, version.snapshot or ""))
+    if uri is None:
+        raise ValueError(
+            f"adapter {adapter!r} has no snapshot in the store, so there is no held-out feedback to judge by"
+        )
+    with err.status("scoring held-out feedback under the base model and the adapter"):
+        directory = adapter_files.fetch(version.uri, settings.serve.max_lora_rank, version.sha256)
+        rows = held_out(read_split(uri, load_manifest(uri), "holdout"))
+        scorer = Scorer(settings, resolve_model(settings.model), directory, None)
+        metrics = reward_metrics(settings, scorer, rows)
+    tell({"adapter": adapter, "snapshot": version.snapshot, **metrics}, as_json)

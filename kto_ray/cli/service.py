@@ -1,0 +1,122 @@
+"""The running service: start it, see where it stands, close the loop once in a demo."""
+
+from __future__ import annotations
+
+import time
+from typing import Annotated, Any
+
+import typer
+from rich.table import Table
+
+from kto_ray.cli.common import AsJson, ConfigFile, Overrides, err, out, plain, read_store, settings_of
+from kto_ray.config import Config
+
+app = typer.Typer()
+
+
+@app.command()
+def serve(config: ConfigFile = None, set_: Overrides = None) -> None:
+    """Run the whole service: gateway, policy replicas and the loop's controller. Ctrl-C stops it."""
+    settings = settings_of(config, set_)
+    from kto_ray.serve.app import running
+
+    with err.status("starting Ray, vLLM, gateway and controller (about a minute on two cores)"):
+        service = running(settings)
+        url = service.__enter__()
+    try:
+        out.print(f"ready: {url}/v1  (OpenAI-compatible; state: kto-ray status --watch)")
+        while True:
+            time.sleep(3600)
+    except KeyboardInterrupt:
+        err.print("stopping")
+    finally:
+        service.__exit__(None, None, None)
+
+
+@app.command()
+def demo(
+    taste: Annotated[
+        str, typer.Option(help="What the simulated users like: short, name, question or noise.")
+    ] = "short",
+    out_dir: Annotated[str, typer.Option("--out", help="Where the report goes.")] = "runs/demo",
+    seed: int = 0,
+    keep: Annotated[bool, typer.Option("--keep", help="Leave the service up to chat with.")] = False,
+    as_json: AsJson = False,
+    config: ConfigFile = None,
+    set_: Overrides = None,
+) -> None:
+    """Close the loop once before your eyes: chat, thumbs, training, gate, A/B test, promotion."""
+    settings = settings_of(config, set_)
+    from kto_ray.demo.run import run_demo
+
+    raise typer.Exit(run_demo(settings, taste, out_dir, seed, keep, as_json))
+
+
+@app.command()
+def status(
+    watch: Annotated[bool, typer.Option("--watch", help="Refresh every second until Ctrl-C.")] = False,
+    as_json: AsJson = False,
+    config: ConfigFile = None,
+    set_: Overrides = None,
+) -> None:
+    """Where the loop stands: feedback, the round, the rollout, adapters and replicas."""
+    settings = settings_of(config, set_)
+    from rich.live import Live
+
+    if not watch:
+        told = _state(settings)
+        out.print_json(data=told, default=str) if as_json else out.print(_status_table(told))
+        return
+    with Live(_status_table(_state(settings)), console=out, auto_refresh=False) as live:
+        try:
+            while True:
+                time.sleep(1)
+                live.update(_status_table(_state(settings)), refresh=True)
+        except KeyboardInterrupt:
+            pass
+
+
+def _state(config: Config) -> dict[str, Any]:
+    from kto_ray.serve import state
+
+    def read(tx: Any) -> dict[str, Any]:
+        return {
+            "loop": state.loop(tx, config),
+            "adapters": state.adapter_list(tx, config),
+            "rollout": state.rollout(tx, config)["rollout"],
+            "readiness": state.readiness(tx, config),
+        }
+
+    return read_store(config, read)
+
+
+def _status_table(told: dict[str, Any]) -> Table:
+    loop, current, test = told["loop"], told["loop"]["round"], told["rollout"]
+    table = Table(title="kto_ray", show_header=False, title_justify="left")
+    replicas = told["readiness"]["replicas"]
+    ready = "ready" if told["readiness"]["ready"] else "not ready"
+    table.add_row("policy", f"{ready}, {len(replicas)} live replica(s), champion {told['readiness']['champion']}")
+    for replica in replicas:
+        table.add_row("", f"{replica['replica']} on {replica['node']} holds {', '.join(replica['held']) or 'the base'}")
+    labels = loop["labels"]
+    table.add_row("completions", str(loop["completions"]))
+    table.add_row(
+        "feedback",
+        f"{loop['feedback']['stored']} stored, {loop['feedback']['pending']} pending; labels: "
+        f"{labels['desirable']} desirable, {labels['undesirable']} undesirable, {labels['new']} new",
+    )
+    if current:
+        progress = current["train_metrics"]
+        steps = f", step {progress['step']}/{progress['steps']}" if "step" in progress else ""
+        table.add_row("round", f"{current['id']}: {current['stage']}{steps}")
+    for ended in loop["rounds"][-3:]:
+        if ended["outcome"]:
+            table.add_row("", plain(f"{ended['id']}: {ended['outcome']}: {ended['reason'] or ''}"))
+    if test:
+        low, high = test["interval"]
+        table.add_row(
+            "rollout", f"{test['challenger']} against {test['champion']}: {test['status']} {test['stage_name']}"
+        )
+        table.add_row("", f"weight {test['weight']:.2f}, difference {low:+.3f} to {high:+.3f}")
+    table.add_row("next", loop["next"])
+    return table
