@@ -89,6 +89,9 @@ class KtoSection(Section):
     beta: float = Field(0.1, gt=0)
     loss_aversion: float = Field(1.0, gt=0)  # 1/r: how much the undesirable mass counts against the desirable mass
     loss_type: Literal["kto", "apo_zero_unpaired"] = "kto"
+    # What a policy starts from and is held to: the base model, so that no round's errors reach the next; or the
+    # champion, so that rounds add up, within gate.max_kl_base in all
+    reference: Literal["base", "champion"] = "base"
     learning_rate: float = Field(5e-4, gt=0)
     epochs: int = Field(1, ge=1)
     micro_batch: int = Field(8, ge=4)  # rows of a step on one worker; the KL pairs are rotated within it

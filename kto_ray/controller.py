@@ -143,8 +143,7 @@ class Loop:
             candidate = adapters.get(tx, current.adapter) if current.adapter else None
         assert uri is not None, "a round past SNAPSHOT has one"
         if current.stage is Stage.TRAIN:
-            parent = champion.name if champion else None
-            return jobs.start(jobs.train, config, self._run(current), number, uri, parent)
+            return jobs.start(jobs.train, config, self._run(current), number, uri, champion)
         assert current.stage is Stage.GATE and candidate is not None
         return jobs.start(jobs.examine, config, self._policy, candidate, champion, uri)
 

@@ -64,28 +64,29 @@ def snapshot(config: Config) -> SnapshotManifest:
     return freeze(config, resolve_model(config.model), ranges, read, dropped, counts.newest_at)
 
 
-def train(config: Config, run: str, number: int, snapshot_uri: str, parent: str | None) -> Trained:
-    """Train on a snapshot and publish the adapter as version `number`."""
+def train(config: Config, run: str, number: int, snapshot_uri: str, champion: AdapterVersion | None) -> Trained:
+    """Train on a snapshot and publish the adapter as version `number`, to follow `champion` (None: the base model)."""
     from kto_ray.data.snapshot import load_manifest
     from kto_ray.data.stream import training_dataset
     from kto_ray.train.export import export_adapter
     from kto_ray.train.job import run_training
 
     manifest = load_manifest(snapshot_uri)
-    result = run_training(config, run, manifest, training_dataset(snapshot_uri, manifest))
-    version = export_adapter(config, result.adapter_dir, number, manifest, parent, time.time())
+    start = champion if config.kto.reference == "champion" else None
+    result = run_training(config, run, manifest, training_dataset(snapshot_uri, manifest), start)
+    version = export_adapter(config, result.adapter_dir, number, manifest, champion, time.time())
     return Trained(version, asdict(result))
 
 
-def repeat(config: Config, run: str, snapshot_uri: str) -> str:
-    """Train on a snapshot again and publish nothing; the SHA-256 of the weights that came out."""
+def repeat(config: Config, run: str, snapshot_uri: str, start: AdapterVersion | None) -> str:
+    """Train on a snapshot again, from the adapter `start`, and publish nothing; the SHA-256 of the new weights."""
     from kto_ray.adapter import read_sound, sha256_of
     from kto_ray.data.snapshot import load_manifest
     from kto_ray.data.stream import training_dataset
     from kto_ray.train.job import run_training
 
     manifest = load_manifest(snapshot_uri)
-    result = run_training(config, run, manifest, training_dataset(snapshot_uri, manifest))
+    result = run_training(config, run, manifest, training_dataset(snapshot_uri, manifest), start)
     return sha256_of(read_sound(result.adapter_dir, config.serve.max_lora_rank).weights)
 
 

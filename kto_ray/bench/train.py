@@ -40,10 +40,6 @@ class Work:
 
     rows: list[dict[str, Any]]
     variant: Variant
-    model: str
-    micro_batch: int
-    max_length: int
-    threads: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,10 +74,7 @@ def bench_train(
     for repeat in range(repeats):
         for name, rows in sets.items():
             for variant in VARIANTS:
-                work = Work(
-                    rows, variant, config.model.id, config.kto.micro_batch, config.data.max_length, config.train.threads
-                )
-                measured = _in_process(config, work)
+                measured = _in_process(config, Work(rows, variant))
                 found[name][variant].append(measured)
                 tell(
                     f"{name}, {variant}, {repeat + 1}/{repeats}: {measured.tokens / sum(measured.step_s):.0f} tokens/s "

@@ -11,6 +11,17 @@ from kto_ray.cli.common import AsJson, ConfigFile, Overrides, err, out, settings
 app = typer.Typer(no_args_is_help=True, help="Measure speed and learning, the peer in the same run.")
 
 
+# Short conversations and a batch of one micro-batch: many steps in little time.
+BENCH_LEARN = ("data.max_length=112", "kto.accumulate=1")
+
+Data = Annotated[str, typer.Option(help="A file in TRL's unpaired preference format.")]
+OutDir = Annotated[str, typer.Option("--out", help="Where results go.")]
+
+
+def progress(words: str) -> None:
+    err.print(f"  {words}", highlight=False)
+
+
 @app.command("train")
 def bench_train(
     data: Annotated[str, typer.Option(help="A file in TRL's unpaired preference format.")],
@@ -31,3 +42,25 @@ def bench_train(
         return
     out.print(bench.table(report))
     out.print(f"written to {out_dir}/train.json")
+
+
+@app.command("learn")
+def bench_learn(
+    data: Data,
+    test: Annotated[int, typer.Option(min=10, help="Held-out conversations that the table is judged on.")] = 120,
+    validation: Annotated[int, typer.Option(min=10, help="Conversations that hyperparameters are chosen by.")] = 60,
+    conversations: Annotated[int, typer.Option(min=8, help="Conversations that a seed trains on.")] = 128,
+    seeds: Annotated[int, typer.Option(min=1)] = 3,
+    ablation: Annotated[bool, typer.Option("--ablation", help="KTO without its parts, in place of the table.")] = False,
+    out_dir: OutDir = "runs/bench",
+    as_json: AsJson = False,
+    config: ConfigFile = None,
+    set_: Overrides = None,
+) -> None:
+    """Held-out accuracy and AUC of KTO (ours, TRL's), APO-zero, SFT and DPO. A run that was cut off goes on."""
+    settings = settings_of(config, [*BENCH_LEARN, *(set_ or [])])
+    from kto_ray.bench import learn as bench
+
+    sizes = bench.Sizes(test, validation, conversations, seeds)
+    report = bench.bench_learn(settings, data, sizes, ablation, out_dir, progress)
+    out.print_json(data=report) if as_json else out.print(bench.table(report))

@@ -43,7 +43,7 @@ def train(
         adapters.insert_snapshot(tx, manifest, uri)
     with store.read() as tx:
         number = adapters.next_number(tx)
-        champion = adapters.get_aliases(tx).get("champion")
+        champion = adapters.get(tx, adapters.get_aliases(tx).get("champion", ""))
     err.print(f"snapshot {manifest.id}: {manifest.n_desirable} desirable, {manifest.n_undesirable} undesirable rows")
     run = f"cli-{manifest.id}-{number}"
     trained = _with_progress(settings, run, lambda: jobs.train(settings, run, number, uri, champion))
@@ -74,8 +74,9 @@ def _repeat(settings: Config, name: str, as_json: bool) -> None:
         err.print(f"[yellow]warning[/] other library versions than then: {changed}; the bytes may differ")
     with err.status("starting Ray"):
         start_ray(same)
+    start = read_store(settings, lambda tx: adapters.get(tx, version.reference))  # None where that is the base model
     run = f"repeat-{version.number}-{int(time.time())}"
-    sha256 = _with_progress(same, run, lambda: jobs.repeat(same, run, uri))
+    sha256 = _with_progress(same, run, lambda: jobs.repeat(same, run, uri, start))
     told = {"adapter": name, "sha256": version.sha256, "repeated_sha256": sha256, "same": sha256 == version.sha256}
     tell(told, as_json)
     if sha256 != version.sha256:

@@ -16,11 +16,17 @@ CONFIG_SECTIONS = {"model", "data", "kto", "train"}  # those that shape an adapt
 
 
 def export_adapter(
-    config: Config, adapter_dir: str, number: int, snapshot: SnapshotManifest, parent: str | None, created_at: float
+    config: Config,
+    adapter_dir: str,
+    number: int,
+    snapshot: SnapshotManifest,
+    champion: AdapterVersion | None,
+    created_at: float,
 ) -> AdapterVersion:
     """Publish the two adapter files of `adapter_dir` under their immutable name, the manifest last.
 
-    `parent` is the champion that this version is meant to follow; `created_at` is in seconds since the epoch.
+    `champion` is the version that this one is meant to follow, None where that is the base model; `created_at` is in
+    seconds since the epoch.
     Publishing the same weights under the same number again returns what is there.
 
     Raises:
@@ -41,8 +47,8 @@ def export_adapter(
             ADAPTER_CONFIG: {"sha256": sha256_of(files.config), "bytes": len(files.config)},
             ADAPTER_WEIGHTS: {"sha256": sha256, "bytes": len(files.weights)},
         },
-        "parent": parent,
-        "reference": config.base_name,
+        "parent": champion.name if champion else None,
+        "reference": champion.name if champion and config.kto.reference == "champion" else config.base_name,
         "snapshot": snapshot.id,
         "seed": snapshot.seed,
         "rank": files.rank,

@@ -11,7 +11,7 @@ from kto_ray.config import Config
 from kto_ray.environment import cpu_compute
 from kto_ray.paths import Paths, filesystem, is_local, join
 from kto_ray.train.records import StepRecord, TrainingDiverged, TrainJob, TrainOutcome, TrainProgress, TrainResult
-from kto_ray.types import SnapshotManifest
+from kto_ray.types import AdapterVersion, SnapshotManifest
 
 if TYPE_CHECKING:
     from ray.data import Dataset
@@ -21,8 +21,12 @@ PROGRESS_FILE = "progress.json"
 KEPT_CHECKPOINTS = 2
 
 
-def run_training(config: Config, run_name: str, snapshot: SnapshotManifest, rows: Dataset) -> TrainResult:
-    """Train one adapter from the base model on a sealed snapshot, and wait for it. Call it inside a Ray task.
+def run_training(
+    config: Config, run_name: str, snapshot: SnapshotManifest, rows: Dataset, start: AdapterVersion | None = None
+) -> TrainResult:
+    """Train one adapter on a sealed snapshot, and wait for it. Call it inside a Ray task.
+
+    `start` is the adapter that policy and reference start from; None where that is the base model.
 
     `rows` are the snapshot's training rows in its order. Each worker reads all of them and takes its own (RowBatches).
     They are handed to the workers as iterators made here and not by TorchTrainer(datasets=...): Ray runs a task in its
@@ -42,7 +46,7 @@ def run_training(config: Config, run_name: str, snapshot: SnapshotManifest, rows
     streams = [rows.streaming_split(1)[0] for _ in range(config.train.workers)]
     trainer = TorchTrainer(
         _train_on_worker,
-        train_loop_config={"job": _job(config, run_name, snapshot), "streams": streams},
+        train_loop_config={"job": _job(config, run_name, snapshot, start), "streams": streams},
         scaling_config=_scaling(config),
         run_config=_run_config(config, run_name),
     )
@@ -115,7 +119,7 @@ def _train_on_worker(loop_config: dict[str, Any]) -> TrainOutcome:
     return train_on_worker(loop_config["job"], loop_config["streams"][ray.train.get_context().get_world_rank()])
 
 
-def _job(config: Config, run_name: str, snapshot: SnapshotManifest) -> TrainJob:
+def _job(config: Config, run_name: str, snapshot: SnapshotManifest, start: AdapterVersion | None) -> TrainJob:
     return TrainJob(
         model=config.model,
         dtype=config.train.dtype,
@@ -133,6 +137,7 @@ def _job(config: Config, run_name: str, snapshot: SnapshotManifest) -> TrainJob:
         run=run_name,
         progress_uri=_progress_uri(config, run_name),
         references_uri=_absolute(Paths(config.home).references()),
+        start=start,
     )
 
 

@@ -1,6 +1,7 @@
 """KTO on one Ray Train worker: TRL's KTOTrainer with a LoRA adapter, fed by Ray Data.
 
-The reference is the base model, that is the same weights with the adapter disabled (KTO, arXiv:2402.01306, eq. 7-8).
+The reference is the base model, that is the same weights with the adapter disabled (KTO, arXiv:2402.01306, eq. 7-8), or
+a frozen copy of the champion that the policy starts from (`kto.reference`).
 TRL keeps the loop, the optimizer and the checkpoints. Rows come tokenized and paired from the snapshot, and the step is
 ours (`step`), with the reference's log-probabilities cached (`reference`); `train.step: trl` takes TRL's own.
 """
@@ -20,32 +21,35 @@ from typing import Any
 import ray.train
 import torch
 from datasets import Dataset
-from peft import LoraConfig
+from peft import LoraConfig, PeftModel
 from ray.data import DataIterator
 from ray.train.huggingface.transformers import RayTrainReportCallback
 from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader
-from transformers import AutoTokenizer, PrinterCallback
+from transformers import AutoModelForCausalLM, AutoTokenizer, PrinterCallback
 from trl import KTOConfig, KTOTrainer
+from trl.trainer.utils import use_adapter
 
+from kto_ray.adapter import fetch
 from kto_ray.environment import yield_to_serving
 from kto_ray.model import resolve_model
 from kto_ray.paths import join, write_atomic
 from kto_ray.train.batches import RowBatches, collate
 from kto_ray.train.records import StepRecord, TrainJob, TrainOutcome, TrainProgress
 from kto_ray.train.reference import ReferenceCache, Scores, fingerprint
-from kto_ray.train.step import attach, kto_loss
+from kto_ray.train.step import LossTerms, attach, kto_loss
 
 
 def train_on_worker(job: TrainJob, stream: DataIterator) -> TrainOutcome:
-    """Train one adapter from the base model, going on from the run's last checkpoint when there is one.
+    """Train one adapter, going on from the run's last checkpoint when there is one.
 
     `stream` yields all training rows in the snapshot's order, again in every epoch.
 
     Raises:
         RuntimeError: the stream ends before the rows that the snapshot promises.
+        ValueError: the adapter to start from is damaged, or of another shape than kto.rank and kto.target_modules.
     """
     context = ray.train.get_context()
     if job.device == "cpu":
@@ -65,14 +69,16 @@ def train_on_worker(job: TrainJob, stream: DataIterator) -> TrainOutcome:
     steps = job.kto.epochs * math.ceil(len(batches) / job.kto.accumulate)
     model_path = resolve_model(job.model)
     tokenizer = AutoTokenizer.from_pretrained(model_path, revision=job.model.revision)
+    start = fetch(job.start.uri, job.start.rank, job.start.sha256) if job.start else None
+    model, fresh_adapter = policy(job, model_path, start)
     trainer = RowTrainer(
         job,
         batches,
-        model=model_path,
+        model=model,
         # TRL looks at one row to tell text from images; the rows themselves come from `batches`.
         train_dataset=Dataset.from_dict({"prompt_ids": [[0]], "completion_ids": [[0]], "label": [True]}),
         processing_class=tokenizer,
-        peft_config=lora_config(job),
+        peft_config=fresh_adapter,
         args=kto_arguments(job, str(scratch), steps),
         callbacks=[RayTrainReportCallback()],
     )
@@ -85,6 +91,28 @@ def train_on_worker(job: TrainJob, stream: DataIterator) -> TrainOutcome:
             trainer.train(resume_from_checkpoint=os.path.join(folder, RayTrainReportCallback.CHECKPOINT_NAME))
     shutil.rmtree(scratch, ignore_errors=True)
     return TrainOutcome(history=trainer.history(), failure=trainer.failure)
+
+
+def policy(job: TrainJob, model_path: str, start: str | None) -> tuple[str | PeftModel, LoraConfig | None]:
+    """What TRL's trainer takes as model and peft_config: the base model and the shape of a fresh adapter, or the model
+    with the adapter in folder `start`, of which TRL then keeps a frozen copy, "ref", as the reference.
+
+    Raises:
+        ValueError: the adapter has another shape than kto.rank and kto.target_modules.
+    """
+    wanted = lora_config(job)
+    if start is None:
+        return model_path, wanted
+    base = AutoModelForCausalLM.from_pretrained(model_path, revision=job.model.revision, dtype=job.dtype)
+    model = PeftModel.from_pretrained(base, start, is_trainable=True)
+    found = model.peft_config["default"]
+    if (found.r, set(found.target_modules)) != (wanted.r, set(wanted.target_modules)):
+        raise ValueError(
+            f"kto.reference is champion, whose adapter has rank {found.r} on {sorted(found.target_modules)}, but "
+            f"kto.rank is {wanted.r} and kto.target_modules {sorted(wanted.target_modules)}: an adapter keeps its "
+            "shape when it is trained further; set these back, or kto.reference: base"
+        )
+    return model, None
 
 
 def lora_config(job: TrainJob) -> LoraConfig:
@@ -133,7 +161,7 @@ class RowTrainer(KTOTrainer):  # type: ignore[misc]  # TRL is not typed
     """TRL's trainer on rows that are already tokenized and paired, logging throughput and stopping at a NaN."""
 
     def __init__(self, job: TrainJob, batches: RowBatches, **trl_arguments: Any) -> None:
-        super().__init__(**trl_arguments)
+        super().__init__(**trl_arguments)  # makes the frozen copy "ref" where the model came with an adapter
         self.job = job
         self.batches = batches
         self.failure: str | None = None
@@ -168,15 +196,18 @@ class RowTrainer(KTOTrainer):  # type: ignore[misc]  # TRL is not typed
             assert kl_reference is not None, "scored with the same KL completions"
             kl = (kl_logps - kl_reference.to(logps.device)).mean()
             kl = self.accelerator.gather(kl).mean().clamp(min=0)
-        weights = (self.desirable_weight, self.undesirable_weight)
-        terms = kto_loss(logps, reference.to(logps.device), kl, label, self.beta, weights)
+        terms = self.loss_terms(logps, reference.to(logps.device), kl, label)
         self._note(kl, terms.rewards, label, inputs["length"])
         return terms.loss
 
+    def loss_terms(self, logps: Tensor, reference: Tensor, kl: Tensor, label: Tensor) -> LossTerms:
+        return kto_loss(logps, reference, kl, label, self.beta, (self.desirable_weight, self.undesirable_weight))
+
     def _reference(self, model: torch.nn.Module, inputs: dict[str, Any]) -> Scores:
-        """The same scores with the adapter switched off."""
+        """The same scores under the reference: the adapter switched off, or the champion's frozen copy in its place."""
         unwrapped = self.accelerator.unwrap_model(model)
-        with torch.no_grad(), unwrapped.disable_adapter(), self.accelerator.autocast():
+        frozen = "ref" if "ref" in unwrapped.peft_config else None
+        with torch.no_grad(), use_adapter(unwrapped, frozen), self.accelerator.autocast():
             scores: Scores = unwrapped(**inputs)
         return scores
 

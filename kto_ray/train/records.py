@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from kto_ray.config import KtoSection, ModelSection
+from kto_ray.types import AdapterVersion
 
 
 class TrainingDiverged(RuntimeError):
@@ -31,6 +32,7 @@ class TrainJob:
     run: str
     progress_uri: str
     references_uri: str
+    start: AdapterVersion | None = None  # policy and reference start from it; None: from the base model
 
 
 @dataclass(frozen=True, slots=True)

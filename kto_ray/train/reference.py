@@ -84,12 +84,15 @@ def _age(file: dict[str, object]) -> float:
 
 
 def fingerprint(model: torch.nn.Module, precision: str, threads: int) -> str:
-    """16 hex digits of all that decides a score beside the tokens; `model` is the base model, without an adapter.
+    """16 hex digits of all that decides a score beside the tokens. `model` is the base model, with a frozen adapter
+    where that is the reference; what PEFT calls "default" is the policy's and does not count.
 
     A weight enters by its sum and a sample, so that it costs one pass over the weights and no copy of them.
     """
     digest = hashlib.sha256(f"{torch.__version__} {precision} {threads}".encode())
     for name, weight in model.named_parameters():
+        if ".default." in name:
+            continue
         flat = weight.detach().flatten()
         sample = flat[:: max(1, len(flat) // 64)].double().tolist()
         facts = f"{name} {weight.device.type} {weight.dtype} {tuple(weight.shape)} {flat.double().sum()!r} {sample}"

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from kto_ray.adapter import adapter_name, check_adapter
 from kto_ray.config import Config
 from kto_ray.train.export import export_adapter
-from kto_ray.types import SnapshotManifest
+from kto_ray.types import AdapterVersion, SnapshotManifest
 
 LAYER = "base_model.model.model.layers.0.self_attn.q_proj"
 RANK = 4
@@ -61,13 +61,17 @@ def snapshot() -> SnapshotManifest:
     )
 
 
+def champion() -> AdapterVersion:
+    return AdapterVersion("policy@v6-aaaaaa", 6, 1.0, "nowhere", "a" * 64, None, None, "policy@base", RANK)
+
+
 @pytest.fixture
 def config(tmp_path):
     return Config(home=str(tmp_path / "home"))
 
 
 def publish(config: Config, folder: Path, **settings: object):
-    return export_adapter(config, write(folder, **settings), 7, snapshot(), "policy@v6-aaaaaa", created_at=5.0)
+    return export_adapter(config, write(folder, **settings), 7, snapshot(), champion(), created_at=5.0)
 
 
 def test_the_name_holds_number_and_hash():

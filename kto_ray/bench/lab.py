@@ -1,0 +1,88 @@
+"""One learning experiment: train an adapter, score answers with it, answer prompts with it; or any part of that.
+
+Runs in a process of its own, `python -m kto_ray.bench.lab REQUEST.json ANSWER.json`, whose parent (`experiment`) needs
+neither torch nor TRL. All methods see the same rows in the same sealed order, from the same initial adapter.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from kto_ray.config import Config
+from kto_ray.environment import cpu_compute
+from kto_ray.types import Message
+
+# kto is our exact step; trl_kto TRL's KTOTrainer; concave is KTO with DPO's log sigmoid in place of the value function
+# (the ablation of the KTO paper, table 2); sft sees the desirable rows only, dpo the rows as pairs.
+Method = Literal["kto", "trl_kto", "concave", "sft", "dpo", "none"]
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What one experiment does. Rows are TRL's unpaired format with "conversation", which pairs them for DPO.
+
+    `start` is a folder with the adapter that policy and reference start from, None for the base model; `save` is where
+    the adapter goes. Answers to `ask` have at most `max_tokens` tokens, sampled at temperature 0.6 and top_p 0.9.
+    """
+
+    method: Method
+    train: Sequence[dict[str, Any]] = ()
+    judge: Sequence[dict[str, Any]] = ()
+    ask: Sequence[Sequence[Message]] = ()
+    max_tokens: int = 64
+    start: str | None = None
+    save: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What came of it. Log-probabilities are sums over an answer's tokens, in nats, in the served precision.
+
+    `policy` and `base` are those of the judged rows, in their order; `kl_policy` and `kl_base` those of the judged
+    prompts with the next row's answer, mismatched pairs from which KTO's KL point is estimated. `answers` are
+    (text, finish_reason); `answer_policy`, `answer_base` their log-probabilities and `answer_tokens` their lengths.
+    """
+
+    train_s: float
+    losses: list[float]
+    policy: list[float]
+    base: list[float]
+    kl_policy: list[float]
+    kl_base: list[float]
+    answers: list[tuple[str, str]]
+    answer_policy: list[float]
+    answer_base: list[float]
+    answer_tokens: list[int]
+
+
+def experiment(config: Config, work: Work) -> Found:
+    """Do `work` in a process of its own, with the environment that training has.
+
+    Raises:
+        RuntimeError: it failed; its last words are in the message.
+    """
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", **cpu_compute(config.train.threads)}
+    with tempfile.TemporaryDirectory() as folder:
+        request, answer = Path(folder) / "request.json", Path(folder) / "answer.json"
+        request.write_text(json.dumps({"work": asdict(work), "config": config.model_dump(mode="json")}))
+        command = [sys.executable, "-m", "kto_ray.bench.lab", str(request), str(answer)]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise RuntimeError(f"the experiment {work.method} failed:\n{done.stderr[-2000:]}")
+        return Found(**json.loads(answer.read_text()))
+
+
+if __name__ == "__main__":
+    from kto_ray.bench.lab_once import run
+
+    asked = json.loads(Path(sys.argv[1]).read_text())
+    found = run(Config.model_validate(asked["config"]), Work(**asked["work"]))
+    Path(sys.argv[2]).write_text(json.dumps(asdict(found)))

@@ -1,0 +1,74 @@
+"""Rows of a benchmark: ordered and paired as a snapshot seals them, and fed to a trainer from memory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from kto_ray.config import Config
+from kto_ray.data.balance import interleave, rotate
+from kto_ray.data.tokens import encode
+from kto_ray.train.records import TrainJob
+
+Row = dict[str, Any]
+
+
+class Table:
+    """Rows in memory, read as RowBatches reads Ray Data."""
+
+    def __init__(self, rows: list[Row]) -> None:
+        self.rows = rows
+
+    def iter_batches(self, *, batch_size: int, batch_format: str, prefetch_batches: int) -> Iterator[pa.Table]:
+        for start in range(0, len(self.rows), batch_size):
+            yield pa.Table.from_pylist(self.rows[start : start + batch_size])
+
+
+def sealed(config: Config, rows: Sequence[Row], tokenizer: Any) -> tuple[list[Row], list[Row]]:
+    """The rows in training order: as text, for TRL, and as paired ids, for us (what a snapshot's shards hold).
+
+    kto.micro_batch, data.max_length and data.seed decide, as in a snapshot.
+    """
+    max_length, micro_batch = config.data.max_length, config.kto.micro_batch
+    encoded = [encode(tokenizer, row["prompt"], row["completion"][0]["content"]) for row in rows]
+    usable = [(row, ids) for row, ids in zip(rows, encoded, strict=True) if ids and len(ids[0]) < max_length]
+    order = interleave(
+        np.array([row["label"] for row, _ in usable]),
+        np.unique([str(ids[0]) for _, ids in usable], return_inverse=True)[1],
+        np.array([min(len(ids[0]) + len(ids[1]), max_length) for _, ids in usable]),
+        micro_batch,
+        config.data.seed,
+    )
+    ordered = [usable[i] for i in order]
+    paired = []
+    for (row, (prompt, answer)), other in zip(ordered, rotate(len(ordered), micro_batch), strict=True):
+        room = max_length - len(prompt)
+        kl_answer = ordered[other][1][1][:room]
+        ids = {"prompt_ids": prompt, "completion_ids": answer[:room], "kl_completion_ids": kl_answer}
+        paired.append({"label": row["label"], **ids})
+    return [row for row, _ in ordered], paired
+
+
+def job_of(config: Config, rows: int, weights: tuple[float, float], folder: str) -> TrainJob:
+    """A training job of one process, with nothing kept beyond `folder`; `weights` of desirable and undesirable rows."""
+    return TrainJob(
+        model=config.model,
+        dtype=config.train.dtype,
+        device="cpu",
+        kto=config.kto,
+        rows=rows,
+        micro_batch=config.kto.micro_batch,
+        desirable_weight=weights[0],
+        undesirable_weight=weights[1],
+        max_length=config.data.max_length,
+        seed=config.data.seed,
+        checkpoint_steps=10**6,
+        gradient_checkpointing=False,
+        step="exact",
+        run="bench",
+        progress_uri=f"{folder}/progress.json",
+        references_uri=f"{folder}/references",
+    )
