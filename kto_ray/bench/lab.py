@@ -46,17 +46,13 @@ class Work:
 class Found:
     """What came of it. Log-probabilities are sums over an answer's tokens, in nats, in the served precision.
 
-    `policy` and `base` are those of the judged rows, in their order; `kl_policy` and `kl_base` those of the judged
-    prompts with the next row's answer, mismatched pairs from which KTO's KL point is estimated. `answers` are
-    (text, finish_reason); `answer_policy`, `answer_base` their log-probabilities and `answer_tokens` their lengths.
+    `policy` are those of the judged rows, in their order. `answers` are (text, finish_reason); `answer_policy` and
+    `answer_base` their log-probabilities under the policy and the base, and `answer_tokens` their lengths.
     """
 
     train_s: float
     losses: list[float]
     policy: list[float]
-    base: list[float]
-    kl_policy: list[float]
-    kl_base: list[float]
     answers: list[tuple[str, str]]
     answer_policy: list[float]
     answer_base: list[float]

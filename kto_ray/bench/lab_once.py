@@ -48,23 +48,18 @@ def run(config: Config, work: Work) -> Found:
     answers = _answers(model, tokenizer, asked, work.max_tokens, config.data.seed)
     given = [_answer_ids(tokenizer, m, *answer) for m, answer in zip(asked, answers, strict=True)]
     judged = [_ids(tokenizer, row, config.data.max_length) for row in work.judge]
-    mismatched = [(a[0], b[1]) for a, b in zip(judged, judged[1:] + judged[:1], strict=True)]
+
+    with model.disable_adapter():
+        answer_base = _logps(model, given)
     return Found(
         train_s=train_s,
         losses=losses,
         policy=_logps(model, judged),
-        kl_policy=_logps(model, mismatched),
         answer_policy=_logps(model, given),
-        **_of_base(model, judged, mismatched, given),
+        answer_base=answer_base,
         answers=answers,
         answer_tokens=[len(ids[1]) for ids in given],
     )
-
-
-def _of_base(model: PeftModel, judged: list[Ids], mismatched: list[Ids], given: list[Ids]) -> dict[str, list[float]]:
-    with model.disable_adapter():
-        sets = {"base": judged, "kl_base": mismatched, "answer_base": given}
-        return {name: _logps(model, pairs) for name, pairs in sets.items()}
 
 
 # ---- the trainers

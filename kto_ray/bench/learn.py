@@ -57,7 +57,7 @@ class Sizes:
 
     test: int = 120
     validation: int = 60
-    train: int = 128  # drawn from the pool by each seed
+    train: int = 112  # drawn from the pool by each seed
     seeds: int = 3
 
 
@@ -111,8 +111,9 @@ class Bench:
         self.test, rest = pairs[: sizes.test], pairs[sizes.test :]
         self.validation, self.pool = rest[: sizes.validation], rest[sizes.validation :]
 
-    def measured(self, variant: Variant, point: dict[str, Any], seed: int, part: str) -> Found:
-        """Train with one seed, score the rows of a part; looked up where it is known."""
+    def ratios(self, variant: Variant, point: dict[str, Any], seed: int, part: str) -> Floats:
+        """(conversations, 2): log pi - log base of both replies of each conversation of a part, in nats, after a
+        training with one seed."""
         settings = {**point, **dict(variant.settings)}
         kto = KtoSection.model_validate({**self.config.kto.model_dump(), **settings})
         data = self.config.data.model_copy(update={"seed": seed})
@@ -120,7 +121,10 @@ class Bench:
         drawn = random.Random(seed).sample(self.pool, self.sizes.train)
         judged = self.test if part == "test" else self.validation
         work = Work(variant.method, [row for pair in drawn for row in pair], [row for pair in judged for row in pair])
-        return kept(self.kept, config, work, f"{variant.name}, seed {seed}, {part}, {_short(point)}", self.tell)
+        found = kept(self.kept, config, work, f"{variant.name}, seed {seed}, {part}, {_short(point)}", self.tell)
+        base = kept(self.kept, self.config, Work("none", judge=work.judge), f"base, {part}", self.tell)
+        moved: Floats = np.array(found.policy) - np.array(base.policy)
+        return moved.reshape(-1, 2)
 
     def sweep(self, variant: Variant, axes: Axes) -> tuple[dict[str, Any], list[dict[str, Any]]]:
         """The best point by AUC on the validation part, one axis after another, and all that was tried."""
@@ -137,7 +141,7 @@ class Bench:
         return best, tried
 
     def _validation_auc(self, variant: Variant, point: dict[str, Any]) -> float:
-        return _auc(_ratios(self.measured(variant, point, 0, "validation")))
+        return _auc(self.ratios(variant, point, 0, "validation"))
 
 
 def bench_learn(config: Config, data: str, sizes: Sizes, ablation: bool, out: str, tell: Tell) -> dict[str, Any]:
@@ -153,7 +157,7 @@ def bench_learn(config: Config, data: str, sizes: Sizes, ablation: bool, out: st
     for seed in range(1, sizes.seeds + 1):  # seed by seed, so that a part of it is a fair, smaller table
         for variant in variants:
             point = points.get(variant.method, points["kto"])
-            ratios[variant.name, seed] = _ratios(bench.measured(variant, point, seed, "test"))
+            ratios[variant.name, seed] = bench.ratios(variant, point, seed, "test")
     by_variant = {v.name: np.stack([ratios[v.name, s] for s in range(1, sizes.seeds + 1)]) for v in variants}
     lines = {v.name: {"words": v.words, **_figures(by_variant[v.name], by_variant["kto"])} for v in variants}
     report = {
@@ -214,12 +218,6 @@ def conversations(data: str, max_length: int, config: Config) -> list[Pair]:
 
 
 # ---- figures
-
-
-def _ratios(found: Found) -> Floats:
-    """(conversations, 2): log pi - log base of the desirable and of the undesirable reply, in nats."""
-    moved: Floats = np.array(found.policy) - np.array(found.base)
-    return moved.reshape(-1, 2)
 
 
 def _accuracy(ratios: Floats) -> float:

@@ -49,7 +49,7 @@ def bench_learn(
     data: Data,
     test: Annotated[int, typer.Option(min=10, help="Held-out conversations that the table is judged on.")] = 120,
     validation: Annotated[int, typer.Option(min=10, help="Conversations that hyperparameters are chosen by.")] = 60,
-    conversations: Annotated[int, typer.Option(min=8, help="Conversations that a seed trains on.")] = 128,
+    conversations: Annotated[int, typer.Option(min=8, help="Conversations that a seed trains on.")] = 112,
     seeds: Annotated[int, typer.Option(min=1)] = 3,
     ablation: Annotated[bool, typer.Option("--ablation", help="KTO without its parts, in place of the table.")] = False,
     out_dir: OutDir = "runs/bench",
