@@ -6,19 +6,23 @@ neither torch nor TRL. All methods see the same rows in the same sealed order, f
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from kto_ray.config import Config
 from kto_ray.environment import cpu_compute
+from kto_ray.paths import write_atomic
 from kto_ray.types import Message
+
+Tell = Callable[[str], None]
 
 # kto is our exact step; trl_kto TRL's KTOTrainer; concave is KTO with DPO's log sigmoid in place of the value function
 # (the ablation of the KTO paper, table 2); sft sees the desirable rows only, dpo the rows as pairs.
@@ -74,6 +78,21 @@ def experiment(config: Config, work: Work) -> Found:
         if done.returncode:
             raise RuntimeError(f"the experiment {work.method} failed:\n{done.stderr[-2000:]}")
         return Found(**json.loads(answer.read_text()))
+
+
+def kept(folder: Path, config: Config, work: Work, words: str, tell: Tell) -> Found:
+    """The experiment's result, from its file or made now."""
+    sections = config.model_dump(mode="json", include={"model", "kto", "data", "train"}, exclude_defaults=True)
+    decides = {"work": asdict(work), "config": sections}
+    key = hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:16]
+    file = folder / f"{key}.json"
+    if file.exists():
+        return Found(**json.loads(file.read_text()))
+    found = experiment(config, work)
+    write_atomic(str(file), json.dumps(asdict(found)).encode())
+    last = f", last loss {found.losses[-1]:.3f}" if found.losses else ""
+    tell(f"{words}: {found.train_s:.0f} s{last}")
+    return found
 
 
 if __name__ == "__main__":

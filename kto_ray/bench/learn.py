@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.table import Table
 
-from kto_ray.bench.lab import Found, Method, Work, experiment
+from kto_ray.bench.lab import Method, Tell, Work, kept
 from kto_ray.config import Config, KtoSection
 from kto_ray.feedback.files import read_unpaired
 from kto_ray.paths import write_atomic
@@ -47,7 +47,6 @@ PEER_SWEEP: Axes = (("learning_rate", (1e-4, 1e-3)),)
 CHARACTERS_A_TOKEN = 3  # at least: a first, cheap look at what may fit
 
 Pair = tuple[dict[str, Any], dict[str, Any]]  # the desirable and the undesirable reply of one conversation
-Tell = Callable[[str], None]
 Floats = NDArray[np.float64]
 
 
@@ -172,21 +171,6 @@ def bench_learn(config: Config, data: str, sizes: Sizes, ablation: bool, out: st
     name = "learn-ablation.json" if ablation else "learn.json"
     write_atomic(str(Path(out) / name), json.dumps(report, indent=1).encode())
     return report
-
-
-def kept(folder: Path, config: Config, work: Work, words: str, tell: Tell) -> Found:
-    """The experiment's result, from its file or made now."""
-    sections = config.model_dump(mode="json", include={"model", "kto", "data", "train"}, exclude_defaults=True)
-    decides = {"work": asdict(work), "config": sections}
-    key = hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:16]
-    file = folder / f"{key}.json"
-    if file.exists():
-        return Found(**json.loads(file.read_text()))
-    found = experiment(config, work)
-    write_atomic(str(file), json.dumps(asdict(found)).encode())
-    last = f", last loss {found.losses[-1]:.3f}" if found.losses else ""
-    tell(f"{words}: {found.train_s:.0f} s{last}")
-    return found
 
 
 def conversations(data: str, max_length: int, config: Config) -> list[Pair]:

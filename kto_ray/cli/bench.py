@@ -64,3 +64,40 @@ def bench_learn(
     sizes = bench.Sizes(test, validation, conversations, seeds)
     report = bench.bench_learn(settings, data, sizes, ablation, out_dir, progress)
     out.print_json(data=report) if as_json else out.print(bench.table(report))
+
+
+@app.command("edits")
+def bench_edits(
+    events: Annotated[int, typer.Option(min=8, help="Events of each kind.")] = 48,
+    held_out: Annotated[int, typer.Option(min=8, help="Questions that are asked about afterwards.")] = 40,
+    seeds: Annotated[int, typer.Option(min=1)] = 3,
+    out_dir: OutDir = "runs/bench",
+    as_json: AsJson = False,
+    config: ConfigFile = None,
+    set_: Overrides = None,
+) -> None:
+    """How far an edit moves the policy, against a thumb. A run that was cut off goes on."""
+    settings = settings_of(config, set_)
+    from kto_ray.bench import edits as bench
+
+    report = bench.bench_edits(settings, events, held_out, seeds, out_dir, progress)
+    out.print_json(data=report) if as_json else out.print(bench.table(report))
+
+
+@app.command("rounds")
+def bench_rounds(
+    taste: Annotated[str, typer.Option(help="What the users like: short, name or question.")] = "short",
+    rounds: Annotated[int, typer.Option(min=1)] = 5,
+    chats: Annotated[int, typer.Option(min=16, help="Users who ask and judge in a round.")] = 64,
+    fresh: Annotated[int, typer.Option(min=16, help="Questions that every policy is measured on.")] = 64,
+    out_dir: OutDir = "runs/bench",
+    as_json: AsJson = False,
+    config: ConfigFile = None,
+    set_: Overrides = None,
+) -> None:
+    """Rounds in a row: each adapter from the base on all feedback, or from the one before on the newest."""
+    settings = settings_of(config, set_)
+    from kto_ray.bench import rounds as bench
+
+    report = bench.bench_rounds(settings, taste, rounds, chats, fresh, out_dir, progress)
+    out.print_json(data=report) if as_json else out.print(bench.table(report))

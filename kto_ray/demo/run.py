@@ -16,6 +16,10 @@ from kto_ray.demo.show import Narrator, console
 from kto_ray.demo.story import HABITS, Story
 from kto_ray.demo.tastes import TASTES, Taste
 
+# Found by trying: the desirable half weighs double and the pull to the base is strong, so that few steps at a high
+# learning rate win a taste and leave the text whole.
+RECIPE = {"beta": 0.3, "loss_aversion": 0.5, "learning_rate": 5e-4, "accumulate": 1}
+
 
 def demo_config(config: Config, out_dir: str, seed: int) -> Config:
     """The demo's settings under those that the user's file or --set names; always a fresh, embedded store.
@@ -26,9 +30,7 @@ def demo_config(config: Config, out_dir: str, seed: int) -> Config:
     ours: dict[str, Any] = {
         "model": {"max_model_len": 512},
         "data": {"max_length": 256, "holdout_share": 0.3, "seed": seed},
-        # Found by trying: the desirable half weighs double and the pull to the base is strong, so that few steps at a
-        # high learning rate win the taste and leave the text whole.
-        "kto": {"beta": 0.3, "loss_aversion": 0.5, "learning_rate": 5e-4, "accumulate": 1},
+        "kto": RECIPE,
         "rollout": {
             "stages": [
                 {"name": "canary", "weight": 0.25, "min_users": 5},
