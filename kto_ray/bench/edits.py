@@ -9,6 +9,7 @@ held-out questions: by how many nats the odds of the short answer against the lo
 from __future__ import annotations
 
 import json
+import random
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -76,8 +77,6 @@ def bench_edits(config: Config, events: int, held_out: int, seeds: int, out: str
 
 def _events(config: Config, asked: int, folder: Path, tell: Tell) -> list[Event]:
     """Questions with an answer of the base model that is long and can be shortened."""
-    import random
-
     rng = random.Random(0)
     plain = replace(TASTE, styles=("subject_question", "activity_question", "subject_talk"))
     prompts = questions(plain, asked, "edits")
@@ -102,7 +101,8 @@ def _edits(events: Sequence[Event]) -> list[Row]:
 def _odds(logps: Sequence[float]) -> NDArray[np.float64]:
     """(held-out questions,) log p(short answer) - log p(long answer)."""
     of_pairs = np.array(logps).reshape(-1, 2)
-    return of_pairs[:, 0] - of_pairs[:, 1]
+    odds: NDArray[np.float64] = of_pairs[:, 0] - of_pairs[:, 1]
+    return odds
 
 
 def table(report: dict[str, Any]) -> Table:

@@ -38,7 +38,7 @@ def bench_rounds(
     measured = questions(taste, fresh, "fresh")
     report: dict[str, Any] = {"taste": taste_name, "chats": chats, "fresh": fresh}
     for reference in ("base", "champion"):
-        lines = _chain(config, taste, reference, rounds, chats, measured, Path(out), tell)  # type: ignore[arg-type]
+        lines = _chain(config, taste, reference, rounds, chats, measured, Path(out), tell)
         report[reference] = lines
     write_atomic(str(Path(out) / "rounds.json"), json.dumps(report, indent=1).encode())
     return report
