@@ -20,8 +20,8 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.table import Table
 
-from kto_ray.bench.crowd import Row, demo_recipe, messages, questions, row
 from kto_ray.bench.lab import Tell, Work, kept
+from kto_ray.bench.panel import Row, demo_recipe, messages, questions, row
 from kto_ray.config import Config
 from kto_ray.demo.tastes import TASTES, Ask, edit_short
 from kto_ray.paths import write_atomic

@@ -14,9 +14,11 @@ import hashlib
 import json
 import random
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
+from threading import BoundedSemaphore
 from typing import Any
 
 import numpy as np
@@ -29,6 +31,7 @@ from kto_ray.feedback.files import read_unpaired
 from kto_ray.paths import write_atomic
 
 Axes = Sequence[tuple[str, tuple[float, ...]]]
+Swept = tuple[dict[str, Any], list[dict[str, Any]]]  # the best point, and all with their AUC
 BASE_POINT: dict[str, Any] = {
     "learning_rate": 3e-4,
     "beta": 0.1,
@@ -56,7 +59,7 @@ class Sizes:
 
     test: int = 120
     validation: int = 60
-    train: int = 112  # drawn from the pool by each seed
+    train: int = 80  # drawn from the pool by each seed
     seeds: int = 3
 
 
@@ -79,6 +82,7 @@ TABLE = (
     Variant("kto_075", "kto", "KTO, loss aversion 0.75", (("loss_aversion", 0.75),)),
     Variant("kto_2", "kto", "KTO, loss aversion 2", (("loss_aversion", 2.0),)),
 )
+SWEEPS: tuple[tuple[Variant, Axes], ...] = ((TABLE[0], KTO_SWEEP), (TABLE[3], PEER_SWEEP), (TABLE[4], PEER_SWEEP))
 ABLATION = (
     Variant("kto", "kto", "KTO"),
     Variant("apo_zero", "kto", "without the KL term (z0 = 0)", (("loss_type", "apo_zero_unpaired"),)),
@@ -92,14 +96,16 @@ class Bench:
     Args:
         config: model, train and data.max_length are used; kto gives the micro-batch.
         data: a file in TRL's unpaired preference format whose rows name their conversation.
+        jobs: experiments that run at a time.
         out: where results are kept.
 
     Raises:
         ValueError: too few conversations have both replies and fit data.max_length.
     """
 
-    def __init__(self, config: Config, data: str, sizes: Sizes, out: str, tell: Tell) -> None:
+    def __init__(self, config: Config, data: str, sizes: Sizes, jobs: int, out: str, tell: Tell) -> None:
         self.config, self.sizes, self.tell, self.kept = config, sizes, tell, Path(out) / "learn"
+        self.slots = BoundedSemaphore(jobs)
         pairs = conversations(data, config.data.max_length, config)
         needed = sizes.test + sizes.validation + sizes.train
         if len(pairs) < needed:
@@ -120,12 +126,14 @@ class Bench:
         drawn = random.Random(seed).sample(self.pool, self.sizes.train)
         judged = self.test if part == "test" else self.validation
         work = Work(variant.method, [row for pair in drawn for row in pair], [row for pair in judged for row in pair])
-        found = kept(self.kept, config, work, f"{variant.name}, seed {seed}, {part}, {_short(point)}", self.tell)
-        base = kept(self.kept, self.config, Work("none", judge=work.judge), f"base, {part}", self.tell)
+        words = f"{variant.name}, seed {seed}, {part}, {_short(point)}"
+        with self.slots:
+            found = kept(self.kept, config, work, words, self.tell)
+            base = kept(self.kept, self.config, Work("none", judge=work.judge), f"base, {part}", self.tell)
         moved: Floats = np.array(found.policy) - np.array(base.policy)
         return moved.reshape(-1, 2)
 
-    def sweep(self, variant: Variant, axes: Axes) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    def sweep(self, variant: Variant, axes: Axes) -> Swept:
         """The best point by AUC on the validation part, one axis after another, and all that was tried."""
         best, tried = dict(BASE_POINT), []
         score = self._validation_auc(variant, best)
@@ -137,35 +145,36 @@ class Bench:
                 tried.append({**point, "auc": found})
                 if found > score:
                     score, best = found, point
+        self.tell(f"{variant.method}: chosen on the validation part: {_short(best)}")
         return best, tried
 
     def _validation_auc(self, variant: Variant, point: dict[str, Any]) -> float:
         return _auc(self.ratios(variant, point, 0, "validation"))
 
 
-def bench_learn(config: Config, data: str, sizes: Sizes, ablation: bool, out: str, tell: Tell) -> dict[str, Any]:
-    """Sweep, train, judge, write `out`/learn.json (`learn-ablation.json`) and give its content."""
-    bench = Bench(config, data, sizes, out, tell)
-    points, tried = {}, {}
-    for variant, axes in ((TABLE[0], KTO_SWEEP), (TABLE[3], PEER_SWEEP), (TABLE[4], PEER_SWEEP)):
-        if variant.method == "kto" or not ablation:
-            points[variant.method], tried[variant.method] = bench.sweep(variant, axes)
-            tell(f"{variant.method}: chosen on the validation part: {_short(points[variant.method])}")
+def bench_learn(
+    config: Config, data: str, sizes: Sizes, ablation: bool, jobs: int, out: str, tell: Tell
+) -> dict[str, Any]:
+    """Sweep, train, judge, write `out`/learn.json (`learn-ablation.json`) and give its content; `jobs` at a time."""
+    bench = Bench(config, data, sizes, jobs, out, tell)
     variants = ABLATION if ablation else TABLE
-    ratios = {}
-    for seed in range(1, sizes.seeds + 1):  # seed by seed, so that a part of it is a fair, smaller table
-        for variant in variants:
-            point = points.get(variant.method, points["kto"])
-            ratios[variant.name, seed] = bench.ratios(variant, point, seed, "test")
-    by_variant = {v.name: np.stack([ratios[v.name, s] for s in range(1, sizes.seeds + 1)]) for v in variants}
-    lines = {v.name: {"words": v.words, **_figures(by_variant[v.name], by_variant["kto"])} for v in variants}
+    with ThreadPoolExecutor(len(SWEEPS) + sizes.seeds * len(variants)) as pool:
+        swept = {v.method: pool.submit(bench.sweep, v, axes) for v, axes in SWEEPS if v.method == "kto" or not ablation}
+        points = {method: found.result()[0] for method, found in swept.items()}
+        # seed by seed, so that a run that is cut off leaves a fair, smaller table
+        cells = [(v, points.get(v.method, points["kto"]), seed) for seed in range(1, sizes.seeds + 1) for v in variants]
+        found = list(pool.map(lambda cell: bench.ratios(*cell, "test"), cells))
+    by_variant: dict[str, list[Floats]] = {variant.name: [] for variant in variants}
+    for (variant, *_), ratios in zip(cells, found, strict=True):
+        by_variant[variant.name].append(ratios)
+    ours = np.stack(by_variant["kto"])
     report = {
         "conversations": {**asdict(sizes), "pool": len(bench.pool)},
         "max_length": config.data.max_length,
         "micro_batch": config.kto.micro_batch,
         "points": points,
-        "sweep": tried,
-        "lines": lines,
+        "sweep": {method: found.result()[1] for method, found in swept.items()},
+        "lines": {v.name: {"words": v.words, **_figures(np.stack(by_variant[v.name]), ours)} for v in variants},
         "versions": {name: version(name) for name in ("torch", "transformers", "trl", "peft")},
     }
     name = "learn-ablation.json" if ablation else "learn.json"

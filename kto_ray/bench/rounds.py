@@ -14,8 +14,8 @@ from typing import Any, Literal
 
 from rich.table import Table
 
-from kto_ray.bench.crowd import Row, demo_recipe, judgements, liked, messages, questions
 from kto_ray.bench.lab import Found, Tell, Work, kept
+from kto_ray.bench.panel import Row, demo_recipe, judgements, liked, messages, questions
 from kto_ray.config import Config
 from kto_ray.demo.tastes import TASTES, Habits, Taste
 from kto_ray.evaluate.guard import guard_messages

@@ -12,7 +12,7 @@ app = typer.Typer(no_args_is_help=True, help="Measure speed and learning, the pe
 
 
 # Short conversations and a batch of one micro-batch: many steps in little time.
-BENCH_LEARN = ("data.max_length=112", "kto.accumulate=1")
+BENCH_LEARN = ("data.max_length=112", "kto.accumulate=1", "train.threads=1")
 
 Data = Annotated[str, typer.Option(help="A file in TRL's unpaired preference format.")]
 OutDir = Annotated[str, typer.Option("--out", help="Where results go.")]
@@ -49,8 +49,9 @@ def bench_learn(
     data: Data,
     test: Annotated[int, typer.Option(min=10, help="Held-out conversations that the table is judged on.")] = 120,
     validation: Annotated[int, typer.Option(min=10, help="Conversations that hyperparameters are chosen by.")] = 60,
-    conversations: Annotated[int, typer.Option(min=8, help="Conversations that a seed trains on.")] = 112,
+    conversations: Annotated[int, typer.Option(min=8, help="Conversations that a seed trains on.")] = 80,
     seeds: Annotated[int, typer.Option(min=1)] = 3,
+    jobs: Annotated[int, typer.Option(min=1, help="Experiments at a time, of train.threads threads each.")] = 2,
     ablation: Annotated[bool, typer.Option("--ablation", help="KTO without its parts, in place of the table.")] = False,
     out_dir: OutDir = "runs/bench",
     as_json: AsJson = False,
@@ -62,7 +63,7 @@ def bench_learn(
     from kto_ray.bench import learn as bench
 
     sizes = bench.Sizes(test, validation, conversations, seeds)
-    report = bench.bench_learn(settings, data, sizes, ablation, out_dir, progress)
+    report = bench.bench_learn(settings, data, sizes, ablation, jobs, out_dir, progress)
     out.print_json(data=report) if as_json else out.print(bench.table(report))
 
 

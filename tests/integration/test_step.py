@@ -1,6 +1,7 @@
 """The exact step against TRL's own KTOTrainer: same weights, rows, order and seed, 20 steps in fp32, through TRL's data
 preparation on one side and ours on the other. The model is a small random Llama with the embedded model's tokenizer."""
 
+import dataclasses
 import random
 from dataclasses import dataclass
 
@@ -8,6 +9,7 @@ import pytest
 import torch
 from datasets import Dataset
 from ray.data import from_items
+from safetensors.torch import load_file
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, TrainerCallback, set_seed
 from trl import KTOTrainer
 
@@ -17,7 +19,7 @@ from kto_ray.data.tokens import encode
 from kto_ray.model import resolve_model
 from kto_ray.train import kto
 from kto_ray.train.batches import RowBatches
-from kto_ray.train.kto import RowTrainer, kto_arguments, lora_config
+from kto_ray.train.kto import RowTrainer, kto_arguments, policy
 from kto_ray.train.records import TrainJob
 from kto_ray.train.reference import fingerprint
 from kto_ray.train.step import attach
@@ -112,7 +114,7 @@ def job(tmp_path, step: str, loss_type: str = "kto", gradient_checkpointing: boo
     )
 
 
-def ours(model_path, tokenizer, tmp_path, **which) -> Run:
+def ours(model_path, tokenizer, tmp_path, start=None, **which) -> Run:
     """Our trainer on our rows: tokenized by `encode`, paired by `rotate`, cut as a snapshot's shards are."""
     this = job(tmp_path, "exact", **which)
     talks = conversations()
@@ -130,29 +132,32 @@ def ours(model_path, tokenizer, tmp_path, **which) -> Run:
     batches = RowBatches(from_items(rows).iterator(), ROWS, MICRO, rank=0, world=1)
     grads = Grads()
     set_seed(7)
+    model, fresh = policy(this, model_path, start)
     trainer = RowTrainer(
         this,
         batches,
-        model=model_path,
+        model=model,
         train_dataset=Dataset.from_dict({"prompt_ids": [[0]], "completion_ids": [[0]], "label": [True]}),
         processing_class=tokenizer,
-        peft_config=lora_config(this),
+        peft_config=fresh,
         args=kto_arguments(this, str(tmp_path / "ours"), STEPS),
         callbacks=[grads],
     )
     trainer.train()
+    trainer.save_model(str(tmp_path / "trained"))
     return found(trainer, grads)
 
 
-def trls(model_path, tokenizer, tmp_path, **which) -> Run:
+def trls(model_path, tokenizer, tmp_path, start=None, **which) -> Run:
     this = job(tmp_path, "trl", **which)
     grads = Grads()
     set_seed(7)
+    model, fresh = policy(this, model_path, start)
     trainer = Peer(
-        model=model_path,
+        model=model,
         train_dataset=Dataset.from_list(conversations()),
         processing_class=tokenizer,
-        peft_config=lora_config(this),
+        peft_config=fresh,
         args=kto_arguments(this, str(tmp_path / "trl"), STEPS),
         callbacks=[grads],
     )
@@ -207,6 +212,31 @@ def test_under_gradient_checkpointing_the_kl_term_is_the_same(peer, model_path, 
     assert furthest(own.loss, peer["kto"].loss) < 1e-5
     assert furthest(own.kl, peer["kto"].kl) < 1e-4
     assert furthest_grad(own, peer["kto"]) < 1e-4
+
+
+def test_from_a_champion_the_reference_is_the_champion(model_path, tokenizer, tmp_path):
+    """TRL keeps a frozen copy of the adapter that it is given; so do we, and a base reference would differ."""
+    ours(model_path, tokenizer, tmp_path)
+    champion = str(tmp_path / "trained")
+    own = ours(model_path, tokenizer, tmp_path / "next", start=champion)
+    trl = trls(model_path, tokenizer, tmp_path / "next", start=champion)
+    assert own.chosen[0] == own.rejected[0] == 0, "policy and reference start as one"
+    assert furthest(own.loss, trl.loss) < 1e-5
+    assert furthest(own.kl, trl.kl) < 1e-4
+    assert furthest_grad(own, trl) < 1e-4
+    folder = tmp_path / "next" / "trained"
+    assert (
+        load_file(folder / "adapter_model.safetensors").keys()
+        == load_file(f"{champion}/adapter_model.safetensors").keys()
+    )
+
+
+def test_a_champion_of_another_shape_is_refused(model_path, tokenizer, tmp_path):
+    ours(model_path, tokenizer, tmp_path)
+    this = job(tmp_path, "exact")
+    wider = dataclasses.replace(this, kto=this.kto.model_copy(update={"rank": 4}))
+    with pytest.raises(ValueError, match=r"has rank 8 .* kto.rank is 4 .*kto.reference: base"):
+        policy(wider, model_path, str(tmp_path / "trained"))
 
 
 def test_a_second_run_computes_no_reference_again(model_path, tokenizer, tmp_path, monkeypatch):

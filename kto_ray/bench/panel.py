@@ -1,4 +1,4 @@
-"""Simulated users without a service: what they ask, and what they say of an answer, as training rows."""
+"""A panel of simulated users without a service: what they ask, and what they say of an answer, as training rows."""
 
 from __future__ import annotations
 
