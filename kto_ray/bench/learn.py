@@ -163,9 +163,9 @@ def bench_learn(
         points = {method: found.result()[0] for method, found in swept.items()}
         # seed by seed, so that a run that is cut off leaves a fair, smaller table
         cells = [(v, points.get(v.method, points["kto"]), seed) for seed in range(1, sizes.seeds + 1) for v in variants]
-        found = list(pool.map(lambda cell: bench.ratios(*cell, "test"), cells))
+        found = list(pool.map(lambda cell: bench.ratios(cell[0], cell[1], cell[2], "test"), cells))
     by_variant: dict[str, list[Floats]] = {variant.name: [] for variant in variants}
-    for (variant, *_), ratios in zip(cells, found, strict=True):
+    for (variant, _, _), ratios in zip(cells, found, strict=True):
         by_variant[variant.name].append(ratios)
     ours = np.stack(by_variant["kto"])
     report = {
