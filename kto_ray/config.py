@@ -97,7 +97,9 @@ class KtoSection(Section):
     max_grad_norm: float = Field(1.0, gt=0)
     rank: int = Field(8, ge=1)
     alpha: int = Field(16, ge=1)
-    dropout: Share = 0.0
+    dropout: float = Field(0.0, ge=0, lt=1)
+    rslora: bool = False  # scale the adapter by alpha / sqrt(rank) instead of alpha / rank
+    dora: bool = False  # learn magnitudes too; vLLM serves no such adapter, so only with loop.enabled: false
     target_modules: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
     @model_validator(mode="after")
@@ -119,6 +121,32 @@ class TrainSection(Section):
     max_failures: int = Field(3, ge=0)  # worker failures that Ray Train restarts from the last checkpoint
     gradient_checkpointing: bool = False
     step: Literal["exact", "trl"] = "exact"  # ours, or TRL's own, which is slower and knows every model
+    quantize: Literal["none", "nf4"] = "none"  # nf4: QLoRA, the frozen base in 4 bits (bitsandbytes), on GPUs
+    sharding: Literal["none", "fsdp"] = "none"  # fsdp: FSDP2, each worker holds its part of the base
+    mlflow_uri: str | None = None  # an MLflow tracking server, or sqlite:///file; needs the extra `mlflow`
+
+    @model_validator(mode="after")
+    def _can_work(self) -> TrainSection:
+        if self.quantize == "nf4" and self.device == "cpu":
+            raise ValueError(
+                "quantize is 'nf4', but device is 'cpu': bitsandbytes' 4-bit kernels are for GPUs; "
+                "set train.device: gpu or train.quantize: none"
+            )
+        if self.sharding == "fsdp" and self.workers == 1:
+            raise ValueError(
+                "sharding is 'fsdp', but workers is 1: there is nobody to share the base with; "
+                "set train.workers to the number of GPUs or train.sharding: none"
+            )
+        if self.sharding == "fsdp" and self.quantize != "none":
+            raise ValueError(
+                f"sharding is 'fsdp' and quantize is {self.quantize!r}: packed 4-bit weights are not sharded; use one"
+            )
+        if self.device == "gpu" and self.workers > 1 and self.gpus_per_worker < 1:
+            raise ValueError(
+                f"gpus_per_worker is {self.gpus_per_worker} with {self.workers} workers: NCCL refuses two workers on "
+                "one GPU; set train.gpus_per_worker: 1 or train.workers: 1"
+            )
+        return self
 
 
 class GateSection(Section):
@@ -205,6 +233,16 @@ class Config(Section):
             raise ValueError(
                 f"kto.rank is {self.kto.rank}, but serve.max_lora_rank is {self.serve.max_lora_rank}: "
                 "the replicas could not load the adapter; raise serve.max_lora_rank"
+            )
+        if self.kto.dora and self.loop.enabled:
+            raise ValueError(
+                "kto.dora is true and loop.enabled is true: vLLM cannot serve a DoRA adapter, so every round would "
+                "fail; set kto.dora: false, or loop.enabled: false to train and evaluate by hand"
+            )
+        if self.kto.dora and self.train.sharding == "fsdp":
+            raise ValueError(
+                "kto.dora is true and train.sharding is 'fsdp': DoRA needs the norms of whole base weights; "
+                "set kto.dora: false (kto.rslora works) or train.sharding: none"
             )
         if self.data.max_length > self.model.max_model_len:
             raise ValueError(

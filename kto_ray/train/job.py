@@ -130,6 +130,8 @@ def _job(config: Config, run_name: str, snapshot: SnapshotManifest) -> TrainJob:
         checkpoint_steps=config.train.checkpoint_steps,
         gradient_checkpointing=config.train.gradient_checkpointing,
         step=config.train.step,
+        quantize=config.train.quantize,
+        sharding=config.train.sharding,
         run=run_name,
         progress_uri=_progress_uri(config, run_name),
         references_uri=_absolute(Paths(config.home).references()),

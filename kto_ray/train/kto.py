@@ -24,10 +24,12 @@ from peft import LoraConfig
 from ray.data import DataIterator
 from ray.train.huggingface.transformers import RayTrainReportCallback
 from torch import Tensor
+from torch.distributed.fsdp import register_fsdp_forward_method
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader
-from transformers import AutoTokenizer, PrinterCallback
+from transformers import AutoTokenizer, BitsAndBytesConfig, PrinterCallback
+from transformers.distributed import DistributedConfig
 from trl import KTOConfig, KTOTrainer
 
 from kto_ray.environment import yield_to_serving
@@ -73,7 +75,7 @@ def train_on_worker(job: TrainJob, stream: DataIterator) -> TrainOutcome:
         train_dataset=Dataset.from_dict({"prompt_ids": [[0]], "completion_ids": [[0]], "label": [True]}),
         processing_class=tokenizer,
         peft_config=lora_config(job),
-        args=kto_arguments(job, str(scratch), steps),
+        args=kto_arguments(job, str(scratch), steps, context.get_world_size()),
         callbacks=[RayTrainReportCallback()],
     )
     trainer.remove_callback(PrinterCallback)
@@ -92,17 +94,35 @@ def lora_config(job: TrainJob) -> LoraConfig:
         r=job.kto.rank,
         lora_alpha=job.kto.alpha,
         lora_dropout=job.kto.dropout,
+        use_rslora=job.kto.rslora,
+        use_dora=job.kto.dora,
         target_modules=list(job.kto.target_modules),
         bias="none",
         task_type="CAUSAL_LM",
     )
 
 
-def kto_arguments(job: TrainJob, output_dir: str, steps: int) -> KTOConfig:
+def _loading(job: TrainJob, workers: int) -> dict[str, Any]:
+    """How the base model is loaded. Sharded, a worker reads only its part, so no worker ever holds all of the base."""
+    how: dict[str, Any] = {"dtype": job.dtype, "revision": job.model.revision}
+    if job.quantize == "nf4":
+        how["quantization_config"] = BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=getattr(torch, job.dtype),
+        )
+    if job.sharding == "fsdp":
+        how["distributed_config"] = DistributedConfig(fsdp_size=workers)
+        how["device_map"] = None  # TRL's default would put the whole base on one GPU
+    return how
+
+
+def kto_arguments(job: TrainJob, output_dir: str, steps: int, workers: int = 1) -> KTOConfig:
     """TRL's settings. `steps` is the number of optimizer steps of the whole run, which the learning rate follows."""
     return KTOConfig(
         output_dir=output_dir,
-        model_init_kwargs={"dtype": job.dtype, "revision": job.model.revision},
+        model_init_kwargs=_loading(job, workers),
         use_cpu=job.device == "cpu",
         bf16=job.dtype == "bfloat16",
         gradient_checkpointing=job.gradient_checkpointing,
@@ -140,11 +160,14 @@ class RowTrainer(KTOTrainer):  # type: ignore[misc]  # TRL is not typed
         self._tokens_logged = 0
         self._logged_at = 0.0
         self.exact = job.step == "exact"
+        self.sharded = job.sharding == "fsdp"
+        base = self.model.get_base_model()
         if self.exact:
-            base = self.model.get_base_model()
             attach(base)
             folder = join(job.references_uri, fingerprint(base, job.dtype, torch.get_num_threads()))
             self.references = ReferenceCache(folder, f"{job.run}-{self.args.process_index}")
+        # PEFT calls `forward` itself, past the hooks by which FSDP gathers what belongs to the model as a whole.
+        register_fsdp_forward_method(base, "forward")
 
     def _prepare_dataset(self, dataset: Dataset, *unused: object) -> Dataset:
         return dataset
@@ -161,6 +184,11 @@ class RowTrainer(KTOTrainer):  # type: ignore[misc]  # TRL is not typed
             loss: Tensor = super()._compute_loss(model, inputs, return_outputs)
             return loss
         key, label = inputs.pop("key"), inputs.pop("label")
+        if self.sharded:
+            # A forward gathers the base from all workers, so they compute a reference together or not at all.
+            missing = torch.tensor([not self.references.has(key)], device=label.device)
+            if self.accelerator.gather(missing).any():
+                self.references.forget(key)
         reference, kl_reference = self.references.get(key, lambda: self._reference(model, inputs))
         logps, kl_logps = model(**inputs)
         kl = logps.new_zeros(())

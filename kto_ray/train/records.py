@@ -28,6 +28,8 @@ class TrainJob:
     checkpoint_steps: int
     gradient_checkpointing: bool
     step: str  # "exact" or "trl"
+    quantize: str  # "none" or "nf4"
+    sharding: str  # "none" or "fsdp"
     run: str
     progress_uri: str
     references_uri: str
