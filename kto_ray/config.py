@@ -4,6 +4,7 @@ hold only differences. Nothing here imports torch, ray or vllm: a wrong config i
 from __future__ import annotations
 
 import difflib
+import importlib.util
 import os
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -145,6 +146,11 @@ class TrainSection(Section):
             raise ValueError(
                 f"gpus_per_worker is {self.gpus_per_worker} with {self.workers} workers: NCCL refuses two workers on "
                 "one GPU; set train.gpus_per_worker: 1 or train.workers: 1"
+            )
+        if self.mlflow_uri is not None and importlib.util.find_spec("mlflow") is None:
+            raise ValueError(
+                f"mlflow_uri is {self.mlflow_uri!r}, but the package mlflow is not installed; "
+                "pip install 'kto-ray[mlflow]', or leave train.mlflow_uri out"
             )
         return self
 

@@ -149,6 +149,9 @@ def _job(config: Config, work: Work, rows: int, folder: str) -> TrainJob:
         gradient_checkpointing=False,
         step="exact",
         run="bench",
+        quantize="none",
+        sharding="none",
+        metrics_uri=f"{folder}/metrics.jsonl",
         progress_uri=f"{folder}/progress.json",
         references_uri=f"{folder}/references",
     )

@@ -10,7 +10,16 @@ from typing import TYPE_CHECKING, Any
 from kto_ray.config import Config
 from kto_ray.environment import cpu_compute
 from kto_ray.paths import Paths, filesystem, is_local, join
-from kto_ray.train.records import StepRecord, TrainingDiverged, TrainJob, TrainOutcome, TrainProgress, TrainResult
+from kto_ray.train import track
+from kto_ray.train.records import (
+    StepRecord,
+    TrainingDiverged,
+    TrainingFailed,
+    TrainJob,
+    TrainOutcome,
+    TrainProgress,
+    TrainResult,
+)
 from kto_ray.types import SnapshotManifest
 
 if TYPE_CHECKING:
@@ -34,10 +43,20 @@ def run_training(config: Config, run_name: str, snapshot: SnapshotManifest, rows
     Raises:
         ValueError: the snapshot holds one class only, or was sealed for another model.
         TrainingDiverged: the loss or its gradient became NaN or infinite.
-        ray.train.TrainingFailedError: the workers failed more often than train.max_failures.
+        TrainingFailed: the workers failed more often than train.max_failures.
     """
     check_snapshot(config, snapshot)
+    try:
+        return _fit(config, run_name, snapshot, rows)
+    finally:
+        track.publish(config, run_name, snapshot.id)
+
+
+def _fit(config: Config, run_name: str, snapshot: SnapshotManifest, rows: Dataset) -> TrainResult:
+    from ray.train import TrainingFailedError
     from ray.train.torch import TorchTrainer
+
+    from kto_ray.train.failure import explain
 
     streams = [rows.streaming_split(1)[0] for _ in range(config.train.workers)]
     trainer = TorchTrainer(
@@ -46,7 +65,10 @@ def run_training(config: Config, run_name: str, snapshot: SnapshotManifest, rows
         scaling_config=_scaling(config),
         run_config=_run_config(config, run_name),
     )
-    result = trainer.fit()
+    try:
+        result = trainer.fit()
+    except TrainingFailedError as error:
+        raise TrainingFailed(explain(error, config.train.max_failures)) from error
     outcome = result.return_value
     assert isinstance(outcome, TrainOutcome), "the worker's loop returns its outcome"
     if outcome.failure is not None:
@@ -134,6 +156,7 @@ def _job(config: Config, run_name: str, snapshot: SnapshotManifest) -> TrainJob:
         sharding=config.train.sharding,
         run=run_name,
         progress_uri=_progress_uri(config, run_name),
+        metrics_uri=_absolute(Paths(config.home).run_metrics(run_name)),
         references_uri=_absolute(Paths(config.home).references()),
     )
 

@@ -39,6 +39,7 @@ from kto_ray.train.batches import RowBatches, collate
 from kto_ray.train.records import StepRecord, TrainJob, TrainOutcome, TrainProgress
 from kto_ray.train.reference import ReferenceCache, Scores, fingerprint
 from kto_ray.train.step import attach, kto_loss
+from kto_ray.train.track import append_step, write_steps
 
 
 def train_on_worker(job: TrainJob, stream: DataIterator) -> TrainOutcome:
@@ -149,6 +150,25 @@ def kto_arguments(job: TrainJob, output_dir: str, steps: int, workers: int = 1) 
     )
 
 
+def step_record(entry: dict[str, Any]) -> StepRecord:
+    """A step as TRL logged it."""
+    return StepRecord(
+        step=int(entry["step"]),
+        rows=int(entry["rows"]),
+        loss=entry["loss"],
+        kl=entry["kl"],
+        reward_desirable=entry.get("rewards/chosen"),
+        reward_undesirable=entry.get("rewards/rejected"),
+        margin=entry.get("rewards/margins"),
+        grad_norm=entry["grad_norm"],
+        learning_rate=entry["learning_rate"],
+        tokens=int(entry["tokens"]),
+        seconds=entry["seconds"],
+        tokens_per_s=entry["tokens"] / entry["seconds"],
+        at=entry["at"],
+    )
+
+
 class RowTrainer(KTOTrainer):  # type: ignore[misc]  # TRL is not typed
     """TRL's trainer on rows that are already tokenized and paired, logging throughput and stopping at a NaN."""
 
@@ -159,6 +179,7 @@ class RowTrainer(KTOTrainer):  # type: ignore[misc]  # TRL is not typed
         self.failure: str | None = None
         self._tokens_logged = 0
         self._logged_at = 0.0
+        self._tracks = False
         self.exact = job.step == "exact"
         self.sharded = job.sharding == "fsdp"
         base = self.model.get_base_model()
@@ -248,12 +269,27 @@ class RowTrainer(KTOTrainer):  # type: ignore[misc]  # TRL is not typed
             logs["tokens"] = self._total_train_tokens - self._tokens_logged
             logs["seconds"] = now - self._logged_at
             logs["rows"] = self._rows_used()
+            logs["at"] = time.time()
             self._tokens_logged, self._logged_at = self._total_train_tokens, now
         super().log(logs, start_time)
-        if is_step and not (math.isfinite(logs["loss"]) and math.isfinite(logs["grad_norm"])):
-            self._fail(logs)
-        elif is_step and self.args.process_index == 0:  # never a NaN: it would not be JSON
-            self._write_progress(logs)
+        if not is_step:
+            return
+        record = step_record(self.state.log_history[-1])
+        first = self.args.process_index == 0
+        if first:
+            self._track(record)
+        if not (math.isfinite(record.loss) and math.isfinite(record.grad_norm)):
+            self._fail(record)
+        elif first:  # never a NaN: it would not be JSON
+            self._write_progress(record)
+
+    def _track(self, record: StepRecord) -> None:
+        """Add the step to the run's file. The first time, all steps: those of before a restart are in the history."""
+        if self._tracks:
+            append_step(self.job.metrics_uri, record)
+        else:
+            write_steps(self.job.metrics_uri, self.history())
+        self._tracks = True
 
     def _rows_used(self) -> int:
         """Rows of all workers that the run has used, this step's included."""
@@ -262,45 +298,31 @@ class RowTrainer(KTOTrainer):  # type: ignore[misc]  # TRL is not typed
         in_epoch = min(step * self.job.kto.accumulate * self.batches.group, self.batches.rows)
         return int(epochs * self.batches.rows + in_epoch)
 
-    def _fail(self, logs: dict[str, float]) -> None:
+    def _fail(self, record: StepRecord) -> None:
         # Stop rather than raise: Ray Train would restart a worker that raises, and the same rows end the same way. The
         # loss is averaged over the workers, so all of them stop at this step; nothing of it is saved.
         self.failure = (
-            f"training diverged at step {self.state.global_step} of {self.state.max_steps}: loss {logs['loss']}, "
-            f"gradient norm {logs['grad_norm']}, learning rate {logs['learning_rate']:.2g}, after {logs['rows']} rows; "
+            f"training diverged at step {record.step} of {self.state.max_steps}: loss {record.loss}, gradient norm "
+            f"{record.grad_norm}, learning rate {record.learning_rate:.2g}, after {record.rows} rows; "
             "lower kto.learning_rate, or look at those rows"
         )
         self.control.should_training_stop = True
         self.control.should_save = False
 
-    def _write_progress(self, logs: dict[str, float]) -> None:
+    def _write_progress(self, record: StepRecord) -> None:
         progress = TrainProgress(
-            step=self.state.global_step,
+            step=record.step,
             steps=self.state.max_steps,
-            loss=logs["loss"],
-            tokens_per_s=logs["tokens"] / logs["seconds"],
+            loss=record.loss,
+            kl=record.kl,
+            margin=record.margin,
+            tokens_per_s=record.tokens_per_s,
+            train_s=sum(entry["seconds"] for entry in self.state.log_history if "loss" in entry),
             pid=os.getpid(),
-            at=time.time(),
+            at=record.at,
         )
         write_atomic(self.job.progress_uri, json.dumps(asdict(progress)).encode())
 
     def history(self) -> tuple[StepRecord, ...]:
         """A record a step, those before a restart included: the trainer's state travels in the checkpoint."""
-        return tuple(
-            StepRecord(
-                step=int(entry["step"]),
-                rows=int(entry["rows"]),
-                loss=entry["loss"],
-                kl=entry["kl"],
-                reward_desirable=entry.get("rewards/chosen"),
-                reward_undesirable=entry.get("rewards/rejected"),
-                margin=entry.get("rewards/margins"),
-                grad_norm=entry["grad_norm"],
-                learning_rate=entry["learning_rate"],
-                tokens=int(entry["tokens"]),
-                seconds=entry["seconds"],
-                tokens_per_s=entry["tokens"] / entry["seconds"],
-            )
-            for entry in self.state.log_history
-            if "loss" in entry
-        )
+        return tuple(step_record(entry) for entry in self.state.log_history if "loss" in entry)

@@ -134,7 +134,7 @@ def _continued(
     prompts = DynamicCache()
     for index, layer in enumerate(cache.layers):
         prompts.update(layer.keys[:, :, :width].detach(), layer.values[:, :, :width].detach(), index)
-    read = max(1, kl_ids.shape[1] - 1)  # sharded workers must all call the model, also one whose KL answers are one token
+    read = max(1, kl_ids.shape[1] - 1)  # never 0: sharded workers must all call the model
     steps = torch.arange(read, device=kl_ids.device)
     seen = torch.arange(width, device=kl_ids.device) < prompt_len[:, None]
     out = body(

@@ -110,6 +110,7 @@ def job(tmp_path, step: str, loss_type: str = "kto", gradient_checkpointing: boo
         sharding="none",
         run="r",
         progress_uri=f"{tmp_path}/progress.json",
+        metrics_uri=f"{tmp_path}/metrics.jsonl",
         references_uri=f"{tmp_path}/references",
     )
 
