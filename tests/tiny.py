@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 
 from kto_ray.config import ModelSection
@@ -28,4 +30,17 @@ def tiny_model(folder: Path | str, tied: bool = True) -> str:
     )
     LlamaForCausalLM(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
+def too_big_model(model: str, folder: Path) -> str:
+    """A copy of a tiny model whose config asks for an MLP of 2^50 bytes, which its file does not hold."""
+    from safetensors.torch import load_file, save_file
+
+    shutil.copytree(model, folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "intermediate_size": 2**42}))
+    weights = load_file(folder / "model.safetensors")
+    kept = {name: weight for name, weight in weights.items() if ".mlp." not in name}
+    save_file(kept, folder / "model.safetensors", metadata={"format": "pt"})
     return str(folder)

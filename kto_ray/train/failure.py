@@ -40,4 +40,4 @@ def _last_line(failure: Exception) -> str:
     """The exception itself, of a traceback that may hold several and may go on with a native stack."""
     lines = [line.strip() for line in str(failure).strip().splitlines() if line.strip()]
     named = [line for line in lines if line.split(":")[0].split(".")[-1].endswith(("Error", "Exception", "Interrupt"))]
-    return (named or lines or [type(failure).__name__])[-1]
+    return named[-1] if named else ": ".join([type(failure).__name__, *lines[-1:]])

@@ -173,7 +173,13 @@ class RowTrainer(KTOTrainer):  # type: ignore[misc]  # TRL is not typed
     """TRL's trainer on rows that are already tokenized and paired, logging throughput and stopping at a NaN."""
 
     def __init__(self, job: TrainJob, batches: RowBatches, **trl_arguments: Any) -> None:
+        sharded = job.sharding == "fsdp"
+        # transformers saves no optimizer state of a model that is sharded as it is loaded, for it would need gathering.
+        # Ours needs none: what is trained is the adapter, which PEFT adds whole on every worker.
+        trl_arguments["args"].save_only_model = sharded
         super().__init__(**trl_arguments)
+        self.args.save_only_model = False
+        self.sharded = sharded
         self.job = job
         self.batches = batches
         self.failure: str | None = None
@@ -181,7 +187,6 @@ class RowTrainer(KTOTrainer):  # type: ignore[misc]  # TRL is not typed
         self._logged_at = 0.0
         self._tracks = False
         self.exact = job.step == "exact"
-        self.sharded = job.sharding == "fsdp"
         base = self.model.get_base_model()
         if self.exact:
             attach(base)

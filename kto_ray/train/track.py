@@ -106,5 +106,5 @@ def _to_mlflow(config: Config, uri: str, run: str, snapshot: str, steps: tuple[S
         for start in range(0, len(new), MLFLOW_BATCH):
             client.log_batch(target, new[start : start + MLFLOW_BATCH])
         client.set_terminated(target)
-    except MlflowException as error:
+    except (MlflowException, OSError) as error:
         log.warning("run %s is not in MLflow at %s: %s", run, uri, error)
