@@ -254,6 +254,11 @@ class RowTrainer(KTOTrainer):  # type: ignore[misc]  # TRL is not typed
             self.references.save()
         super()._save_checkpoint(model, trial)
 
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
+        if self.sharded:  # PEFT would gather the base first, but only this worker saves: it would wait for the others
+            state_dict = {name: weight for name, weight in self.model.named_parameters() if weight.requires_grad}
+        super()._save(output_dir, state_dict)
+
     def create_scheduler(self, num_training_steps: int, optimizer: Optimizer | None = None) -> LambdaLR:
         """Linear warm-up, then linear to zero, as TRL's default, but never at zero: a run may have 20 steps only."""
         warmup = round(self.job.kto.warmup_share * num_training_steps)

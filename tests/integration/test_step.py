@@ -2,15 +2,19 @@
 preparation on one side and ours on the other. The model is a small random Llama with the embedded model's tokenizer."""
 
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
 from datasets import Dataset
+from peft import get_peft_model
 from ray.data import from_items
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, TrainerCallback, set_seed
 from trl import KTOTrainer
+from vllm.config.lora import LoRAConfig
+from vllm.lora.peft_helper import PEFTHelper
 
+from kto_ray.adapter import read_sound
 from kto_ray.config import Config, KtoSection
 from kto_ray.data.balance import rotate
 from kto_ray.data.tokens import encode
@@ -241,6 +245,23 @@ def test_a_head_that_scales_its_logits_is_refused(model_path):
     model.config.final_logit_softcapping = 30.0
     with pytest.raises(ValueError, match=r"final_logit_softcapping.*train.step: trl"):
         attach(model)
+
+
+@pytest.mark.parametrize("option", ["rslora", "dora"])
+def test_vllm_serves_rslora_and_no_dora(option, model_path, tmp_path):
+    """What the config refuses and allows is what vLLM says of the adapters that come out."""
+    this = job(tmp_path, "exact")
+    this = replace(this, kto=this.kto.model_copy(update={option: True}))
+    model = get_peft_model(LlamaForCausalLM.from_pretrained(model_path), lora_config(this))
+    model.save_pretrained(tmp_path / "adapter")
+    saved = read_sound(str(tmp_path / "adapter"), 16)
+    helper = PEFTHelper.from_dict(saved.settings)
+    if option == "dora":
+        with pytest.raises(ValueError, match="DoRA"):
+            helper.validate_legal(LoRAConfig(max_lora_rank=16))
+    else:
+        helper.validate_legal(LoRAConfig(max_lora_rank=16))
+        assert helper.vllm_lora_scaling_factor == pytest.approx(this.kto.alpha / this.kto.rank**0.5)
 
 
 def no_kl(logps, reference, kl, *rest):
