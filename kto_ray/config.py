@@ -66,7 +66,7 @@ class ServeSection(Section):
     kv_cache_gb: float = Field(1.0, gt=0)  # of a CPU replica
     max_num_seqs: int = Field(32, ge=1)
     max_loras: int = Field(4, ge=4)  # champion, challenger, previous and one slot more, so none is evicted
-    max_lora_rank: int = Field(16, ge=1)
+    max_lora_rank: Literal[1, 8, 16, 32, 64, 128, 256, 320, 512] = 16  # those that vLLM takes
     max_output_tokens: int = Field(256, ge=1)  # when the client names no limit
     reconcile_s: float = Field(1.0, gt=0)
     heartbeat_timeout_s: float = Field(15.0, gt=0)  # a replica silent for longer is not counted as live

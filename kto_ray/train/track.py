@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+import os
 import tempfile
 from collections.abc import Iterable
 from dataclasses import asdict
@@ -83,6 +84,7 @@ def _events(steps: tuple[StepRecord, ...]) -> bytes:
 
 def _to_mlflow(config: Config, uri: str, run: str, snapshot: str, steps: tuple[StepRecord, ...]) -> None:
     """One MLflow run for one of ours, whatever the number of attempts: a later one adds the steps not yet there."""
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # read as it is imported
     from mlflow import MlflowClient
     from mlflow.entities import Metric, Param
     from mlflow.exceptions import MlflowException

@@ -40,6 +40,7 @@ def test_shipped_configs_load(path: Path, monkeypatch: pytest.MonkeyPatch) -> No
         ("data.max_length=100000", ["data.max_length", "max_model_len"]),
         ("modell.id=x", ["'modell'", "did you mean 'model'"]),
         ("nonsense", ["a.b=c", "'nonsense'"]),
+        ("serve.max_lora_rank=12", ["'serve.max_lora_rank'", "8, 16, 32", "12"]),
         ("kto.dropout=1", ["'kto.dropout'", "less than 1"]),
         ("kto.dora=true", ["vLLM cannot serve", "kto.dora: false", "loop.enabled: false"]),
         ("train.quantize=nf4", ["quantize is 'nf4'", "device is 'cpu'", "train.device: gpu"]),
