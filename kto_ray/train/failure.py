@@ -33,7 +33,7 @@ def explain(error: TrainingFailedError, max_failures: int) -> str:
 def _is_collateral(failure: Exception) -> bool:
     """Whether a worker failed only since another was gone: then its own words say nothing of the cause."""
     text = str(failure).lower()
-    return "connection closed by peer" in text or "connection reset" in text or "gloo" in text
+    return any(sign in text for sign in ("connection closed by peer", "connection reset", "gloo", "nccl"))
 
 
 def _last_line(failure: Exception) -> str:

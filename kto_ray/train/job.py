@@ -46,10 +46,13 @@ def run_training(config: Config, run_name: str, snapshot: SnapshotManifest, rows
         TrainingFailed: the workers failed more often than train.max_failures.
     """
     check_snapshot(config, snapshot)
+    status: track.Status = "FAILED"
     try:
-        return _fit(config, run_name, snapshot, rows)
+        result = _fit(config, run_name, snapshot, rows)
+        status = "FINISHED"
     finally:
-        track.publish(config, run_name, snapshot.id)
+        track.publish(config, run_name, snapshot.id, status)
+    return result
 
 
 def _fit(config: Config, run_name: str, snapshot: SnapshotManifest, rows: Dataset) -> TrainResult:

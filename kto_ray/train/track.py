@@ -11,13 +11,15 @@ import tempfile
 from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from kto_ray.config import Config
 from kto_ray.paths import Paths, append, filesystem, write_atomic
 from kto_ray.train.records import StepRecord
 
 log = logging.getLogger(__name__)
+
+Status = Literal["FINISHED", "FAILED"]  # as MLflow names them
 
 EXPERIMENT = "kto_ray"
 MLFLOW_BATCH = 1000  # metrics that MLflow takes at once
@@ -34,14 +36,18 @@ def append_step(uri: str, record: StepRecord) -> None:
 
 
 def read_steps(uri: str) -> tuple[StepRecord, ...]:
-    """The steps of a run so far; none before its first. A number that was NaN or infinite comes back as NaN."""
+    """The steps of a run so far; none before its first. A number that was NaN or infinite comes back as NaN.
+
+    A line that a kill cut short is not there.
+    """
     fs, path = filesystem(uri)
     if not fs.exists(path):
         return ()
-    return tuple(_record(json.loads(line)) for line in fs.cat_file(path).splitlines())
+    whole, _, _ = fs.cat_file(path).rpartition(b"\n")
+    return tuple(_record(json.loads(line)) for line in whole.splitlines())
 
 
-def publish(config: Config, run: str, snapshot: str) -> None:
+def publish(config: Config, run: str, snapshot: str, status: Status) -> None:
     """Draw and hand on what the run's JSON lines hold, again over what an earlier attempt left."""
     home = Paths(config.home)
     steps = read_steps(home.run_metrics(run))
@@ -52,7 +58,7 @@ def publish(config: Config, run: str, snapshot: str) -> None:
     write_atomic(home.training_plot(run), draw(steps, run))
     write_atomic(home.run_events(run), _events(steps))
     if config.train.mlflow_uri is not None:
-        _to_mlflow(config, config.train.mlflow_uri, run, snapshot, steps)
+        _to_mlflow(config, config.train.mlflow_uri, run, snapshot, steps, status)
 
 
 def _line(record: StepRecord) -> bytes:
@@ -66,7 +72,7 @@ def _record(facts: dict[str, Any]) -> StepRecord:
 
 
 def _figures(record: StepRecord) -> dict[str, float]:
-    return {k: float(v) for k, v in asdict(record).items() if v is not None and k != "step"}
+    return {k: float(v) for k, v in asdict(record).items() if v is not None and k not in ("step", "at")}
 
 
 def _events(steps: tuple[StepRecord, ...]) -> bytes:
@@ -82,7 +88,9 @@ def _events(steps: tuple[StepRecord, ...]) -> bytes:
         return file.read_bytes()
 
 
-def _to_mlflow(config: Config, uri: str, run: str, snapshot: str, steps: tuple[StepRecord, ...]) -> None:
+def _to_mlflow(
+    config: Config, uri: str, run: str, snapshot: str, steps: tuple[StepRecord, ...], status: Status
+) -> None:
     """One MLflow run for one of ours, whatever the number of attempts: a later one adds the steps not yet there."""
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # read as it is imported
     from mlflow import MlflowClient
@@ -107,6 +115,6 @@ def _to_mlflow(config: Config, uri: str, run: str, snapshot: str, steps: tuple[S
         ]
         for start in range(0, len(new), MLFLOW_BATCH):
             client.log_batch(target, new[start : start + MLFLOW_BATCH])
-        client.set_terminated(target)
+        client.set_terminated(target, status)
     except (MlflowException, OSError) as error:
         log.warning("run %s is not in MLflow at %s: %s", run, uri, error)

@@ -105,6 +105,7 @@ class Driven:
             tx.execute(leases.delete())
 
 
+@pytest.mark.slow
 def test_each_ends_with_its_cause_and_the_next_one_trains(model, tmp_path):
     home = tmp_path / "home"
     sound = config(home, model)
@@ -134,7 +135,7 @@ def test_each_ends_with_its_cause_and_the_next_one_trains(model, tmp_path):
 
     killed = Driven(config(home, model, kto={"epochs": 1000}))
     killed.begin()
-    ended = killed.failed(meanwhile=lambda current: kill_worker(killed.settings, current))
+    ended = killed.failed(meanwhile=Killer(killed.settings))
     assert "training worker 0 was killed or its node was lost, after 0 restarts" in ended.reason
 
     good = Driven(sound)
@@ -149,7 +150,16 @@ def test_each_ends_with_its_cause_and_the_next_one_trains(model, tmp_path):
     assert [s.loss for s in steps] == [s["loss"] for s in trained.train_metrics["history"]]
 
 
-def kill_worker(settings: Config, current: Round) -> None:
+class Killer:
     """As the kernel does when memory runs out."""
-    if current.stage is Stage.TRAIN and (progress := read_progress(settings, f"round-{current.id}")) is not None:
-        os.kill(progress.pid, signal.SIGKILL)
+
+    def __init__(self, settings: Config) -> None:
+        self.settings = settings
+        self.victim: int | None = None
+
+    def __call__(self, current: Round) -> None:
+        if self.victim is None and current.stage is Stage.TRAIN:
+            progress = read_progress(self.settings, f"round-{current.id}")
+            if progress is not None:
+                self.victim = progress.pid
+                os.kill(self.victim, signal.SIGKILL)

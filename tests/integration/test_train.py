@@ -158,6 +158,8 @@ def test_learns_and_reports(whole_run):
     assert result.tokens_per_s > 0 and result.train_s > 0
     progress = read_progress(settings, "run")
     assert progress is not None and (progress.step, progress.steps) == (STEPS, STEPS)
+    assert read_steps(f"{settings.home}/training/run/metrics.jsonl") == result.history
+    assert Path(settings.home, "reports", "run-training.svg").is_file()
 
 
 def test_counts_real_tokens_only(whole_run, sealed):

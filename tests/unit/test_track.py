@@ -69,6 +69,13 @@ def test_a_restart_doubles_no_step(tmp_path: Path) -> None:
     assert [record.step for record in track.read_steps(uri)] == [1, 2, 3, 4, 5]
 
 
+def test_a_line_that_a_kill_cut_short_is_not_there(tmp_path: Path) -> None:
+    uri = tmp_path / "metrics.jsonl"
+    track.write_steps(str(uri), steps(3))
+    uri.write_bytes(uri.read_bytes()[:-20])
+    assert track.read_steps(str(uri)) == tuple(steps(2))
+
+
 def test_a_diverged_step_is_still_json(tmp_path: Path) -> None:
     uri = str(tmp_path / "metrics.jsonl")
     track.write_steps(uri, [replace(steps(1)[0], loss=math.nan, grad_norm=math.inf)])
@@ -88,11 +95,11 @@ def test_the_plot_is_a_picture_of_every_figure() -> None:
 def test_publishing_draws_and_writes_tensorboard_events(tmp_path: Path) -> None:
     settings = config(tmp_path)
     home = Paths(settings.home)
-    track.publish(settings, RUN, "snapshot")
+    track.publish(settings, RUN, "snapshot", "FINISHED")
     assert not Path(settings.home).exists(), "a run without a step shows nothing"
     track.write_steps(home.run_metrics(RUN), steps(3))
     for _ in range(2):  # a second attempt replaces what the first left
-        track.publish(settings, RUN, "snapshot")
+        track.publish(settings, RUN, "snapshot", "FINISHED")
     assert Path(home.training_plot(RUN)).read_bytes().lstrip().startswith(b"<?xml")
     (events,) = Path(home.run_events(RUN)).parent.iterdir()
     assert scalars(events, "train/loss") == [(1, 0.5), (2, 0.25), (3, pytest.approx(0.5 / 3))]
@@ -100,7 +107,6 @@ def test_publishing_draws_and_writes_tensorboard_events(tmp_path: Path) -> None:
 
 
 def scalars(file: Path, tag: str) -> list[tuple[int, float]]:
-    from tensorboardX.event_file_writer import RecordWriter  # noqa: F401  # the format that is read below is its own
     from tensorboardX.proto.event_pb2 import Event
 
     data, found = file.read_bytes(), []
@@ -116,14 +122,15 @@ def test_mlflow_gets_every_step_once(tmp_path: Path) -> None:
     from mlflow import MlflowClient
 
     settings = config(tmp_path, mlflow=True)
-    for so_far in (2, 4):  # a first attempt that failed after two steps, a second that went on
-        track.write_steps(Paths(settings.home).run_metrics(RUN), steps(so_far))
-        track.publish(settings, RUN, "snapshot-9")
     client = MlflowClient(tracking_uri=settings.train.mlflow_uri)
-    experiment = client.get_experiment_by_name("kto_ray")
-    assert experiment is not None
-    (found,) = client.search_runs([experiment.experiment_id])
-    assert found.info.run_name == RUN and found.info.status == "FINISHED"
+    attempts: tuple[tuple[int, track.Status], ...] = ((2, "FAILED"), (4, "FINISHED"))
+    for so_far, status in attempts:  # the second went on from the first
+        track.write_steps(Paths(settings.home).run_metrics(RUN), steps(so_far))
+        track.publish(settings, RUN, "snapshot-9", status)
+        experiment = client.get_experiment_by_name("kto_ray")
+        assert experiment is not None
+        (found,) = client.search_runs([experiment.experiment_id])
+        assert found.info.run_name == RUN and found.info.status == status
     assert found.data.tags["snapshot"] == "snapshot-9" and found.data.params["beta"] == "0.1"
     for name, want in (("loss", [r.loss for r in steps(4)]), ("margin", [0.3, 0.9, 1.2])):
         logged = client.get_metric_history(found.info.run_id, name)
@@ -139,7 +146,7 @@ def test_an_mlflow_that_is_not_there_is_told_and_fails_nothing(
     settings = settings.model_copy(update={"train": train})
     track.write_steps(Paths(settings.home).run_metrics(RUN), steps(2))
     with caplog.at_level(logging.WARNING):
-        track.publish(settings, RUN, "snapshot")
+        track.publish(settings, RUN, "snapshot", "FINISHED")
     assert "run round-1 is not in MLflow" in caplog.text
 
 
