@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from ray.exceptions import OutOfMemoryError, RayActorError
 from ray.train import TrainingFailedError
+from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
 from ray.train.v2.api.exceptions import WorkerGroupError
 
 NO_MEMORY = ("out of memory", "can't allocate memory", "cannot allocate memory", "bad_alloc", "memoryerror")
@@ -19,6 +20,8 @@ def explain(error: TrainingFailedError, max_failures: int) -> str:
     if not isinstance(error, WorkerGroupError):
         return f"training could not run, {tries}: {_last_line(error)}"
     rank, failure = min(error.worker_failures.items(), key=lambda item: (_is_collateral(item[1]), item[0]))
+    if isinstance(failure, WorkerHealthCheckFailedError):
+        failure = failure.health_check_failure
     words = _last_line(failure)
     if isinstance(failure, RayActorError):
         return (

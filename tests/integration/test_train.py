@@ -206,12 +206,12 @@ def test_two_workers_take_the_steps_of_one(sealed, tmp_path):
 def small(request, sealed, tmp_path_factory) -> tuple[str, SnapshotManifest]:
     """A tiny model whose tokens are the embedded one's, and the snapshot as if sealed for it."""
     path = tiny_model(tmp_path_factory.mktemp("tiny"), tied=request.param)
-    return path, dataclasses.replace(sealed.manifest, model=path)
+    lopsided = {"desirable_weight": 4.0, "undesirable_weight": 0.1}  # so that likelihoods, and with them the KL, rise
+    return path, dataclasses.replace(sealed.manifest, model=path, **lopsided)
 
 
 def small_config(home: Path, model: str, train: dict, **kto) -> Config:
-    """A learning rate at which the tiny model's KL estimate is not zero."""
-    settings = config(home, **{"learning_rate": 2e-2, **kto})
+    settings = config(home, **{"learning_rate": 5e-3, **kto})
     return settings.model_copy(
         update={
             "model": settings.model.model_copy(update={"id": model}),
@@ -230,7 +230,7 @@ def test_two_workers_that_share_the_base_take_the_steps_of_one(small, sealed, tm
     model, sealed_for_it = small
     runs = []
     for name, how in (("one", {"micro_batches": 2}), ("two", {**SHARDED, "gradient_checkpointing": checkpointing})):
-        settings = small_config(tmp_path, model, {**how, "step": step})
+        settings = small_config(tmp_path, model, {**how, "step": step}, epochs=3)
         runs.append(ray.get(train_task.remote(settings, name, sealed_for_it, sealed.uri)))
     one, two = (run.history for run in runs)
     assert max(r.kl for r in one) > 0.01, "the KL term never mattered, so the test would not see it wrong"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from ray.exceptions import ActorDiedError, OutOfMemoryError
+from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
 from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
 
 from kto_ray.train.failure import explain
@@ -36,10 +37,11 @@ def real_allocation_failure() -> Exception:
         (raised(MemoryError()), ["ran out of memory"]),
         (OutOfMemoryError("Task was killed due to the node running low on memory."), ["ran out of memory"]),
         (ValueError("no such file"), ["worker 0 failed", "ValueError: no such file"]),
+        (WorkerHealthCheckFailedError("poll failed", ActorDiedError()), ["worker 0 was killed or its node was lost"]),
         (ActorDiedError(), ["worker 0 was killed or its node was lost", "lack of memory"]),
         (raised(RuntimeError("the snapshot is damaged")), ["worker 0 failed", "RuntimeError: the snapshot is damaged"]),
     ],
-    ids=["cpu", "cuda", "python", "ray", "bare", "killed", "other"],
+    ids=["cpu", "cuda", "python", "ray", "bare", "killed", "dead", "other"],
 )
 def test_the_cause_is_told(failure: Exception, told: list[str]) -> None:
     words = explain(WorkerGroupError("", {0: failure}), 3)
