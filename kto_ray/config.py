@@ -4,6 +4,7 @@ hold only differences. Nothing here imports torch, ray or vllm: a wrong config i
 from __future__ import annotations
 
 import difflib
+import importlib.util
 import os
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -65,7 +66,7 @@ class ServeSection(Section):
     kv_cache_gb: float = Field(1.0, gt=0)  # of a CPU replica
     max_num_seqs: int = Field(32, ge=1)
     max_loras: int = Field(4, ge=4)  # champion, challenger, previous and one slot more, so none is evicted
-    max_lora_rank: int = Field(16, ge=1)
+    max_lora_rank: Literal[1, 8, 16, 32, 64, 128, 256, 320, 512] = 16  # those that vLLM takes
     max_output_tokens: int = Field(256, ge=1)  # when the client names no limit
     reconcile_s: float = Field(1.0, gt=0)
     heartbeat_timeout_s: float = Field(15.0, gt=0)  # a replica silent for longer is not counted as live
@@ -100,7 +101,9 @@ class KtoSection(Section):
     max_grad_norm: float = Field(1.0, gt=0)
     rank: int = Field(8, ge=1)
     alpha: int = Field(16, ge=1)
-    dropout: Share = 0.0
+    dropout: float = Field(0.0, ge=0, lt=1)
+    rslora: bool = False  # scale the adapter by alpha / sqrt(rank) instead of alpha / rank
+    dora: bool = False  # learn magnitudes too; vLLM serves no such adapter, so only with loop.enabled: false
     target_modules: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
     @model_validator(mode="after")
@@ -122,6 +125,37 @@ class TrainSection(Section):
     max_failures: int = Field(3, ge=0)  # worker failures that Ray Train restarts from the last checkpoint
     gradient_checkpointing: bool = False
     step: Literal["exact", "trl"] = "exact"  # ours, or TRL's own, which is slower and knows every model
+    quantize: Literal["none", "nf4"] = "none"  # nf4: QLoRA, the frozen base in 4 bits (bitsandbytes), on GPUs
+    sharding: Literal["none", "fsdp"] = "none"  # fsdp: FSDP2, each worker holds its part of the base
+    mlflow_uri: str | None = None  # an MLflow tracking server, or sqlite:///file; needs the extra `mlflow`
+
+    @model_validator(mode="after")
+    def _can_work(self) -> TrainSection:
+        if self.quantize == "nf4" and self.device == "cpu":
+            raise ValueError(
+                "quantize is 'nf4', but device is 'cpu': bitsandbytes' 4-bit kernels are for GPUs; "
+                "set train.device: gpu or train.quantize: none"
+            )
+        if self.sharding == "fsdp" and self.workers == 1:
+            raise ValueError(
+                "sharding is 'fsdp', but workers is 1: there is nobody to share the base with; "
+                "set train.workers to the number of GPUs or train.sharding: none"
+            )
+        if self.sharding == "fsdp" and self.quantize != "none":
+            raise ValueError(
+                f"sharding is 'fsdp' and quantize is {self.quantize!r}: packed 4-bit weights are not sharded; use one"
+            )
+        if self.device == "gpu" and self.workers > 1 and self.gpus_per_worker < 1:
+            raise ValueError(
+                f"gpus_per_worker is {self.gpus_per_worker} with {self.workers} workers: NCCL refuses two workers on "
+                "one GPU; set train.gpus_per_worker: 1 or train.workers: 1"
+            )
+        if self.mlflow_uri is not None and importlib.util.find_spec("mlflow") is None:
+            raise ValueError(
+                f"mlflow_uri is {self.mlflow_uri!r}, but the package mlflow is not installed; "
+                "pip install 'kto-ray[mlflow]', or leave train.mlflow_uri out"
+            )
+        return self
 
 
 class GateSection(Section):
@@ -208,6 +242,22 @@ class Config(Section):
             raise ValueError(
                 f"kto.rank is {self.kto.rank}, but serve.max_lora_rank is {self.serve.max_lora_rank}: "
                 "the replicas could not load the adapter; raise serve.max_lora_rank"
+            )
+        if self.kto.dora and self.loop.enabled:
+            raise ValueError(
+                "kto.dora is true and loop.enabled is true: vLLM cannot serve a DoRA adapter, so every round would "
+                "fail; set kto.dora: false, or loop.enabled: false to train and evaluate by hand"
+            )
+        if self.kto.dora and self.train.sharding == "fsdp":
+            raise ValueError(
+                "kto.dora is true and train.sharding is 'fsdp': DoRA needs the norms of whole base weights; "
+                "set kto.dora: false (kto.rslora works) or train.sharding: none"
+            )
+        if self.kto.reference == "champion" and (self.train.quantize, self.train.sharding) != ("none", "none"):
+            raise ValueError(
+                f"kto.reference is 'champion', but train.quantize is {self.train.quantize!r} and train.sharding "
+                f"{self.train.sharding!r}: a champion is loaded onto a whole, unquantized base; set both to none, "
+                "or kto.reference: base"
             )
         if self.data.max_length > self.model.max_model_len:
             raise ValueError(

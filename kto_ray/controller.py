@@ -30,6 +30,7 @@ from kto_ray.rollout import machine
 from kto_ray.serve import state
 from kto_ray.store import adapters, feedback, open_store, rollouts, rounds
 from kto_ray.train.job import read_progress
+from kto_ray.train.records import TrainingDiverged
 from kto_ray.types import (
     CHALLENGER,
     CHAMPION,
@@ -177,10 +178,14 @@ class Loop:
         self._move(tx, replace(current, rollout=name), Stage.ROLLOUT)
 
     def _failed(self, current: Round, error: BaseException) -> None:
-        """Bad data fails a round at once; anything else is tried again, as often as the config allows."""
+        """Bad data and a training that diverged end a round at once: the same rows would end the same way. Anything else is
+        tried again, as often as the config allows; also a training whose workers kept failing, for what feeds them may
+        have been lost with a node, and only a new start makes it anew.
+        """
         reason = f"{type(error).__name__}: {error}"
         log.error("round %d, stage %s failed: %s", current.id, current.stage, reason)
-        final = isinstance(error, ValueError) or current.attempts + 1 >= self._config.loop.max_attempts
+        hopeless = isinstance(error, (ValueError, TrainingDiverged))
+        final = hopeless or current.attempts + 1 >= self._config.loop.max_attempts
         with self._act() as tx:
             if final:
                 adapters.set_alias(tx, CHALLENGER, None, time.time())
@@ -268,6 +273,8 @@ class Loop:
         current = rounds.current(tx)
         if current is not None:
             return f"refused: round {current.id} is in stage {current.stage}; one round at a time"
+        if self._config.kto.dora:
+            return "refused: kto.dora is true, and vLLM cannot serve a DoRA adapter; kto-ray train and evaluate work"
         if feedback.counts(tx).labels == 0:
             return "refused: there is no feedback to learn from"
         return f"round {rounds.insert(tx, time.time()).id} begins"

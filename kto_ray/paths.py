@@ -42,6 +42,21 @@ def write_atomic(uri: str, data: bytes) -> None:
         fs.pipe_file(path, data)
 
 
+def append(uri: str, data: bytes) -> None:
+    """Add to a file; it is on the disk when this returns. An object store writes the whole object anew."""
+    fs, path = filesystem(uri)
+    if not is_local(uri):
+        with fs.open(path, "ab") as remote:
+            remote.write(data)
+        return
+    import os
+
+    with open(path, "ab") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
 def is_local(uri: str) -> bool:
     return "://" not in uri or uri.startswith("file://")
 
@@ -61,6 +76,17 @@ class Paths:
     def training(self) -> str:
         """Ray Train's storage: one folder a run, checkpoints inside."""
         return join(self.home, "training")
+
+    def run_metrics(self, run: str) -> str:
+        """A JSON line a step."""
+        return join(self.training(), run, "metrics.jsonl")
+
+    def run_events(self, run: str) -> str:
+        """TensorBoard knows an event file by `tfevents` in its name."""
+        return join(self.training(), run, "tensorboard", f"events.out.tfevents.0.{run}")
+
+    def training_plot(self, run: str) -> str:
+        return join(self.reports(), f"{run}-training.svg")
 
     def references(self) -> str:
         """Log-probabilities under reference models, a folder each."""

@@ -68,7 +68,10 @@ def job_of(config: Config, rows: int, weights: tuple[float, float], folder: str)
         checkpoint_steps=10**6,
         gradient_checkpointing=False,
         step="exact",
+        quantize="none",
+        sharding="none",
         run="bench",
+        metrics_uri=f"{folder}/metrics.jsonl",
         progress_uri=f"{folder}/progress.json",
         references_uri=f"{folder}/references",
     )

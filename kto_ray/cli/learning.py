@@ -51,7 +51,8 @@ def train(
         if adapters.get(tx, trained.version.name) is None:
             adapters.insert(tx, trained.version)
     figures = {k: v for k, v in trained.metrics.items() if k != "history"}
-    told = {"adapter": trained.version.name, "snapshot": manifest.id, **figures}
+    plot = Paths(settings.home).training_plot(run)
+    told = {"adapter": trained.version.name, "snapshot": manifest.id, **figures, "plot": plot}
     tell(told, as_json)
 
 

@@ -12,7 +12,7 @@ from prometheus_client.core import GaugeMetricFamily
 
 from kto_ray.config import Config
 from kto_ray.store import Store, adapters, completions, feedback, rollouts, rounds
-from kto_ray.types import CHAMPION, RolloutState, Stage
+from kto_ray.types import CHAMPION, RolloutState, Round, Stage
 
 NEXT = {
     Stage.SNAPSHOT: "freeze the feedback into a snapshot, then train",
@@ -104,6 +104,7 @@ def metrics(store: Store, config: Config) -> bytes:
         counts = feedback.counts(tx)
         new = labels_since_last_round(tx)
         current = rounds.current(tx)
+        trained = [r for r in rounds.every(tx) if r.train_metrics][-1:]
         live = rollouts.live_replicas(tx, time.time() - config.serve.heartbeat_timeout_s)
         test = rollouts.live(tx)
         total, known = completions.count(tx), len(adapters.every(tx))
@@ -119,9 +120,30 @@ def metrics(store: Store, config: Config) -> bytes:
         "kto_ray_round": ("Number of the round in progress, 0 if none", current.id if current else 0),
         "kto_ray_rollout_weight": ("The challenger's share of users, 0 if no rollout", test.weight if test else 0),
     }
+    for last in trained:
+        gauges |= _training(last)
     registry = CollectorRegistry()
     registry.register(_Gauges(gauges))
     return generate_latest(registry)
+
+
+def _training(last: Round) -> dict[str, tuple[str, float]]:
+    """The figures of the newest round that trains or has trained: its newest step while it does, then the result's."""
+    shown = last.train_metrics
+    figures = {"kto_ray_train_round": ("Number of the newest round that has trained a step", float(last.id))}
+    step = shown["history"][-1] if "history" in shown else shown
+    for name, text, value in (
+        ("step", "Optimizer steps that it has taken", step["step"]),
+        ("steps", "Optimizer steps that it takes in all", shown["steps"]),
+        ("loss", "Loss of its newest step", step["loss"]),
+        ("kl_nats", "KL estimate of its newest step, in nats an answer", step["kl"]),
+        ("reward_margin", "Desirable minus undesirable reward of its newest step", step["margin"]),
+        ("tokens_per_second", "Real tokens a second: of its newest step, then of the run", shown["tokens_per_s"]),
+        ("seconds", "Seconds spent in its steps so far", shown["train_s"]),
+    ):
+        if value is not None:  # a step may hold rows of one class only
+            figures[f"kto_ray_train_{name}"] = (text, float(value))
+    return figures
 
 
 class _Gauges:

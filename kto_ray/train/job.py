@@ -10,7 +10,16 @@ from typing import TYPE_CHECKING, Any
 from kto_ray.config import Config
 from kto_ray.environment import cpu_compute
 from kto_ray.paths import Paths, filesystem, is_local, join
-from kto_ray.train.records import StepRecord, TrainingDiverged, TrainJob, TrainOutcome, TrainProgress, TrainResult
+from kto_ray.train import track
+from kto_ray.train.records import (
+    StepRecord,
+    TrainingDiverged,
+    TrainingFailed,
+    TrainJob,
+    TrainOutcome,
+    TrainProgress,
+    TrainResult,
+)
 from kto_ray.types import AdapterVersion, SnapshotManifest
 
 if TYPE_CHECKING:
@@ -38,10 +47,25 @@ def run_training(
     Raises:
         ValueError: the snapshot holds one class only, or was sealed for another model.
         TrainingDiverged: the loss or its gradient became NaN or infinite.
-        ray.train.TrainingFailedError: the workers failed more often than train.max_failures.
+        TrainingFailed: the workers failed more often than train.max_failures.
     """
     check_snapshot(config, snapshot)
+    status: track.Status = "FAILED"
+    try:
+        result = _fit(config, run_name, snapshot, rows, start)
+        status = "FINISHED"
+    finally:
+        track.publish(config, run_name, snapshot.id, status)
+    return result
+
+
+def _fit(
+    config: Config, run_name: str, snapshot: SnapshotManifest, rows: Dataset, start: AdapterVersion | None
+) -> TrainResult:
+    from ray.train import TrainingFailedError
     from ray.train.torch import TorchTrainer
+
+    from kto_ray.train.failure import explain
 
     streams = [rows.streaming_split(1)[0] for _ in range(config.train.workers)]
     trainer = TorchTrainer(
@@ -50,7 +74,10 @@ def run_training(
         scaling_config=_scaling(config),
         run_config=_run_config(config, run_name),
     )
-    result = trainer.fit()
+    try:
+        result = trainer.fit()
+    except TrainingFailedError as error:
+        raise TrainingFailed(explain(error, config.train.max_failures)) from error
     outcome = result.return_value
     assert isinstance(outcome, TrainOutcome), "the worker's loop returns its outcome"
     if outcome.failure is not None:
@@ -134,8 +161,11 @@ def _job(config: Config, run_name: str, snapshot: SnapshotManifest, start: Adapt
         checkpoint_steps=config.train.checkpoint_steps,
         gradient_checkpointing=config.train.gradient_checkpointing,
         step=config.train.step,
+        quantize=config.train.quantize,
+        sharding=config.train.sharding,
         run=run_name,
         progress_uri=_progress_uri(config, run_name),
+        metrics_uri=_absolute(Paths(config.home).run_metrics(run_name)),
         references_uri=_absolute(Paths(config.home).references()),
         start=start,
     )

@@ -25,10 +25,12 @@ from peft import LoraConfig, PeftModel
 from ray.data import DataIterator
 from ray.train.huggingface.transformers import RayTrainReportCallback
 from torch import Tensor
+from torch.distributed.fsdp import register_fsdp_forward_method
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader
-from transformers import AutoModelForCausalLM, AutoTokenizer, PrinterCallback
+from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, PrinterCallback
+from transformers.distributed import DistributedConfig
 from trl import KTOConfig, KTOTrainer
 from trl.trainer.utils import use_adapter
 
@@ -40,6 +42,7 @@ from kto_ray.train.batches import RowBatches, collate
 from kto_ray.train.records import StepRecord, TrainJob, TrainOutcome, TrainProgress
 from kto_ray.train.reference import ReferenceCache, Scores, fingerprint
 from kto_ray.train.step import LossTerms, attach, kto_loss
+from kto_ray.train.track import append_step, write_steps
 
 
 def train_on_worker(job: TrainJob, stream: DataIterator) -> TrainOutcome:
@@ -79,7 +82,7 @@ def train_on_worker(job: TrainJob, stream: DataIterator) -> TrainOutcome:
         train_dataset=Dataset.from_dict({"prompt_ids": [[0]], "completion_ids": [[0]], "label": [True]}),
         processing_class=tokenizer,
         peft_config=fresh_adapter,
-        args=kto_arguments(job, str(scratch), steps),
+        args=kto_arguments(job, str(scratch), steps, context.get_world_size()),
         callbacks=[RayTrainReportCallback()],
     )
     trainer.remove_callback(PrinterCallback)
@@ -120,17 +123,35 @@ def lora_config(job: TrainJob) -> LoraConfig:
         r=job.kto.rank,
         lora_alpha=job.kto.alpha,
         lora_dropout=job.kto.dropout,
+        use_rslora=job.kto.rslora,
+        use_dora=job.kto.dora,
         target_modules=list(job.kto.target_modules),
         bias="none",
         task_type="CAUSAL_LM",
     )
 
 
-def kto_arguments(job: TrainJob, output_dir: str, steps: int) -> KTOConfig:
+def _loading(job: TrainJob, workers: int) -> dict[str, Any]:
+    """How the base model is loaded. Sharded, a worker reads only its part, so no worker ever holds all of the base."""
+    how: dict[str, Any] = {"dtype": job.dtype, "revision": job.model.revision}
+    if job.quantize == "nf4":
+        how["quantization_config"] = BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=getattr(torch, job.dtype),
+        )
+    if job.sharding == "fsdp":
+        how["distributed_config"] = DistributedConfig(fsdp_size=workers)
+        how["device_map"] = None  # TRL's default would put the whole base on one GPU
+    return how
+
+
+def kto_arguments(job: TrainJob, output_dir: str, steps: int, workers: int = 1) -> KTOConfig:
     """TRL's settings. `steps` is the number of optimizer steps of the whole run, which the learning rate follows."""
     return KTOConfig(
         output_dir=output_dir,
-        model_init_kwargs={"dtype": job.dtype, "revision": job.model.revision},
+        model_init_kwargs=_loading(job, workers),
         use_cpu=job.device == "cpu",
         bf16=job.dtype == "bfloat16",
         gradient_checkpointing=job.gradient_checkpointing,
@@ -157,22 +178,50 @@ def kto_arguments(job: TrainJob, output_dir: str, steps: int) -> KTOConfig:
     )
 
 
+def step_record(entry: dict[str, Any]) -> StepRecord:
+    """A step as TRL logged it."""
+    return StepRecord(
+        step=int(entry["step"]),
+        rows=int(entry["rows"]),
+        loss=entry["loss"],
+        kl=entry["kl"],
+        reward_desirable=entry.get("rewards/chosen"),
+        reward_undesirable=entry.get("rewards/rejected"),
+        margin=entry.get("rewards/margins"),
+        grad_norm=entry["grad_norm"],
+        learning_rate=entry["learning_rate"],
+        tokens=int(entry["tokens"]),
+        seconds=entry["seconds"],
+        tokens_per_s=entry["tokens"] / entry["seconds"],
+        at=entry["at"],
+    )
+
+
 class RowTrainer(KTOTrainer):  # type: ignore[misc]  # TRL is not typed
     """TRL's trainer on rows that are already tokenized and paired, logging throughput and stopping at a NaN."""
 
     def __init__(self, job: TrainJob, batches: RowBatches, **trl_arguments: Any) -> None:
+        sharded = job.sharding == "fsdp"
+        # transformers saves no optimizer state of a model that is sharded as it is loaded, for it would need gathering.
+        # Ours needs none: what is trained is the adapter, which PEFT adds whole on every worker.
+        trl_arguments["args"].save_only_model = sharded
         super().__init__(**trl_arguments)  # makes the frozen copy "ref" where the model came with an adapter
+        self.args.save_only_model = False
+        self.sharded = sharded
         self.job = job
         self.batches = batches
         self.failure: str | None = None
         self._tokens_logged = 0
         self._logged_at = 0.0
+        self._tracks = False
         self.exact = job.step == "exact"
+        base = self.model.get_base_model()
         if self.exact:
-            base = self.model.get_base_model()
             attach(base)
             folder = join(job.references_uri, fingerprint(base, job.dtype, torch.get_num_threads()))
             self.references = ReferenceCache(folder, f"{job.run}-{self.args.process_index}")
+        # PEFT calls `forward` itself, past the hooks by which FSDP gathers what belongs to the model as a whole.
+        register_fsdp_forward_method(base, "forward")
 
     def _prepare_dataset(self, dataset: Dataset, *unused: object) -> Dataset:
         return dataset
@@ -189,6 +238,11 @@ class RowTrainer(KTOTrainer):  # type: ignore[misc]  # TRL is not typed
             loss: Tensor = super()._compute_loss(model, inputs, return_outputs)
             return loss
         key, label = inputs.pop("key"), inputs.pop("label")
+        if self.sharded:
+            # A forward gathers the base from all workers, so they compute a reference together or not at all.
+            missing = torch.tensor([not self.references.has(key)], device=label.device)
+            if self.accelerator.gather(missing).any():
+                self.references.forget(key)
         reference, kl_reference = self.references.get(key, lambda: self._reference(model, inputs))
         logps, kl_logps = model(**inputs)
         kl = logps.new_zeros(())
@@ -231,6 +285,11 @@ class RowTrainer(KTOTrainer):  # type: ignore[misc]  # TRL is not typed
             self.references.save()
         super()._save_checkpoint(model, trial)
 
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
+        if self.sharded:  # PEFT would gather the base first, but only this worker saves: it would wait for the others
+            state_dict = {name: weight for name, weight in self.model.named_parameters() if weight.requires_grad}
+        super()._save(output_dir, state_dict)
+
     def create_scheduler(self, num_training_steps: int, optimizer: Optimizer | None = None) -> LambdaLR:
         """Linear warm-up, then linear to zero, as TRL's default, but never at zero: a run may have 20 steps only."""
         warmup = round(self.job.kto.warmup_share * num_training_steps)
@@ -251,12 +310,27 @@ class RowTrainer(KTOTrainer):  # type: ignore[misc]  # TRL is not typed
             logs["tokens"] = self._total_train_tokens - self._tokens_logged
             logs["seconds"] = now - self._logged_at
             logs["rows"] = self._rows_used()
+            logs["at"] = time.time()
             self._tokens_logged, self._logged_at = self._total_train_tokens, now
         super().log(logs, start_time)
-        if is_step and not (math.isfinite(logs["loss"]) and math.isfinite(logs["grad_norm"])):
-            self._fail(logs)
-        elif is_step and self.args.process_index == 0:  # never a NaN: it would not be JSON
-            self._write_progress(logs)
+        if not is_step:
+            return
+        record = step_record(self.state.log_history[-1])
+        first = self.args.process_index == 0
+        if first:
+            self._track(record)
+        if not (math.isfinite(record.loss) and math.isfinite(record.grad_norm)):
+            self._fail(record)
+        elif first:  # never a NaN: it would not be JSON
+            self._write_progress(record)
+
+    def _track(self, record: StepRecord) -> None:
+        """Add the step to the run's file. The first time, all steps: those of before a restart are in the history."""
+        if self._tracks:
+            append_step(self.job.metrics_uri, record)
+        else:
+            write_steps(self.job.metrics_uri, self.history())
+        self._tracks = True
 
     def _rows_used(self) -> int:
         """Rows of all workers that the run has used, this step's included."""
@@ -265,45 +339,31 @@ class RowTrainer(KTOTrainer):  # type: ignore[misc]  # TRL is not typed
         in_epoch = min(step * self.job.kto.accumulate * self.batches.group, self.batches.rows)
         return int(epochs * self.batches.rows + in_epoch)
 
-    def _fail(self, logs: dict[str, float]) -> None:
+    def _fail(self, record: StepRecord) -> None:
         # Stop rather than raise: Ray Train would restart a worker that raises, and the same rows end the same way. The
         # loss is averaged over the workers, so all of them stop at this step; nothing of it is saved.
         self.failure = (
-            f"training diverged at step {self.state.global_step} of {self.state.max_steps}: loss {logs['loss']}, "
-            f"gradient norm {logs['grad_norm']}, learning rate {logs['learning_rate']:.2g}, after {logs['rows']} rows; "
+            f"training diverged at step {record.step} of {self.state.max_steps}: loss {record.loss}, gradient norm "
+            f"{record.grad_norm}, learning rate {record.learning_rate:.2g}, after {record.rows} rows; "
             "lower kto.learning_rate, or look at those rows"
         )
         self.control.should_training_stop = True
         self.control.should_save = False
 
-    def _write_progress(self, logs: dict[str, float]) -> None:
+    def _write_progress(self, record: StepRecord) -> None:
         progress = TrainProgress(
-            step=self.state.global_step,
+            step=record.step,
             steps=self.state.max_steps,
-            loss=logs["loss"],
-            tokens_per_s=logs["tokens"] / logs["seconds"],
+            loss=record.loss,
+            kl=record.kl,
+            margin=record.margin,
+            tokens_per_s=record.tokens_per_s,
+            train_s=sum(entry["seconds"] for entry in self.state.log_history if "loss" in entry),
             pid=os.getpid(),
-            at=time.time(),
+            at=record.at,
         )
         write_atomic(self.job.progress_uri, json.dumps(asdict(progress)).encode())
 
     def history(self) -> tuple[StepRecord, ...]:
         """A record a step, those before a restart included: the trainer's state travels in the checkpoint."""
-        return tuple(
-            StepRecord(
-                step=int(entry["step"]),
-                rows=int(entry["rows"]),
-                loss=entry["loss"],
-                kl=entry["kl"],
-                reward_desirable=entry.get("rewards/chosen"),
-                reward_undesirable=entry.get("rewards/rejected"),
-                margin=entry.get("rewards/margins"),
-                grad_norm=entry["grad_norm"],
-                learning_rate=entry["learning_rate"],
-                tokens=int(entry["tokens"]),
-                seconds=entry["seconds"],
-                tokens_per_s=entry["tokens"] / entry["seconds"],
-            )
-            for entry in self.state.log_history
-            if "loss" in entry
-        )
+        return tuple(step_record(entry) for entry in self.state.log_history if "loss" in entry)

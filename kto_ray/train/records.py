@@ -8,6 +8,10 @@ from kto_ray.config import KtoSection, ModelSection
 from kto_ray.types import AdapterVersion
 
 
+class TrainingFailed(RuntimeError):
+    """The workers failed more often than train.max_failures: the message says of what, and what to do."""
+
+
 class TrainingDiverged(RuntimeError):
     """The loss or its gradient stopped being a number: the message says at which step, on which rows."""
 
@@ -29,8 +33,11 @@ class TrainJob:
     checkpoint_steps: int
     gradient_checkpointing: bool
     step: str  # "exact" or "trl"
+    quantize: str  # "none" or "nf4"
+    sharding: str  # "none" or "fsdp"
     run: str
     progress_uri: str
+    metrics_uri: str
     references_uri: str
     start: AdapterVersion | None = None  # policy and reference start from it; None: from the base model
 
@@ -54,6 +61,7 @@ class StepRecord:
     tokens: int  # real ones, prompt and completion, without padding and without the KL pairs
     seconds: float
     tokens_per_s: float
+    at: float  # seconds since the epoch, when the step ended
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +79,10 @@ class TrainProgress:
     step: int
     steps: int
     loss: float
+    kl: float
+    margin: float | None
     tokens_per_s: float
+    train_s: float  # in steps and checkpoints so far
     pid: int  # of the first worker
     at: float  # seconds since the epoch
 

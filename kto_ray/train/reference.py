@@ -13,7 +13,9 @@ from collections.abc import Callable
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
+import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 from kto_ray.paths import filesystem, join, write_atomic
 
@@ -48,6 +50,14 @@ class ReferenceCache:
             self.used[key] = self.known[key]
             self.unsaved = True
         return self.used[key]
+
+    def has(self, key: str) -> bool:
+        return key in self.used or key in self.known
+
+    def forget(self, key: str) -> None:
+        """Have it computed again at its next use."""
+        self.used.pop(key, None)
+        self.known.pop(key, None)
 
     def save(self) -> None:
         """Write what this run has used; nothing when that is written already."""
@@ -87,14 +97,25 @@ def fingerprint(model: torch.nn.Module, precision: str, threads: int) -> str:
     """16 hex digits of all that decides a score beside the tokens. `model` is the base model, with a frozen adapter
     where that is the reference; what PEFT calls "default" is the policy's and does not count.
 
-    A weight enters by its sum and a sample, so that it costs one pass over the weights and no copy of them.
+    A weight enters by its sum and a sample, so that it costs one pass over the weights and no copy of them. The state
+    holds more than the parameters: 4-bit weights mean nothing without their scales. Of sharded weights each worker
+    looks at its own part, and all of them name the same whole.
     """
     digest = hashlib.sha256(f"{torch.__version__} {precision} {threads}".encode())
-    for name, weight in model.named_parameters():
+    sharded = False
+    for name, value in model.state_dict().items():
         if ".default." in name:
             continue
-        flat = weight.detach().flatten()
+        shape = tuple(value.shape)
+        if isinstance(value, DTensor):
+            sharded = True
+            value = value.to_local()
+        flat = value.flatten()
         sample = flat[:: max(1, len(flat) // 64)].double().tolist()
-        facts = f"{name} {weight.device.type} {weight.dtype} {tuple(weight.shape)} {flat.double().sum()!r} {sample}"
+        facts = f"{name} {value.device.type} {value.dtype} {shape} {flat.double().sum()!r} {sample}"
         digest.update(facts.encode())
+    if sharded:
+        parts = [""] * dist.get_world_size()
+        dist.all_gather_object(parts, digest.hexdigest())
+        digest = hashlib.sha256(" ".join(parts).encode())
     return digest.hexdigest()[:16]

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 from transformers import DynamicCache, PreTrainedModel
 
 HEAD_ROWS = 512  # answer tokens whose logits exist at a time
@@ -130,21 +131,20 @@ def _continued(
     """(B, K, H) states that predict the KL completions, read on from the prompts' keys and values."""
     width = int(prompt_len.max())
     last = hidden.detach()[torch.arange(len(hidden), device=hidden.device), prompt_len - 1][:, None]
-    if kl_ids.shape[1] == 1:
-        return last
     prompts = DynamicCache()
     for index, layer in enumerate(cache.layers):
         prompts.update(layer.keys[:, :, :width].detach(), layer.values[:, :, :width].detach(), index)
-    steps = torch.arange(kl_ids.shape[1] - 1, device=kl_ids.device)
+    read = max(1, kl_ids.shape[1] - 1)  # never 0: sharded workers must all call the model
+    steps = torch.arange(read, device=kl_ids.device)
     seen = torch.arange(width, device=kl_ids.device) < prompt_len[:, None]
     out = body(
-        input_ids=kl_ids[:, :-1],
+        input_ids=kl_ids[:, :read],
         attention_mask=torch.cat([seen, steps < kl_len[:, None]], dim=1).long(),
         position_ids=prompt_len[:, None] + steps,
         past_key_values=prompts,
         use_cache=True,
     )
-    return torch.cat([last, out.last_hidden_state], dim=1)
+    return torch.cat([last, out.last_hidden_state], dim=1)[:, : kl_ids.shape[1]]
 
 
 def _anew(body: Any, input_ids: Tensor, prompt_len: Tensor, kl_ids: Tensor) -> Tensor:
@@ -161,9 +161,15 @@ def _anew(body: Any, input_ids: Tensor, prompt_len: Tensor, kl_ids: Tensor) -> T
 
 def _summed(hidden: Tensor, chosen: Tensor, targets: Tensor, head: torch.nn.Linear) -> Tensor:
     """(B,) sums of log p(target | hidden) over the chosen places; hidden (B, L, H), chosen and targets (B, L)."""
-    picked: Tensor = HeadLogProbs.apply(hidden[chosen], head.weight, head.bias, targets[chosen])  # type: ignore[no-untyped-call]
+    weight, bias = _whole(head.weight), _whole(head.bias)
+    picked: Tensor = HeadLogProbs.apply(hidden[chosen], weight, bias, targets[chosen])  # type: ignore[no-untyped-call]
     sums = torch.zeros(len(hidden), dtype=picked.dtype, device=picked.device)
     return sums.index_add(0, chosen.nonzero()[:, 0], picked)
+
+
+def _whole(weight: Tensor | None) -> Tensor | None:
+    """A head that FSDP has not gathered, since it is tied to the embedding, is gathered here."""
+    return weight.full_tensor() if isinstance(weight, DTensor) else weight
 
 
 class HeadLogProbs(torch.autograd.Function):

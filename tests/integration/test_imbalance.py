@@ -58,9 +58,7 @@ def accuracy(model: str, method: Method, desirable: int, undesirable: int, loss_
         }
     )
     held_out = rows(HELD_OUT, HELD_OUT, seed=99)
-    pairs = [
-        {**a, "completion": b["completion"]} for a, b in zip(held_out, held_out[1:] + held_out[:1], strict=True)
-    ]
+    pairs = [{**a, "completion": b["completion"]} for a, b in zip(held_out, held_out[1:] + held_out[:1], strict=True)]
     judge = held_out + pairs
     base = np.array(run(config, Work("none", judge=judge)).policy)
     moved = np.array(run(config, Work(method, rows(desirable, undesirable, seed=1), judge)).policy) - base

@@ -3,23 +3,27 @@ preparation on one side and ours on the other. The model is a small random Llama
 
 import dataclasses
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
 from datasets import Dataset
+from peft import get_peft_model
 from ray.data import from_items
 from safetensors.torch import load_file
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, TrainerCallback, set_seed
 from trl import KTOTrainer
+from vllm.config.lora import LoRAConfig
+from vllm.lora.peft_helper import PEFTHelper
 
+from kto_ray.adapter import read_sound
 from kto_ray.config import Config, KtoSection
 from kto_ray.data.balance import rotate
 from kto_ray.data.tokens import encode
 from kto_ray.model import resolve_model
 from kto_ray.train import kto
 from kto_ray.train.batches import RowBatches
-from kto_ray.train.kto import RowTrainer, kto_arguments, policy
+from kto_ray.train.kto import RowTrainer, kto_arguments, lora_config, policy
 from kto_ray.train.records import TrainJob
 from kto_ray.train.reference import fingerprint
 from kto_ray.train.step import attach
@@ -108,8 +112,11 @@ def job(tmp_path, step: str, loss_type: str = "kto", gradient_checkpointing: boo
         checkpoint_steps=1000,
         gradient_checkpointing=gradient_checkpointing,
         step=step,
+        quantize="none",
+        sharding="none",
         run="r",
         progress_uri=f"{tmp_path}/progress.json",
+        metrics_uri=f"{tmp_path}/metrics.jsonl",
         references_uri=f"{tmp_path}/references",
     )
 
@@ -268,6 +275,23 @@ def test_a_head_that_scales_its_logits_is_refused(model_path):
     model.config.final_logit_softcapping = 30.0
     with pytest.raises(ValueError, match=r"final_logit_softcapping.*train.step: trl"):
         attach(model)
+
+
+@pytest.mark.parametrize("option", ["rslora", "dora"])
+def test_vllm_serves_rslora_and_no_dora(option, model_path, tmp_path):
+    """What the config refuses and allows is what vLLM says of the adapters that come out."""
+    this = job(tmp_path, "exact")
+    this = replace(this, kto=this.kto.model_copy(update={option: True}))
+    model = get_peft_model(LlamaForCausalLM.from_pretrained(model_path), lora_config(this))
+    model.save_pretrained(tmp_path / "adapter")
+    saved = read_sound(str(tmp_path / "adapter"), 16)
+    helper = PEFTHelper.from_dict(saved.settings)
+    if option == "dora":
+        with pytest.raises(ValueError, match="DoRA"):
+            helper.validate_legal(LoRAConfig(max_lora_rank=16))
+    else:
+        helper.validate_legal(LoRAConfig(max_lora_rank=16))
+        assert helper.vllm_lora_scaling_factor == pytest.approx(this.kto.alpha / this.kto.rank**0.5)
 
 
 def no_kl(logps, reference, kl, *rest):

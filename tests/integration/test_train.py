@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import ray
+from safetensors.torch import load_file
 
 from kto_ray.adapter import check_adapter
 from kto_ray.config import Config
@@ -21,7 +22,9 @@ from kto_ray.model import resolve_model
 from kto_ray.train.export import export_adapter
 from kto_ray.train.job import read_progress
 from kto_ray.train.records import TrainingDiverged, TrainResult
+from kto_ray.train.track import read_steps
 from kto_ray.types import Shard, SnapshotManifest
+from tests.tiny import tiny_model
 from tests.training import train
 
 pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("ray_local")]
@@ -155,6 +158,8 @@ def test_learns_and_reports(whole_run):
     assert result.tokens_per_s > 0 and result.train_s > 0
     progress = read_progress(settings, "run")
     assert progress is not None and (progress.step, progress.steps) == (STEPS, STEPS)
+    assert read_steps(f"{settings.home}/training/run/metrics.jsonl") == result.history
+    assert Path(settings.home, "reports", "run-training.svg").is_file()
 
 
 def test_counts_real_tokens_only(whole_run, sealed):
@@ -195,6 +200,66 @@ def test_two_workers_take_the_steps_of_one(sealed, tmp_path):
     assert [r.loss for r in two] == pytest.approx([r.loss for r in one], abs=1e-4)
     assert [r.kl for r in two] == pytest.approx([r.kl for r in one], abs=1e-3)
     assert [r.tokens for r in two] == [r.tokens for r in one]
+
+
+@pytest.fixture(scope="module", params=[True, False], ids=["tied", "untied"])
+def small(request, sealed, tmp_path_factory) -> tuple[str, SnapshotManifest]:
+    """A tiny model whose tokens are the embedded one's, and the snapshot as if sealed for it."""
+    path = tiny_model(tmp_path_factory.mktemp("tiny"), tied=request.param)
+    lopsided = {"desirable_weight": 4.0, "undesirable_weight": 0.1}  # so that likelihoods, and with them the KL, rise
+    return path, dataclasses.replace(sealed.manifest, model=path, **lopsided)
+
+
+def small_config(home: Path, model: str, train: dict, **kto) -> Config:
+    settings = config(home, **{"learning_rate": 5e-3, **kto})
+    return settings.model_copy(
+        update={
+            "model": settings.model.model_copy(update={"id": model}),
+            "train": settings.train.model_copy(update={"threads": 1, "dtype": "float32", **train}),
+        }
+    )
+
+
+SHARDED = {"workers": 2, "sharding": "fsdp"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("step", ["exact", "trl"])
+@pytest.mark.parametrize("checkpointing", [False, True], ids=["", "gradient checkpointing"])
+def test_two_workers_that_share_the_base_take_the_steps_of_one(small, sealed, tmp_path, checkpointing, step):
+    model, sealed_for_it = small
+    runs = []
+    for name, how in (("one", {"micro_batches": 2}), ("two", {**SHARDED, "gradient_checkpointing": checkpointing})):
+        settings = small_config(tmp_path, model, {**how, "step": step}, epochs=3)
+        runs.append(ray.get(train_task.remote(settings, name, sealed_for_it, sealed.uri)))
+    one, two = (run.history for run in runs)
+    assert max(r.kl for r in one) > 0.01, "the KL term never mattered, so the test would not see it wrong"
+    assert [r.loss for r in two] == pytest.approx([r.loss for r in one], abs=1e-4)
+    assert [r.kl for r in two] == pytest.approx([r.kl for r in one], abs=1e-3)
+    assert [r.grad_norm for r in two] == pytest.approx([r.grad_norm for r in one], rel=1e-3)
+    shapes = [
+        {k: v.shape for k, v in load_file(f"{run.adapter_dir}/adapter_model.safetensors").items()} for run in runs
+    ]
+    assert shapes[0] == shapes[1], "the adapter is saved whole"
+
+
+@pytest.mark.slow
+def test_a_killed_sharded_worker_goes_on_from_its_checkpoint(small, sealed, tmp_path):
+    """One epoch after another, so that the second finds all reference scores cached: no worker computes them alone."""
+    model, sealed_for_it = small
+    settings = small_config(tmp_path, model, SHARDED, epochs=30)
+    whole = ray.get(train_task.remote(settings, "whole", sealed_for_it, sealed.uri))
+    run = train_task.remote(settings, "killed", sealed_for_it, sealed.uri)
+    deadline = time.monotonic() + 240
+    while (progress := read_progress(settings, "killed")) is None or progress.step <= CHECKPOINT_STEPS:
+        assert time.monotonic() < deadline, "the run never passed its first checkpoint"
+        time.sleep(0.02)
+    os.kill(progress.pid, signal.SIGKILL)
+    result = ray.get(run)
+    assert progress.step < result.steps
+    assert losses(result) == losses(whole)
+    assert weights(result) == weights(whole)
+    assert read_steps(f"{settings.home}/training/killed/metrics.jsonl") == result.history
 
 
 def test_calling_again_after_the_end_trains_nothing_more(whole_run, sealed):
@@ -268,6 +333,8 @@ def test_a_killed_worker_goes_on_from_its_checkpoint(whole_run, sealed, tmp_path
     assert [record.rows for record in result.history] == list(range(MICRO, ROWS + 1, MICRO))
     assert losses(result) == losses(whole_run[1])
     assert weights(result) == weights(whole_run[1])
+    # The steps that were logged after the checkpoint, and then again, are there once.
+    assert read_steps(f"{settings.home}/training/killed/metrics.jsonl") == result.history
 
 
 def test_a_run_whose_driver_died_goes_on_from_its_checkpoint(whole_run, sealed, tmp_path):

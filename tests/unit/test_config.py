@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -39,6 +40,12 @@ def test_shipped_configs_load(path: Path, monkeypatch: pytest.MonkeyPatch) -> No
         ("data.max_length=100000", ["data.max_length", "max_model_len"]),
         ("modell.id=x", ["'modell'", "did you mean 'model'"]),
         ("nonsense", ["a.b=c", "'nonsense'"]),
+        ("serve.max_lora_rank=12", ["'serve.max_lora_rank'", "8, 16, 32", "12"]),
+        ("kto.dropout=1", ["'kto.dropout'", "less than 1"]),
+        ("kto.dora=true", ["vLLM cannot serve", "kto.dora: false", "loop.enabled: false"]),
+        ("train.quantize=nf4", ["quantize is 'nf4'", "device is 'cpu'", "train.device: gpu"]),
+        ("train.sharding=fsdp", ["sharding is 'fsdp'", "workers is 1", "train.workers"]),
+        ("train.sharding=deepspeed", ["'train.sharding'", "'fsdp'", "deepspeed"]),
     ],
 )
 def test_wrong_values_are_explained(override: str, told: list[str]) -> None:
@@ -46,6 +53,40 @@ def test_wrong_values_are_explained(override: str, told: list[str]) -> None:
         load_config(None, (override,))
     for words in told:
         assert words in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "told"),
+    [
+        (("train.device=gpu", "train.quantize=nf4", "train.sharding=fsdp", "train.workers=2"), "4-bit weights are not"),
+        (("train.device=gpu", "train.workers=2", "train.gpus_per_worker=0.5"), "NCCL refuses two workers on one GPU"),
+        (("loop.enabled=false", "kto.dora=true", "train.sharding=fsdp", "train.workers=2"), "whole base weights"),
+    ],
+)
+def test_options_that_cannot_work_together_are_refused(overrides: tuple[str, ...], told: str) -> None:
+    with pytest.raises(ConfigError, match=told):
+        load_config(None, overrides)
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ("kto.rslora=true",),
+        ("kto.dora=true", "loop.enabled=false"),
+        ("train.device=gpu", "train.quantize=nf4"),
+        ("train.device=gpu", "train.quantize=nf4", "train.workers=2"),
+        ("train.sharding=fsdp", "train.workers=2", "train.gradient_checkpointing=true", "train.dtype=bfloat16"),
+        ("train.mlflow_uri=sqlite:///mlflow.db",),
+    ],
+)
+def test_options_that_work_load(overrides: tuple[str, ...]) -> None:
+    load_config(None, overrides)
+
+
+def test_mlflow_without_the_package_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "mlflow", None)
+    with pytest.raises(ConfigError, match=r"mlflow is not installed.*kto-ray\[mlflow\]"):
+        load_config(None, ("train.mlflow_uri=http://mlflow:5000",))
 
 
 def test_missing_and_broken_files(tmp_path: Path) -> None:

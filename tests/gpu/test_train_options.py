@@ -1,0 +1,55 @@
+"""Training options that need CUDA: a 4-bit base on one GPU, a base shared by two."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from kto_ray.adapter import read_sound
+from kto_ray.config import Config
+from kto_ray.train.records import TrainResult
+from tests.integration.test_train import Sealed, config, sealed, train_task  # noqa: F401  # a fixture
+
+pytestmark = [pytest.mark.gpu, pytest.mark.timeout(900)]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def ray_with_gpus() -> Iterator[None]:
+    import ray
+
+    if not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+    os.environ["RAY_AUTH_MODE"] = "disabled"
+    ray.init(address="local", num_cpus=8, include_dashboard=False, _node_ip_address="127.0.0.1")
+    yield
+    ray.shutdown()
+
+
+def run(home: Path, rows: Sealed, **train: object) -> tuple[Config, TrainResult]:
+    import ray
+
+    settings = config(home).model_dump()
+    settings["train"] |= {"device": "gpu", **train}
+    validated = Config.model_validate(settings)
+    return validated, ray.get(train_task.remote(validated, "run", rows.manifest, rows.uri))
+
+
+@pytest.mark.parametrize("step", ["exact", "trl"])
+def test_a_4_bit_base_learns_and_its_adapter_is_sound(sealed: Sealed, tmp_path: Path, step: str) -> None:  # noqa: F811
+    settings, result = run(tmp_path, sealed, quantize="nf4", step=step)
+    assert result.loss_first == pytest.approx((1.25 + 1.0) / 4, abs=1e-6)
+    assert result.loss_last < result.loss_first
+    assert read_sound(result.adapter_dir, settings.serve.max_lora_rank).rank == settings.kto.rank
+
+
+def test_two_gpus_that_share_the_base_take_the_steps_of_one(sealed: Sealed, tmp_path: Path) -> None:  # noqa: F811
+    if torch.cuda.device_count() < 2:
+        pytest.skip("one CUDA device only")
+    same = {"dtype": "float32"}
+    _, one = run(tmp_path / "one", sealed, micro_batches=2, **same)
+    _, two = run(tmp_path / "two", sealed, workers=2, sharding="fsdp", **same)
+    assert [r.loss for r in two.history] == pytest.approx([r.loss for r in one.history], abs=1e-4)
