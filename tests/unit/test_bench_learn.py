@@ -1,0 +1,96 @@
+"""The bookkeeping of `bench learn` and its siblings: what is chosen, how figures come about, what is kept."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from kto_ray.bench import lab, learn, panel
+from kto_ray.bench.edits import _edits, _thumbs
+from kto_ray.bench.lab import Found, Work
+from kto_ray.config import Config
+from kto_ray.demo.tastes import TASTES, Habits
+
+
+def found(policy: list[float]) -> Found:
+    return Found(1.0, [0.5], policy, [], [], [], [])
+
+
+class Known(learn.Bench):
+    """A bench whose experiments give what the test says; AUC rises with `score`."""
+
+    def __init__(self, score) -> None:
+        self.score, self.asked = score, []
+        self.tell = lambda words: None
+
+    def ratios(self, variant, point, seed, part):
+        self.asked.append((part, dict(point)))
+        return np.stack([np.full(50, self.score(point)), np.linspace(-1, 1, 50)], axis=1)
+
+
+def test_the_sweep_walks_axis_by_axis_to_the_best_and_sees_validation_only():
+    bench = Known(lambda p: p["learning_rate"] * 100 - abs(p["beta"] - 0.3) + (p["rank"] == 8) / 10)
+    best, tried = bench.sweep(learn.TABLE[0], learn.KTO_SWEEP)
+    assert (best["learning_rate"], best["beta"], best["rank"], best["alpha"], best["epochs"]) == (1e-3, 0.3, 8, 16, 1)
+    assert {part for part, _ in bench.asked} == {"validation"}
+    assert len(tried) == 1 + sum(len(values) for _, values in learn.KTO_SWEEP)
+    assert max(point["auc"] for point in tried) == pytest.approx(next(p["auc"] for p in tried if p["rank"] == 8))
+
+
+def test_figures_of_known_ratios():
+    rng = np.random.default_rng(0)
+    worse = rng.normal(size=(3, 400, 2))
+    better = worse + np.array([1.0, 0.0])
+    told = learn._figures(better, worse)
+    assert told["accuracy"] == pytest.approx(0.76, abs=0.03)  # P(N(1, 2) > 0)
+    assert told["auc"] == pytest.approx(0.76, abs=0.03)
+    assert 0 < told["auc_over_kto_low"] < told["auc_over_kto"] < told["auc_over_kto_high"]
+    assert told["auc_low"] < told["auc"] < told["auc_high"]
+    same = learn._figures(worse, worse)
+    assert same["auc_over_kto"] == same["auc_over_kto_low"] == same["auc_over_kto_high"] == 0
+
+
+def test_a_known_experiment_is_not_made_again(tmp_path: Path, monkeypatch):
+    made = []
+    monkeypatch.setattr(lab, "experiment", lambda config, work: made.append(work) or found([1.0]))
+    first = lab.kept(tmp_path, Config(), Work("none"), "one", print)
+    assert lab.kept(tmp_path, Config(), Work("none"), "again", print) == first and len(made) == 1
+    lab.kept(tmp_path, Config(), Work("sft"), "another method", print)
+    other = Config.model_validate({"kto": {"beta": 0.2}})
+    lab.kept(tmp_path, other, Work("none"), "other settings", print)
+    assert len(made) == 3
+
+
+def test_conversations_have_both_replies_and_fit(tmp_path: Path):
+    def line(conversation: str, label: bool, text: str) -> str:
+        return json.dumps({"prompt": "Hi?", "completion": text, "label": label, "conversation": conversation})
+
+    lines = [line("both", True, "Yes."), line("both", False, "No."), line("one", True, "Yes!")]
+    lines += [line("long", True, "Well, " * 200), line("long", False, "No!")]
+    (tmp_path / "data.jsonl").write_text("\n".join(lines))
+    pairs = learn.conversations(str(tmp_path / "data.jsonl"), 112, Config())
+    assert [(up["conversation"], up["label"], down["label"]) for up, down in pairs] == [("both", True, False)]
+    with pytest.raises(ValueError, match=r"gives 1 conversations.*raise data.max_length"):
+        settings = Config.model_validate({"data": {"max_length": 112}})
+        learn.Bench(settings, str(tmp_path / "data.jsonl"), learn.Sizes(), 1, str(tmp_path), print)
+
+
+def test_thumbs_and_edits_teach_the_same_events():
+    asked = panel.questions(TASTES["short"], 4, "x")
+    assert asked == panel.questions(TASTES["short"], 4, "x") != panel.questions(TASTES["short"], 4, "y")
+    events = [(question, "A long answer. And on. And on.", "A long answer.") for question in asked]
+    assert [r["label"] for r in _thumbs(events)] == [False, True, False, True]
+    assert len(_edits(events)) == 2 * len(events)
+
+
+def test_the_panel_judges_as_the_demo_s_users_do():
+    asked = panel.questions(TASTES["short"], 60, "x")
+    answers = [("This is a short answer.", "stop") if i % 2 else ("One. Two. Three. Four.", "stop") for i in range(60)]
+    rows = panel.judgements(TASTES["short"], asked, answers, Habits(flip=0, edit=0, silent=0), "judge")
+    assert [row["label"] for row in rows] == [bool(i % 2) for i in range(60)]
+    assert panel.liked(TASTES["short"], asked, answers) == 0.5
+    edited = panel.judgements(TASTES["short"], asked, answers, Habits(flip=0, edit=1, silent=0), "judge")
+    assert len(edited) == 90 and sum(row["label"] for row in edited) == 60
