@@ -102,7 +102,9 @@ def test_counts_splits_order_and_kl_pairs(tmp_path, model_path):
     assert (labels[True], labels[False]) == (manifest.n_desirable, manifest.n_undesirable)
     held = Counter(r["label"] for r in holdout)
     assert (held[True], held[False]) == (manifest.n_holdout_desirable, manifest.n_holdout_undesirable)
-    assert len(train) % MICRO == 0 and manifest.sources == {"thumb": len(train)}
+    assert len(train) % MICRO == 0 and manifest.sources == {
+        "thumb": {"desirable": labels[True], "undesirable": labels[False]}
+    }
     assert manifest.dropped.get("remainder", 0) == 90 - len(train) - len(holdout) < MICRO
     assert manifest.dropped["task"] == 3
     mass_desirable = manifest.desirable_weight * labels[True]
@@ -143,7 +145,7 @@ def test_filters(tmp_path, model_path):
 
 
 def test_window_keeps_the_newest(tmp_path, model_path):
-    manifest = take(tmp_path, model_path, thumbs(), max_rows=40)
+    manifest = take(tmp_path, model_path, thumbs(), max_rows=40, older_share=0.0)
     train, holdout = splits(tmp_path, manifest)
     assert min(r["created_at"] for r in (*train, *holdout)) >= 1050.0
     assert manifest.dropped["window"] == 50
