@@ -15,7 +15,6 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
-from datasketch import MinHash, MinHashLSH
 from numpy.typing import NDArray
 
 from kto_ray.types import Message
@@ -55,6 +54,8 @@ def sketch(texts: Sequence[tuple[Sequence[Message], str]], threshold: float) -> 
     """
     if threshold >= 1:
         return np.empty((len(texts), 0), np.uint64), np.empty((len(texts), 0), np.uint8)
+    from datasketch import MinHash  # here, for scipy comes with it, and who only names a user needs neither
+
     bands, rows = _bands(threshold)
     shingled = [_shingles(messages, answer) for messages, answer in texts]
     signatures = np.zeros((len(texts), PERMUTATIONS), np.uint64)
@@ -88,6 +89,8 @@ def alike(one: Bytes, other: Bytes, threshold: float) -> NDArray[np.bool_]:
 
 @functools.cache
 def _bands(threshold: float) -> tuple[int, int]:
+    from datasketch import MinHashLSH
+
     lsh = MinHashLSH(threshold=threshold, num_perm=PERMUTATIONS, weights=WEIGHTS)
     return lsh.b, lsh.r
 

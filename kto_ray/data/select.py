@@ -106,7 +106,8 @@ def window(heads: Heads, rows: Index, size: int, older_share: float, seed: int) 
     in_time = _oldest_first(heads, rows)
     newest, rest = in_time[len(rows) - (size - older) :], in_time[: len(rows) - (size - older)]
     by_chance = np.argsort(mixed(heads.id[rest] ^ mixed(np.array([seed], np.uint64))), kind="stable")
-    return np.concatenate([newest, rest[by_chance[:older]]])
+    kept: Index = np.concatenate([newest, rest[by_chance[:older]]])
+    return kept
 
 
 def cap(heads: Heads, rows: Index, share: float, dropped: Counter[str]) -> Index:
@@ -122,7 +123,7 @@ def cap(heads: Heads, rows: Index, share: float, dropped: Counter[str]) -> Index
     _, starts, counts = np.unique(heads.user[order], return_index=True, return_counts=True)
     limit = _limit(counts, max(share, 2 / len(counts)))
     newer = np.repeat(starts + counts, counts) - 1 - np.arange(len(order))  # rows of the same user that are newer
-    kept = order[newer < limit]
+    kept: Index = order[newer < limit]
     dropped["user_cap"] += len(rows) - len(kept)
     return kept
 
@@ -140,7 +141,8 @@ def _without_stale(heads: Heads, rows: Index, data: DataSection, dropped: Counte
     oldest = heads.created_at[rows].max() - data.holdout_days * DAY_S
     stale = in_holdout(heads.held[rows], data.holdout_share) & (heads.created_at[rows] < oldest)
     dropped["stale_holdout"] += int(stale.sum())
-    return rows[~stale]
+    fresh: Index = rows[~stale]
+    return fresh
 
 
 def _split(heads: Heads, rows: Index, share: float) -> tuple[Index, Index]:

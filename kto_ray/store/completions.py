@@ -104,12 +104,10 @@ def with_feedback(tx: sa.Connection, low: str, high: str | None) -> list[tuple[C
     chosen = feedback.c.completion_id >= low
     if high is not None:
         chosen = chosen & (feedback.c.completion_id < high)
-    # Ordered by completion first: ordered by time alone, SQLite would walk the whole log in time's index for a range.
-    in_order = (
-        sa.select(feedback).where(chosen).order_by(feedback.c.completion_id, feedback.c.created_at, feedback.c.id)
-    )
+    # By completion first: by time alone, SQLite may walk the whole log in the order of time's index for every range.
+    arrival = (feedback.c.completion_id, feedback.c.created_at, feedback.c.id)
     events: dict[str, list[Feedback]] = {}
-    for row in tx.execute(in_order).mappings():
+    for row in tx.execute(sa.select(feedback).where(chosen).order_by(*arrival)).mappings():
         events.setdefault(row["completion_id"], []).append(as_feedback(row))
     within = completions.c.id >= low
     if high is not None:
