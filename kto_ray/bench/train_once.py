@@ -107,7 +107,7 @@ def measure(config: Config, work: Work) -> Measured:
     texts, rows = sealed(work, tokenizer)
     torch.set_num_threads(work.threads)
     with tempfile.TemporaryDirectory() as folder:
-        job = _job(config, work, len(rows), folder)
+        job = bench_job(config, work, len(rows), folder)
         steps = len(rows) // work.micro_batch
         arguments = kto_arguments(job, f"{folder}/out", steps)
         arguments.gradient_checkpointing = work.variant == "trl_default"  # TRL's default
@@ -133,7 +133,7 @@ def measure(config: Config, work: Work) -> Measured:
     return Measured(seconds, tokens, sum(reference), losses[-1])
 
 
-def _job(config: Config, work: Work, rows: int, folder: str) -> TrainJob:
+def bench_job(config: Config, work: Work, rows: int, folder: str) -> TrainJob:
     return TrainJob(
         model=config.model,
         dtype=config.train.dtype,

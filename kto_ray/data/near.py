@@ -97,20 +97,24 @@ def _bands(threshold: float) -> tuple[int, int]:
 
 def _shingles(messages: Sequence[Message], answer: str) -> list[int]:
     """Hashes of the runs of SHINGLE words; empty for a short answer."""
-    words = _WORD.findall(answer.lower())
+    words = _words(answer)
     if len(words) < MIN_WORDS:
         return []
     tail: list[str] = []
     for message in reversed(messages):
-        content = message.get("content")
-        if isinstance(content, str):
-            tail = _WORD.findall(content.lower()) + tail
+        content = message.get("content") or ""
+        parts = [content] if isinstance(content, str) else [part.get("text", "") for part in content]
+        tail = _words("\n".join(parts)) + tail
         if len(tail) >= len(words):
             break
     hashes = np.fromiter((zlib.crc32(word.encode()) for word in tail[-len(words) :] + words), np.uint32)
     mixed_words = hashes[:-2] * np.uint32(961) + hashes[1:-1] * np.uint32(31) + hashes[2:]
     shingles: list[int] = mixed_words.tolist()
     return shingles
+
+
+def _words(text: str) -> list[str]:
+    return _WORD.findall(text.lower())
 
 
 def _itself(value: int) -> int:
