@@ -81,8 +81,9 @@ def _chunk(low: int, high: int, seed: int) -> tuple[list[dict[str, Any]], list[d
 
 def _texts(rng: np.random.Generator, n: int, median: int, most: int) -> list[str]:
     lengths = np.clip(median * np.exp(0.6 * rng.standard_normal(n)), 3, most).astype(int)
-    drawn = iter((len(VOCABULARY) * rng.random(int(lengths.sum())) ** 2).astype(int).tolist())
-    return [" ".join(VOCABULARY[next(drawn)] for _ in range(length)) for length in lengths.tolist()]
+    drawn = np.array(VOCABULARY, object)[(len(VOCABULARY) * rng.random(int(lengths.sum())) ** 2).astype(int)].tolist()
+    ends = np.cumsum(lengths).tolist()
+    return [" ".join(drawn[end - length : end]) for end, length in zip(ends, lengths.tolist(), strict=True)]
 
 
 def _completion(name: str, at: float, user: str, prompt: str, answer: str) -> dict[str, Any]:
