@@ -24,7 +24,7 @@ SHINGLE = 3  # words
 MIN_WORDS = 5  # of an answer; shorter ones are compared whole only, by the exact filter
 SEED = 1
 # A missed pair costs more than a false one: every pair that a band brings together is checked by its signature.
-WEIGHTS = (0.2, 0.8)  # of false positives and of false negatives
+WEIGHTS = (0.02, 0.98)  # of false positives and of false negatives
 
 Hashes = NDArray[np.uint64]
 Bytes = NDArray[np.uint8]
