@@ -112,7 +112,8 @@ def with_feedback(tx: sa.Connection, low: str, high: str | None) -> list[tuple[C
     within = completions.c.id >= low
     if high is not None:
         within = within & (completions.c.id < high)
-    has_feedback = sa.exists().where(feedback.c.completion_id == completions.c.id)
+    # With bounds of its own: PostgreSQL would hash the whole log for every range.
+    has_feedback = completions.c.id.in_(sa.select(feedback.c.completion_id).where(chosen))
     query = sa.select(completions).where(within, has_feedback).order_by(completions.c.id)
     return [(_completion(row), events[row["id"]]) for row in tx.execute(query).mappings() if row["id"] in events]
 
