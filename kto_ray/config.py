@@ -76,11 +76,17 @@ class ServeSection(Section):
 
 class DataSection(Section):
     holdout_share: Annotated[float, Field(gt=0, lt=1)] = 0.2  # of users, by salted hash
+    # Held-out users judge the gate by what they said in the days before the newest feedback; what they said earlier is
+    # in neither split, for a user is on one side for good. None: whatever they ever said
+    holdout_days: float | None = Field(90.0, gt=0)
     max_user_share: Annotated[float, Field(gt=0, le=1)] = 0.05  # of a snapshot's rows that one user may fill
-    max_rows: int = Field(100_000, ge=8)  # replay window, newest first
+    # Jaccard similarity of word shingles from which two rows are one, the newer; 1: only equal rows are
+    near_duplicate: Annotated[float, Field(ge=0.5, le=1)] = 0.9
+    max_rows: int = Field(100_000, ge=8)  # replay window: the newest, and
+    older_share: Annotated[float, Field(ge=0, lt=1)] = 0.2  # of a full window, drawn evenly from all that is older
     max_length: int = Field(512, ge=16)  # tokens, prompt and completion
     rows_per_shard: int = Field(20_000, ge=1)
-    blocks: int = Field(2, ge=1)  # key ranges of the store that are read in parallel; each may start a process
+    rows_per_range: int = Field(10_000, ge=1)  # feedback events of a key range of the store, which a task reads at once
     seed: int = 0
 
 

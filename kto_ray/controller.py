@@ -178,9 +178,9 @@ class Loop:
         self._move(tx, replace(current, rollout=name), Stage.ROLLOUT)
 
     def _failed(self, current: Round, error: BaseException) -> None:
-        """Bad data and a training that diverged end a round at once: the same rows would end the same way. Anything else is
-        tried again, as often as the config allows; also a training whose workers kept failing, for what feeds them may
-        have been lost with a node, and only a new start makes it anew.
+        """Bad data and a training that diverged end a round at once: the same rows would end the same way. Anything
+        else is tried again, as often as the config allows; also a training whose workers kept failing, for what feeds
+        them may have been lost with a node, and only a new start makes it anew.
         """
         reason = f"{type(error).__name__}: {error}"
         log.error("round %d, stage %s failed: %s", current.id, current.stage, reason)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -18,6 +19,8 @@ from kto_ray.evaluate.guard import guard_messages
 from kto_ray.evaluate.records import GuardAnswer
 from kto_ray.store import Store, completions, feedback
 from kto_ray.types import AdapterVersion, Example, GateReport, Json, SnapshotManifest
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,19 +52,20 @@ def read_examples(url: str, keys: tuple[str, str | None]) -> list[Example]:
     return [example for completion, events in found for example in label(completion, events)]
 
 
-def snapshot(config: Config) -> SnapshotManifest:
-    """Freeze the stored feedback into a snapshot."""
+def snapshot(config: Config, tell: Callable[[str], None] = logger.info) -> SnapshotManifest:
+    """Freeze the stored feedback into a snapshot; `tell` hears the stages."""
     from kto_ray.data.snapshot import freeze
     from kto_ray.model import resolve_model
 
+    tell("count")
     store = Store(config.database_url)
     with store.read() as tx:
-        ranges = completions.key_ranges(tx, config.data.blocks)
+        ranges = completions.key_ranges(tx, config.data.rows_per_range)
         counts = feedback.counts(tx)
     store.close()
     dropped = {"task": counts.task, "withdrawn": counts.withdrawn, "pending": counts.pending}
     read = partial(read_examples, config.database_url)
-    return freeze(config, resolve_model(config.model), ranges, read, dropped, counts.newest_at)
+    return freeze(config, resolve_model(config.model), ranges, read, dropped, counts.newest_at, tell)
 
 
 def train(config: Config, run: str, number: int, snapshot_uri: str, champion: AdapterVersion | None) -> Trained:

@@ -16,7 +16,7 @@ from pyarrow import BufferReader
 from pyarrow import compute as pc
 
 from kto_ray.config import Config
-from kto_ray.data.select import user_hash
+from kto_ray.data.heads import user_hash
 from kto_ray.data.shards import verified
 from kto_ray.data.snapshot import load_manifest
 from kto_ray.store import adapters, completions, feedback, rollouts, rounds

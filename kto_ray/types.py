@@ -115,7 +115,7 @@ class SnapshotManifest:
     n_undesirable: int
     n_holdout_desirable: int
     n_holdout_undesirable: int
-    sources: Mapping[str, int]  # training rows by source
+    sources: Mapping[str, Mapping[str, int]]  # training rows by source and class (desirable, undesirable)
     dropped: Mapping[str, int]  # rows left out, by filter
     ratio: float  # n_desirable / n_undesirable in training
     ratio_low: float  # 95% interval of the ratio (Wilson, on the desirable share)
@@ -130,6 +130,7 @@ class SnapshotManifest:
     max_length: int
     shards: tuple[Shard, ...]
     newest_feedback_at: float
+    filters: Json = field(default_factory=dict)  # the settings that decided which rows entered
 
 
 @dataclass(frozen=True, slots=True)

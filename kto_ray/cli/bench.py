@@ -102,3 +102,27 @@ def bench_rounds(
 
     report = bench.bench_rounds(settings, taste, rounds, chats, fresh, out_dir, progress)
     out.print_json(data=report) if as_json else out.print(bench.table(report))
+
+
+@app.command("data")
+def bench_data(
+    rows: Annotated[list[int] | None, typer.Option(min=1, help="Stored examples; repeat for several sizes.")] = None,
+    steps: Annotated[int, typer.Option(min=1, help="Measured training steps of a repeat, from each source.")] = 6,
+    repeats: Annotated[int, typer.Option(min=1, help="Of the streaming measurement; medians count.")] = 3,
+    store: Annotated[str | None, typer.Option(help="An empty PostgreSQL database to fill; SQLite otherwise.")] = None,
+    out_dir: OutDir = "runs/bench",
+    as_json: AsJson = False,
+    config: ConfigFile = None,
+    set_: Overrides = None,
+) -> None:
+    """Snapshots of 100,000, 300,000 and 1,000,000 made-up examples: time, memory, and what streaming one costs."""
+    settings = settings_of(config, [*(set_ or []), *([f"store_url={store}"] if store else [])])
+    from kto_ray.bench import data as bench
+
+    sizes = rows or [100_000, 300_000, 1_000_000]
+    report = bench.bench_data(settings, sizes, steps, repeats, out_dir, progress)
+    if as_json:
+        out.print_json(data=report)
+    else:
+        out.print(bench.table(report))
+        out.print(f"written to {out_dir}/data.json")

@@ -54,7 +54,7 @@ def feedback_export(
     from kto_ray.jobs import read_examples
     from kto_ray.store import completions
 
-    ranges = read_store(settings, lambda tx: completions.key_ranges(tx, 16))
+    ranges = read_store(settings, lambda tx: completions.key_ranges(tx, settings.data.rows_per_range))
     total = 0
     with file.open("w", encoding="utf-8") as target:
         for keys in ranges:

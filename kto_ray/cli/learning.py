@@ -36,8 +36,9 @@ def train(
     store = open_store(settings.database_url)
     with err.status("starting Ray"):
         start_ray(settings)
-    with err.status("freezing the feedback into a snapshot"):
-        manifest = jobs.snapshot(settings)
+    freezing = "freezing the feedback into a snapshot"
+    with err.status(freezing) as shown:
+        manifest = jobs.snapshot(settings, lambda stage: shown.update(f"{freezing}: {stage}"))
     uri = Paths(settings.home).snapshot(manifest.id)
     with store.write() as tx:
         adapters.insert_snapshot(tx, manifest, uri)

@@ -116,14 +116,15 @@ def interleave(
     batches = (len(good) + len(bad)) // micro_batch
     minor, major = sorted((_by_length(good, length), _by_length(bad, length)), key=len)
     cuts = np.arange(batches + 1) * len(minor) // max(batches, 1)
-    order: list[Index] = []
+    order = np.empty((batches, micro_batch), np.int64)
     for b in range(batches):
         # major's cut is what minor's leaves of b * micro_batch rows
         rest = slice(b * micro_batch - cuts[b], (b + 1) * micro_batch - cuts[b + 1])
-        rows = generator.permutation(np.concatenate([minor[cuts[b] : cuts[b + 1]], major[rest]]))
-        order.append(_apart(rows, prompt[rows]))
-    shuffled = [order[b] for b in generator.permutation(batches)]
-    return np.concatenate(shuffled) if shuffled else np.empty(0, dtype=np.int64)
+        order[b] = generator.permutation(np.concatenate([minor[cuts[b] : cuts[b + 1]], major[rest]]))
+    of_prompt = np.sort(prompt[order], axis=1)
+    for b in np.flatnonzero((of_prompt[:, 1:] == of_prompt[:, :-1]).any(axis=1)):
+        order[b] = _apart(order[b], prompt[order[b]])
+    return order[generator.permutation(batches)].reshape(-1)
 
 
 def _by_length(rows: Index, length: NDArray[np.integer[Any]]) -> Index:
@@ -134,9 +135,7 @@ def _by_length(rows: Index, length: NDArray[np.integer[Any]]) -> Index:
 def _apart(rows: Index, prompt: Index) -> Index:
     """The rows with equal prompts kept apart: sorted by how often their prompt occurs, then dealt to every second
     place. A run that starts at place 0 and fills at most half of the places has no cyclic neighbours."""
-    values, inverse, counts = np.unique(prompt, return_inverse=True, return_counts=True)
-    if len(values) == len(rows):
-        return rows
+    _, inverse, counts = np.unique(prompt, return_inverse=True, return_counts=True)
     by_count = np.lexsort((inverse, -counts[inverse]))
     places = np.concatenate([np.arange(0, len(rows), 2), np.arange(1, len(rows), 2)])
     apart = np.empty_like(rows)

@@ -58,7 +58,11 @@ def page(manifest: SnapshotManifest, rows: Sequence[dict[str, Any]]) -> Group:
         "held-out rows": f"{held_out}, of other users",
         "desirable : undesirable": f"{m.ratio:.2f} (95% interval {m.ratio_low:.2f} to {m.ratio_high:.2f})",
         "weights": f"desirable {m.desirable_weight:.3f}, undesirable {m.undesirable_weight:.3f}",
-        "from": ", ".join(f"{n} {source}" for source, n in m.sources.items()),
+        "from": "; ".join(
+            f"{source}: {', '.join(f'{n} {of_class}' for of_class, n in classes.items())}"
+            for source, classes in m.sources.items()
+        ),
+        "filters": ", ".join(f"{name} {value}" for name, value in m.filters.items()),
         "left out": ", ".join(f"{n} {why}" for why, n in m.dropped.items() if n) or "nothing",
         "order": f"micro-batches of {m.micro_batch}, seed {m.seed}, at most {m.max_length} tokens",
         "model": f"{m.model} (tokenizer {m.tokenizer_hash}, chat template {m.template_hash})",

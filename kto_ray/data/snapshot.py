@@ -1,7 +1,7 @@
 """Freeze labelled examples into a snapshot: tokenized Parquet shards, named by their content, the manifest last.
 
-A snapshot depends on its examples, the tokenizer, the config and the seed, never on the order of reading. Ray Data
-carries texts and tokens; the driver holds only the heads of rows and one shard at a time.
+A snapshot depends on its examples, the tokenizer, the config and the seed, never on the order of reading. The driver
+holds integers of the rows alone (`heads`), and decides; the texts and tokens pass through Ray Data (`passes`).
 """
 
 from __future__ import annotations
@@ -12,33 +12,29 @@ import json
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import ray
-from ray.data import Dataset, TaskPoolStrategy
 
 from kto_ray import paths
 from kto_ray.config import Config
-from kto_ray.data import tokens
+from kto_ray.data import passes, tokens
 from kto_ray.data.balance import Balance, balance, interleave
-from kto_ray.data.select import Head, Selection, cap, head, select
-from kto_ray.data.shards import HOLDOUT, HOLDOUT_SCHEMA, TRAIN, TRAIN_SCHEMA, finish, parquet, verified
+from kto_ray.data.heads import Heads, Index
+from kto_ray.data.select import Selection, by_id, cap, select
+from kto_ray.data.shards import HOLDOUT_SCHEMA, TRAIN, TRAIN_SCHEMA, verified
 from kto_ray.types import Example, Shard, SnapshotManifest
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
 
 R = TypeVar("R")
 logger = logging.getLogger(__name__)
 
-ROWS_PER_TOKENIZER = 5000  # a process needs seconds to import the tokenizer, which so many rows repay
-HEAD_COLUMNS = [field.name for field in dataclasses.fields(Head)]
+# The settings that decide which rows enter; they stand in the manifest.
+FILTERS = ("holdout_share", "holdout_days", "max_user_share", "max_rows", "older_share", "near_duplicate", "max_length")
 
 
 def freeze(
@@ -48,6 +44,7 @@ def freeze(
     read: Callable[[R], list[Example]],
     dropped: Mapping[str, int],
     newest_feedback_at: float,
+    tell: Callable[[str], None] = logger.info,
 ) -> SnapshotManifest:
     """Read, select, tokenize, order and write; Ray must be up.
 
@@ -57,9 +54,10 @@ def freeze(
         ranges: key ranges of the store, one read task each.
         read: the labelled examples of a range; runs in Ray tasks, so it must be picklable.
         dropped: rows that were left out before, by reason; joined with those left out here: duplicate, contradiction
-            (by one user, the latest stands), user_cap, window, too_long (the prompt fills max_length), unrenderable
-            (the chat template refuses it), remainder (does not fill a micro-batch).
+            (by one user, the latest stands), near_duplicate, stale_holdout, user_cap, window, too_long (the prompt
+            fills max_length), unrenderable (the chat template refuses it), remainder (does not fill a micro-batch).
         newest_feedback_at: the newest event that `read` may have seen.
+        tell: hears the name of each stage when it begins: read, select, tokenize, order, write.
 
     Returns:
         The manifest of the snapshot under `Paths(config.home)`; an existing one with the same content is reused.
@@ -69,23 +67,34 @@ def freeze(
             tokenizer has no chat template.
     """
     hashing = ray.remote(tokens.hashes).remote(model_path, config.model.revision)
-    raw = _read(ranges, read, config.salt)
-    selection = select(_heads(raw), config.data)
-    balance(*_counts(selection.train), config.kto.loss_aversion)  # refuses before the costly part
+    tell("read")
+    raw = passes.read_rows(ranges, read, config.salt, config.data.near_duplicate)
+    tell("select")
+    heads = passes.read_heads(raw)
+    selection = select(heads, config.data)
+    balance(*_counts(heads, selection.train), config.kto.loss_aversion)  # refuses before the costly part
     try:
         hashes = ray.get(hashing)
     except ray.exceptions.RayTaskError as error:
         raise error.cause from None
-    tokenized = _tokenize(raw, selection, model_path, config)
-    plan = _plan(config, selection, *_measured(tokenized))
+    tell("tokenize")
+    chosen = np.sort(heads.id[np.concatenate([selection.train, selection.holdout])])
+    tokenized = passes.tokenize(raw, chosen, model_path, config)
+    del raw  # frees the texts
+    tell("order")
+    plan = _plan(config, heads, selection, passes.measure(tokenized))
     logger.info("snapshot: %d training and %d held-out rows", len(plan.train), len(plan.holdout))
+    tell("write")
     home = paths.Paths(config.home)
-    staging = home.snapshot_staging(_staging_key(plan))
+    train, holdout = heads.id[plan.train], heads.id[plan.holdout]
+    staging = home.snapshot_staging("snapshot-" + hashlib.sha256(train.tobytes() + holdout.tobytes()).hexdigest()[:16])
     try:
-        shards = _write(config, staging, _sorted(tokenized, plan), plan)
-        manifest = _manifest(config, plan, shards, hashes, Counter(dropped) + plan.dropped, newest_feedback_at)
+        written = passes.write(tokenized, train, holdout, staging, config.kto.micro_batch, config)
+        every = Counter(dropped) + plan.dropped
+        manifest = _manifest(config, plan, heads, written, hashes, every, newest_feedback_at)
         return _publish(home, staging, manifest)
     finally:
+        # Named by the rows, so what a freeze that was killed left here is cleared away when it is tried again.
         fs, path = paths.filesystem(staging)
         if fs.exists(path):
             fs.rm(path, recursive=True)
@@ -93,177 +102,56 @@ def freeze(
 
 @dataclass(frozen=True, slots=True)
 class _Plan:
-    """The rows of a snapshot: training in training order, holdout by example id."""
+    """The rows of a snapshot, as numbers of heads: training in training order, holdout by id."""
 
-    train: tuple[Head, ...]
-    holdout: tuple[Head, ...]
+    train: Index
+    holdout: Index
     balance: Balance
     dropped: Counter[str]
 
 
-def _read(ranges: Sequence[R], read: Callable[[R], list[Example]], salt: str) -> Dataset:
-    """Examples as rows, with their heads. The ranges travel in the closure, since Arrow would turn tuples to lists."""
-
-    def rows(batch: pa.Table) -> pa.Table:
-        found = [example for i in batch["id"].to_pylist() for example in read(ranges[i])]
-        return pa.Table.from_pylist([_row(example, salt) for example in found], schema=_RAW_SCHEMA)
-
-    if not ranges:
-        return ray.data.from_arrow(_RAW_SCHEMA.empty_table()).materialize()
-    indices = ray.data.range(len(ranges), override_num_blocks=len(ranges))
-    return indices.map_batches(rows, batch_format="pyarrow", batch_size=1).materialize()
-
-
-_RAW_SCHEMA = pa.schema(
-    {
-        **dict.fromkeys(("example_id", "user_hash", "prompt_hash", "pair_hash"), pa.string()),
-        "label": pa.bool_(),
-        "source": pa.string(),
-        "created_at": pa.float64(),
-        **dict.fromkeys(("completion_id", "adapter", "messages", "answer"), pa.string()),
-        "ended": pa.bool_(),
-    }
-)
-
-
-def _row(example: Example, salt: str) -> dict[str, Any]:
-    messages = json.dumps([dict(m) for m in example.messages], sort_keys=True)
-    facts = dataclasses.asdict(head(example, messages, salt))
-    origin = {"completion_id": example.completion_id, "adapter": example.adapter}
-    return {**facts, **origin, "messages": messages, "answer": example.answer, "ended": example.ended}
-
-
-def _heads(raw: Dataset) -> list[Head]:
-    return [Head(**row) for batch in _batches(raw.select_columns(HEAD_COLUMNS)) for row in batch.to_pylist()]
-
-
-def _batches(dataset: Dataset) -> Iterator[pa.Table]:
-    yield from dataset.iter_batches(batch_format="pyarrow", batch_size=None)
-
-
-def _tokenize(raw: Dataset, selection: Selection, model_path: str, config: Config) -> Dataset:
-    """Selected rows with their ids and a column `fault`: null, "unrenderable" or "too_long"."""
-    chosen = ray.put({h.example_id for h in (*selection.train, *selection.holdout)})
-    size = min(raw.num_blocks(), 1 + (len(selection.train) + len(selection.holdout)) // ROWS_PER_TOKENIZER)
-
-    revision, max_length = config.model.revision, config.data.max_length
-
-    def rows(batch: pa.Table) -> pa.Table:
-        tokenizer, wanted = tokens.load_tokenizer(model_path, revision), ray.get(chosen)
-        own = [row for row in batch.to_pylist() if row["example_id"] in wanted]
-        return pa.Table.from_pylist([_ids(row, tokenizer, max_length) for row in own], schema=_IDS_SCHEMA)
-
-    return raw.map_batches(rows, batch_format="pyarrow", compute=TaskPoolStrategy(size=size)).materialize()
-
-
-_IDS_SCHEMA = HOLDOUT_SCHEMA.append(pa.field("fault", pa.string()))
-
-
-def _ids(row: dict[str, Any], tokenizer: PreTrainedTokenizerBase, max_length: int) -> dict[str, Any]:
-    ids = tokens.encode(tokenizer, json.loads(row["messages"]), row["answer"], row["ended"])
-    if ids is None:
-        return {**row, "fault": "unrenderable", "prompt_ids": [], "completion_ids": []}
-    prompt_ids, completion_ids = ids
-    if len(prompt_ids) >= max_length:
-        return {**row, "fault": "too_long", "prompt_ids": [], "completion_ids": []}
-    return {**row, "fault": None, "prompt_ids": prompt_ids, "completion_ids": completion_ids[:max_length]}
-
-
-def _measured(tokenized: Dataset) -> tuple[dict[str, str], dict[str, int]]:
-    """By example id: why the row cannot be trained on, or how many tokens it has."""
-    faults: dict[str, str] = {}
-    lengths: dict[str, int] = {}
-    for batch in _batches(tokenized.select_columns(["example_id", "fault", "prompt_ids", "completion_ids"])):
-        tokens_of = pc.add(pc.list_value_length(batch["prompt_ids"]), pc.list_value_length(batch["completion_ids"]))
-        of_rows = zip(batch["example_id"].to_pylist(), batch["fault"].to_pylist(), tokens_of.to_pylist(), strict=True)
-        for example_id, fault, n_tokens in of_rows:
-            if fault is None:
-                lengths[example_id] = n_tokens
-            else:
-                faults[example_id] = fault
-    return faults, lengths
-
-
-def _plan(config: Config, selection: Selection, faults: Mapping[str, str], lengths: Mapping[str, int]) -> _Plan:
+def _plan(config: Config, heads: Heads, selection: Selection, measured: passes.Measured) -> _Plan:
     """Leave out the faulty rows, cap once more (their absence raises the others' shares), order and weigh."""
-    dropped = selection.dropped + Counter(faults.values())
-    train, holdout = (
-        sorted(
-            cap([h for h in split if h.example_id not in faults], config.data.max_user_share, dropped),
-            key=lambda h: h.example_id,
-        )
-        for split in (selection.train, selection.holdout)
-    )
-    balance(*_counts(train), config.kto.loss_aversion)
+    codes = np.bincount(measured.fault, minlength=len(passes.FAULTS)).tolist()
+    dropped = selection.dropped + Counter(dict(zip(passes.FAULTS[1:], codes[1:], strict=True)))
+
+    def usable(rows: Index) -> Index:
+        sound = rows[measured.fault[np.searchsorted(measured.id, heads.id[rows])] == 0]
+        return by_id(heads, cap(heads, sound, config.data.max_user_share, dropped))
+
+    train, holdout = usable(selection.train), usable(selection.holdout)
+    balance(*_counts(heads, train), config.kto.loss_aversion)
     if len(train) < config.kto.micro_batch:
         raise ValueError(
             f"training set holds {len(train)} rows, fewer than one micro-batch (kto.micro_batch is "
             f"{config.kto.micro_batch}): at least {config.kto.micro_batch - len(train)} more rows needed"
         )
-    prompts = np.unique([h.prompt_hash for h in train], return_inverse=True)[1]
-    labels = np.array([h.label for h in train])
-    widths = np.array([min(lengths[h.example_id], config.data.max_length) for h in train])
-    order = interleave(labels, prompts, widths, config.kto.micro_batch, config.data.seed)
+    widths = np.minimum(measured.length[np.searchsorted(measured.id, heads.id[train])], config.data.max_length)
+    prompts = heads.prompt[train].view(np.int64)
+    order = interleave(heads.label[train], prompts, widths, config.kto.micro_batch, config.data.seed)
     dropped["remainder"] += len(train) - len(order)
-    ordered = tuple(train[i] for i in order)
-    weights = balance(*_counts(ordered), config.kto.loss_aversion)
+    weights = balance(*_counts(heads, train[order]), config.kto.loss_aversion)
     if weights.warning:
         logger.warning("snapshot: %s", weights.warning)
-    return _Plan(ordered, tuple(holdout), weights, dropped)
+    return _Plan(train[order], holdout, weights, dropped)
 
 
-def _counts(rows: Sequence[Head]) -> tuple[int, int]:
+def _counts(heads: Heads, rows: Index) -> tuple[int, int]:
     """Desirable and undesirable rows."""
-    desirable = sum(h.label for h in rows)
+    desirable = int(heads.label[rows].sum())
     return desirable, len(rows) - desirable
-
-
-def _staging_key(plan: _Plan) -> str:
-    """Named by the rows, so that a freeze that was killed is cleared away when it is tried again."""
-    rows = "".join(h.example_id for h in (*plan.train, *plan.holdout))
-    return "snapshot-" + hashlib.sha256(rows.encode()).hexdigest()[:16]
-
-
-def _sorted(tokenized: Dataset, plan: _Plan) -> Dataset:
-    """The planned rows in the planned order, training first."""
-    places = ray.put({h.example_id: place for place, h in enumerate((*plan.train, *plan.holdout))})
-
-    def placed(batch: pa.Table) -> pa.Table:
-        of_id = ray.get(places)
-        place = pa.array([of_id.get(i) for i in batch["example_id"].to_pylist()], pa.int64())
-        return batch.append_column("place", place).filter(pc.is_valid(place))
-
-    return tokenized.map_batches(placed, batch_format="pyarrow").sort("place").materialize()
-
-
-def _write(config: Config, staging: str, rows: Dataset, plan: _Plan) -> tuple[Shard, ...]:
-    micro = config.kto.micro_batch
-    per_shard = max(micro, config.data.rows_per_shard // micro * micro)  # a micro-batch never spans two shards
-    train, holdout = rows.split_at_indices([len(plan.train)])
-    shards: list[Shard] = []
-    for split, dataset in ((TRAIN, train), (HOLDOUT, holdout)):
-        batches = dataset.iter_batches(batch_format="pyarrow", batch_size=per_shard)
-        for number, batch in enumerate(b for b in batches if b.num_rows):
-            table = finish(batch.combine_chunks(), split, micro, config.data.max_length)
-            data = parquet(table, micro, config.data.max_length)
-            name = f"{split}-{number:05d}.parquet"
-            paths.write_atomic(paths.join(staging, name), data)
-            shards.append(Shard(name, split, table.num_rows, hashlib.sha256(data).hexdigest()))
-    written = sum(s.rows for s in shards)
-    # More rows than planned would mean that key ranges overlap.
-    assert written == len(plan.train) + len(plan.holdout), (written, len(plan.train), len(plan.holdout))
-    return tuple(shards)
 
 
 def _manifest(
     config: Config,
     plan: _Plan,
-    shards: tuple[Shard, ...],
+    heads: Heads,
+    written: passes.Written,
     hashes: tuple[str, str],
     dropped: Counter[str],
     newest_feedback_at: float,
 ) -> SnapshotManifest:
-    train, holdout = _counts(plan.train), _counts(plan.holdout)
+    train, holdout = _counts(heads, plan.train), _counts(heads, plan.holdout)
     draft = SnapshotManifest(
         id="",
         created_at=time.time(),
@@ -271,7 +159,7 @@ def _manifest(
         n_undesirable=train[1],
         n_holdout_desirable=holdout[0],
         n_holdout_undesirable=holdout[1],
-        sources=dict(sorted(Counter(h.source for h in plan.train).items())),
+        sources=written.sources,
         dropped=dict(sorted(dropped.items())),
         ratio=plan.balance.ratio,
         ratio_low=plan.balance.ratio_low,
@@ -284,8 +172,9 @@ def _manifest(
         tokenizer_hash=hashes[0],
         template_hash=hashes[1],
         max_length=config.data.max_length,
-        shards=shards,
+        shards=written.shards,
         newest_feedback_at=newest_feedback_at,
+        filters={name: getattr(config.data, name) for name in FILTERS},
     )
     return dataclasses.replace(draft, id=_content_id(draft))
 

@@ -58,6 +58,30 @@ def encode(
     The completion starts where the renderings of the prompt (with the generation prompt) and of the whole
     conversation part, since some templates render the prompt's end differently when an answer follows.
     """
+    return encode_many(tokenizer, [messages], [answer], [ended])[0]
+
+
+def encode_many(
+    tokenizer: PreTrainedTokenizerBase,
+    conversations: Sequence[Sequence[Message]],
+    answers: Sequence[str],
+    ended: Sequence[bool],
+) -> list[tuple[list[int], list[int]] | None]:
+    """`encode` of many rows, with one call of the tokenizer."""
+    rendered = [_render(tokenizer, *row) for row in zip(conversations, answers, strict=True)]
+    texts = [text for pair in rendered if pair for text in pair]
+    if not texts:
+        return [None] * len(rendered)
+    # As `apply_chat_template` does: the template has placed the special tokens.
+    ids = iter(tokenizer(texts, add_special_tokens=False, return_attention_mask=False)["input_ids"])
+    return [
+        _parted(next(ids), next(ids), end, tokenizer.eos_token_id) if pair else None
+        for pair, end in zip(rendered, ended, strict=True)
+    ]
+
+
+def _render(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], answer: str) -> tuple[str, str] | None:
+    """The prompt and the whole conversation as text; None when the template refuses it."""
     from jinja2 import TemplateError
 
     prompt = [plain for plain in map(_plain, messages) if plain is not None]
@@ -65,15 +89,25 @@ def encode(
         return None
     whole = [*prompt, {"role": "assistant", "content": answer}]
     try:
-        prompt_ids = tokenizer.apply_chat_template(prompt, tokenize=True, return_dict=True, add_generation_prompt=True)
-        whole_ids = tokenizer.apply_chat_template(whole, tokenize=True, return_dict=True)
+        return (
+            tokenizer.apply_chat_template(prompt, tokenize=False, add_generation_prompt=True),
+            tokenizer.apply_chat_template(whole, tokenize=False),
+        )
     except TemplateError:  # templates raise it for conversations out of their form, such as two user turns in a row
         return None
-    head, full = list(prompt_ids["input_ids"]), list(whole_ids["input_ids"])
-    common = next((i for i, (a, b) in enumerate(zip(head, full, strict=False)) if a != b), min(len(head), len(full)))
+
+
+def _parted(
+    head: list[int], full: list[int], ended: bool, end_of_turn: int | None
+) -> tuple[list[int], list[int]] | None:
+    if full[: len(head)] == head:
+        common = len(head)
+    else:
+        differ = (i for i, (a, b) in enumerate(zip(head, full, strict=False)) if a != b)
+        common = next(differ, len(full))
     completion = full[common:]
-    if not ended and tokenizer.eos_token_id in completion:
-        completion = completion[: len(completion) - 1 - completion[::-1].index(tokenizer.eos_token_id)]
+    if not ended and end_of_turn in completion:
+        completion = completion[: len(completion) - 1 - completion[::-1].index(end_of_turn)]
     return (head[:common], completion) if completion else None
 
 

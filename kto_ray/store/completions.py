@@ -80,19 +80,21 @@ def of_user(tx: sa.Connection, user: str) -> list[Completion]:
     ]
 
 
-def key_ranges(tx: sa.Connection, parts: int) -> list[tuple[str, str | None]]:
-    """Split the completions that have feedback into at most `parts` ranges [low, high) of about equal size.
+def key_ranges(tx: sa.Connection, events: int) -> list[tuple[str, str | None]]:
+    """Split the completions that have feedback into ranges [low, high) of about `events` feedback events each.
 
-    The last range is open: its high is None. No feedback gives no range.
+    One pass over an index, whatever the number of ranges. The events of a completion are never torn apart. The last
+    range is open: its high is None. No feedback gives no range.
     """
-    ids = sa.select(feedback.c.completion_id).where(feedback.c.completion_id.is_not(None)).distinct().subquery()
-    total = int(tx.execute(sa.select(sa.func.count()).select_from(ids)).scalar_one())
-    if total == 0:
-        return []
-    step = -(-total // parts)
-    ordered = sa.select(ids.c.completion_id).order_by(ids.c.completion_id)
-    lows = [str(tx.execute(ordered.offset(i).limit(1)).scalar_one()) for i in range(0, total, step)]
-    return list(zip(lows, [*lows[1:], None], strict=True))
+    number = sa.func.row_number().over(order_by=feedback.c.completion_id) - 1
+    numbered = (
+        sa.select(feedback.c.completion_id, number.label("number"))
+        .where(feedback.c.completion_id.is_not(None))
+        .subquery()
+    )
+    every = sa.select(numbered.c.completion_id).where(numbered.c.number % events == 0).distinct()
+    lows = [str(low) for low in tx.execute(every.order_by(numbered.c.completion_id)).scalars()]
+    return list(zip(lows, [*lows[1:], None], strict=True)) if lows else []
 
 
 def with_feedback(tx: sa.Connection, low: str, high: str | None) -> list[tuple[Completion, list[Feedback]]]:
@@ -102,13 +104,16 @@ def with_feedback(tx: sa.Connection, low: str, high: str | None) -> list[tuple[C
     chosen = feedback.c.completion_id >= low
     if high is not None:
         chosen = chosen & (feedback.c.completion_id < high)
+    # By completion first: by time alone, SQLite may walk the whole log in the order of time's index for every range.
+    arrival = (feedback.c.completion_id, feedback.c.created_at, feedback.c.id)
     events: dict[str, list[Feedback]] = {}
-    for row in tx.execute(sa.select(feedback).where(chosen).order_by(feedback.c.created_at, feedback.c.id)).mappings():
+    for row in tx.execute(sa.select(feedback).where(chosen).order_by(*arrival)).mappings():
         events.setdefault(row["completion_id"], []).append(as_feedback(row))
     within = completions.c.id >= low
     if high is not None:
         within = within & (completions.c.id < high)
-    has_feedback = sa.exists().where(feedback.c.completion_id == completions.c.id)
+    # With bounds of its own: PostgreSQL would hash the whole log for every range.
+    has_feedback = completions.c.id.in_(sa.select(feedback.c.completion_id).where(chosen))
     query = sa.select(completions).where(within, has_feedback).order_by(completions.c.id)
     return [(_completion(row), events[row["id"]]) for row in tx.execute(query).mappings() if row["id"] in events]
 

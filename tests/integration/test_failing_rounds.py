@@ -31,7 +31,7 @@ def config(home: Path, model: str, **sections) -> Config:
     tree = {
         "home": str(home),
         "model": {"id": model, "max_model_len": 384},
-        "data": {"max_length": 128, "max_user_share": 0.2, "blocks": 1},
+        "data": {"max_length": 128, "max_user_share": 0.2},
         "kto": {"micro_batch": 4, "accumulate": 1},
         "train": {"max_failures": 0, "threads": 1, "checkpoint_steps": 1000},
         "loop": {"enabled": False, "max_attempts": 1},

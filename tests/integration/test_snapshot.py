@@ -1,6 +1,7 @@
 """Snapshots by real Ray Data with the real tokenizer."""
 
 import dataclasses
+import io
 import json
 import random
 import types
@@ -9,8 +10,10 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
+from rich.console import Console
 
 from kto_ray.config import Config, load_config
+from kto_ray.data.show import page
 from kto_ray.data.snapshot import freeze, load_manifest, read_split
 from kto_ray.data.stream import training_dataset
 from kto_ray.model import resolve_model
@@ -102,9 +105,18 @@ def test_counts_splits_order_and_kl_pairs(tmp_path, model_path):
     assert (labels[True], labels[False]) == (manifest.n_desirable, manifest.n_undesirable)
     held = Counter(r["label"] for r in holdout)
     assert (held[True], held[False]) == (manifest.n_holdout_desirable, manifest.n_holdout_undesirable)
-    assert len(train) % MICRO == 0 and manifest.sources == {"thumb": len(train)}
+    assert len(train) % MICRO == 0 and manifest.sources == {
+        "thumb": {"desirable": labels[True], "undesirable": labels[False]}
+    }
     assert manifest.dropped.get("remainder", 0) == 90 - len(train) - len(holdout) < MICRO
     assert manifest.dropped["task"] == 3
+    settings = config(tmp_path).data
+    assert manifest.filters["max_user_share"] == 0.5 and len(manifest.filters) == 7
+    assert all(getattr(settings, name) == value for name, value in manifest.filters.items())
+    console = Console(width=200, record=True, file=io.StringIO())
+    console.print(page(manifest, []))
+    shown = console.export_text()
+    assert f"thumb: {labels[True]} desirable, {labels[False]} undesirable" in shown and "max_user_share 0.5" in shown
     mass_desirable = manifest.desirable_weight * labels[True]
     assert mass_desirable == pytest.approx(manifest.undesirable_weight * labels[False])
     by_split = Counter()
@@ -143,7 +155,7 @@ def test_filters(tmp_path, model_path):
 
 
 def test_window_keeps_the_newest(tmp_path, model_path):
-    manifest = take(tmp_path, model_path, thumbs(), max_rows=40)
+    manifest = take(tmp_path, model_path, thumbs(), max_rows=40, older_share=0.0)
     train, holdout = splits(tmp_path, manifest)
     assert min(r["created_at"] for r in (*train, *holdout)) >= 1050.0
     assert manifest.dropped["window"] == 50

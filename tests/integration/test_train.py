@@ -107,7 +107,7 @@ def manifest(shards: tuple[Shard, ...]) -> SnapshotManifest:
         n_undesirable=ROWS // 2,
         n_holdout_desirable=0,
         n_holdout_undesirable=0,
-        sources={"thumb": ROWS},
+        sources={"thumb": {"desirable": ROWS // 2, "undesirable": ROWS // 2}},
         dropped={},
         ratio=1.0,
         ratio_low=0.5,

@@ -43,7 +43,7 @@ def snapshot() -> SnapshotManifest:
         n_undesirable=16,
         n_holdout_desirable=4,
         n_holdout_undesirable=4,
-        sources={"thumb": 32},
+        sources={"thumb": {"desirable": 16, "undesirable": 16}},
         dropped={},
         ratio=1.0,
         ratio_low=0.5,

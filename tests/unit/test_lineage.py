@@ -8,7 +8,7 @@ import pyarrow as pa
 import pytest
 
 from kto_ray.config import Config
-from kto_ray.data.select import user_hash
+from kto_ray.data.heads import user_hash
 from kto_ray.data.shards import HOLDOUT_SCHEMA, parquet
 from kto_ray.data.snapshot import _content_id
 from kto_ray.lineage import lineage

@@ -145,10 +145,12 @@ def test_key_ranges_cover_every_completion_with_feedback_once(store: Store) -> N
             if i != 5:
                 feedback.record(tx, thumb(f"f{i:02}", f"c{i:02}"))
     with store.read() as tx:
-        for parts in (1, 4, 50):
-            ranges = completions.key_ranges(tx, parts)
-            assert len(ranges) <= parts
-            found = [c.id for keys in ranges for c, events in completions.with_feedback(tx, *keys) if events]
+        for size in (1, 4, 50):
+            ranges = completions.key_ranges(tx, size)
+            parts = [completions.with_feedback(tx, *keys) for keys in ranges]
+            assert all(0 < sum(len(events) for _, events in part) <= size for part in parts)
+            assert len(ranges) == -(-22 // size)
+            found = [c.id for part in parts for c, events in part if events]
             assert found == [f"c{i:02}" for i in range(23) if i != 5]
 
 

@@ -1,0 +1,189 @@
+"""One measurement of `bench data`, in a process of its own: python -m kto_ray.bench.data_once WORK.json OUT.json"""
+
+from __future__ import annotations
+
+import json
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from kto_ray import jobs
+from kto_ray.bench.data import Built, Fed, Streamed
+from kto_ray.config import Config
+from kto_ray.data.snapshot import load_manifest
+from kto_ray.data.stream import training_dataset
+from kto_ray.model import resolve_model
+from kto_ray.paths import Paths
+from kto_ray.serve.app import start_ray
+from kto_ray.types import SnapshotManifest
+
+GIB = 2**30
+DRAINED = 1000  # micro-batches
+SAMPLE_S = 1.0
+
+
+def build(config: Config) -> Built:
+    """Freeze the store, and watch the clock and the memory."""
+    resolve_model(config.model)  # what is done once a machine is no part of it
+    start_ray(config)
+    began = time.perf_counter()
+    marks: list[tuple[str, float]] = []
+    workers = Workers()
+    workers.start()
+    manifest = jobs.snapshot(config, lambda stage: marks.append((stage, time.perf_counter())))
+    ended = time.perf_counter()
+    workers.done.set()
+    stages = zip(marks, [*marks[1:], ("", ended)], strict=True)
+    return Built(
+        snapshot=manifest.id,
+        rows=sum(shard.rows for shard in manifest.shards),
+        build_s=ended - began,
+        stage_s={name: until - since for (name, since), (_, until) in stages},
+        driver_peak_gib=_peak("self") / GIB,
+        worker_peak_gib=workers.peak / GIB,
+    )
+
+
+class Workers(threading.Thread):
+    """Samples the peak memory of this process's descendants that are Ray workers; a short-lived one may be missed."""
+
+    def __init__(self) -> None:
+        super().__init__(daemon=True)
+        self.done = threading.Event()
+        self.peak = 0
+
+    def run(self) -> None:
+        import psutil
+
+        while not self.done.wait(SAMPLE_S):
+            for process in psutil.Process().children(recursive=True):
+                try:
+                    if process.name().startswith("ray::"):
+                        self.peak = max(self.peak, _peak(str(process.pid)))
+                except (psutil.NoSuchProcess, FileNotFoundError, ProcessLookupError):
+                    continue  # it ended between being listed and being looked at
+
+
+def _peak(process: str) -> int:
+    """Bytes. VmHWM and not getrusage, whose figure a process inherits from the one that started it."""
+    for line in Path(f"/proc/{process}/status").read_text().splitlines():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) * 1024
+    return 0  # a zombie has no memory
+
+
+class Timed:
+    """A stream whose consumer's waits are kept."""
+
+    def __init__(self, stream: Any) -> None:
+        self.stream = stream
+        self.waits: list[float] = []
+
+    def iter_batches(self, **how: Any) -> Iterator[pa.Table]:
+        began = time.perf_counter()
+        for batch in self.stream.iter_batches(**how):
+            self.waits.append(time.perf_counter() - began)
+            yield batch
+            began = time.perf_counter()
+
+
+class Memory:
+    """A table in memory, read as RowBatches reads Ray Data."""
+
+    def __init__(self, table: pa.Table) -> None:
+        self.table = table
+
+    def iter_batches(self, *, batch_size: int, **how: Any) -> Iterator[pa.Table]:
+        for start in range(0, self.table.num_rows, batch_size):
+            yield self.table.slice(start, batch_size)
+
+
+def streamed(config: Config, snapshot: str, steps: int, repeats: int) -> Streamed:
+    """The same training steps and the same draining, fed in turn by the stream and from memory."""
+    start_ray(config)
+    uri = Paths(config.home).snapshot(snapshot)
+    manifest = load_manifest(uri)
+    micro = manifest.micro_batch
+    batches = min(DRAINED, (manifest.n_desirable + manifest.n_undesirable) // micro)
+    dataset = training_dataset(uri, manifest)
+    table = pa.concat_tables(_first(dataset, batches * micro, micro))
+    found = Streamed([], [])
+    for _ in range(repeats):
+        for source, results in ((None, found.memory), (dataset, found.stream)):
+
+            def feed(source: Any = source) -> Timed:
+                return Timed(Memory(table) if source is None else source.streaming_split(1)[0])
+
+            drained_us = _drained_us(feed(), batches, micro)
+            steps_s, waits = _steps(config, manifest, feed(), min(steps + 1, batches))
+            results.append(Fed(steps_s[1:], waits[1:], waits[0], drained_us))
+    return found
+
+
+def _first(dataset: Any, rows: int, micro: int) -> list[pa.Table]:
+    tables = []
+    for table in dataset.iter_batches(batch_size=micro, batch_format="pyarrow"):
+        tables.append(table)
+        if len(tables) * micro >= rows:
+            break
+    return tables
+
+
+def _drained_us(stream: Timed, batches: int, micro: int) -> float:
+    from kto_ray.train.batches import RowBatches
+
+    for _ in RowBatches(stream, batches * micro, micro, rank=0, world=1):
+        pass
+    steady = stream.waits[1:]
+    return 1e6 * sum(steady) / max(len(steady), 1)
+
+
+def _steps(config: Config, manifest: SnapshotManifest, stream: Timed, steps: int) -> tuple[list[float], list[float]]:
+    """Seconds of each training step, without the reference, and of the wait for its rows."""
+    import torch
+    from datasets import Dataset
+    from transformers import AutoTokenizer, set_seed
+
+    from kto_ray.bench.rows import job_of
+    from kto_ray.bench.train_once import Clock, Ours
+    from kto_ray.train.batches import RowBatches
+    from kto_ray.train.kto import kto_arguments, lora_config
+
+    micro, rows = manifest.micro_batch, steps * manifest.micro_batch
+    torch.set_num_threads(config.train.threads)
+    set_seed(0)
+    path = resolve_model(config.model)
+    kto = config.kto.model_copy(update={"accumulate": 1, "epochs": 1, "micro_batch": micro})
+    data = config.data.model_copy(update={"max_length": manifest.max_length})
+    config = config.model_copy(update={"kto": kto, "data": data})
+    with tempfile.TemporaryDirectory() as folder:
+        job, clock = job_of(config, rows, (1.0, 1.0), folder), Clock()
+        trainer = Ours(
+            job,
+            RowBatches(stream, rows, micro, rank=0, world=1),
+            model=path,
+            train_dataset=Dataset.from_dict({"prompt_ids": [[0]], "completion_ids": [[0]], "label": [True]}),
+            processing_class=AutoTokenizer.from_pretrained(path, revision=config.model.revision),
+            peft_config=lora_config(job),
+            args=kto_arguments(job, f"{folder}/out", steps),
+            callbacks=[clock],
+        )
+        trainer.reference_s = []
+        trainer.train()
+    waits = stream.waits[:steps]
+    return [s - r for s, r in zip(clock.seconds, trainer.reference_s, strict=True)], waits
+
+
+if __name__ == "__main__":
+    request = json.loads(Path(sys.argv[1]).read_text())
+    settings, work = Config.model_validate(request["config"]), request["work"]
+    what = work.pop("what")
+    result = build(settings) if what == "build" else streamed(settings, **work)
+    Path(sys.argv[2]).write_text(json.dumps(asdict(result)))
