@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from kto_ray.cli.common import AsJson, ConfigFile, Overrides, err, read_store, settings_of, tell
 from kto_ray.config import Config
+
+if TYPE_CHECKING:
+    from kto_ray.jobs import Trained
+    from kto_ray.types import SnapshotManifest
 
 app = typer.Typer()
 
@@ -29,15 +33,27 @@ def train(
         _repeat(settings, repeat, as_json)
         return
     from kto_ray import jobs
-    from kto_ray.paths import Paths
     from kto_ray.serve.app import start_ray
-    from kto_ray.store import adapters, open_store
+    from kto_ray.store import open_store
 
-    store = open_store(settings.database_url)
+    open_store(settings.database_url).close()  # migrates, and fails here, before anything heavy
     with err.status("starting Ray"):
         start_ray(settings)
     with err.status("freezing the feedback into a snapshot"):
         manifest = jobs.snapshot(settings)
+    trained = train_on(settings, manifest)
+    figures = {k: v for k, v in trained.metrics.items() if k != "history"}
+    told = {"adapter": trained.version.name, "snapshot": manifest.id, **figures}
+    tell(told, as_json)
+
+
+def train_on(settings: Config, manifest: SnapshotManifest) -> Trained:
+    """Train one adapter on a sealed snapshot, under a progress bar, and publish both. Ray must be up."""
+    from kto_ray import jobs
+    from kto_ray.paths import Paths
+    from kto_ray.store import adapters, open_store
+
+    store = open_store(settings.database_url)
     uri = Paths(settings.home).snapshot(manifest.id)
     with store.write() as tx:
         adapters.insert_snapshot(tx, manifest, uri)
@@ -46,13 +62,12 @@ def train(
         champion = adapters.get_aliases(tx).get("champion")
     err.print(f"snapshot {manifest.id}: {manifest.n_desirable} desirable, {manifest.n_undesirable} undesirable rows")
     run = f"cli-{manifest.id}-{number}"
-    trained = _with_progress(settings, run, lambda: jobs.train(settings, run, number, uri, champion))
+    trained: Trained = _with_progress(settings, run, lambda: jobs.train(settings, run, number, uri, champion))
     with store.write() as tx:
         if adapters.get(tx, trained.version.name) is None:
             adapters.insert(tx, trained.version)
-    figures = {k: v for k, v in trained.metrics.items() if k != "history"}
-    told = {"adapter": trained.version.name, "snapshot": manifest.id, **figures}
-    tell(told, as_json)
+    store.close()
+    return trained
 
 
 def _repeat(settings: Config, name: str, as_json: bool) -> None:
@@ -60,7 +75,7 @@ def _repeat(settings: Config, name: str, as_json: bool) -> None:
     from kto_ray import jobs
     from kto_ray.serve.app import start_ray
     from kto_ray.store import adapters
-    from kto_ray.train.export import installed_versions
+    from kto_ray.train.export import as_trained, installed_versions
 
     version = read_store(settings, lambda tx: adapters.get(tx, name))
     uri = read_store(settings, lambda tx: adapters.snapshot_uri(tx, version.snapshot or "")) if version else None
@@ -68,7 +83,7 @@ def _repeat(settings: Config, name: str, as_json: bool) -> None:
         raise ValueError(
             f"adapter {name!r} cannot be repeated: {'its snapshot' if version else 'it'} is not in the store"
         )
-    same = Config.model_validate({**settings.model_dump(), **version.manifest["config"]})
+    same = as_trained(settings, version)
     changed = {k: v for k, v in installed_versions().items() if version.manifest["versions"].get(k) != v}
     if changed:
         err.print(f"[yellow]warning[/] other library versions than then: {changed}; the bytes may differ")
