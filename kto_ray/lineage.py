@@ -7,7 +7,7 @@ the hashed user of its rows.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -59,26 +59,22 @@ def lineage(tx: sa.Connection, config: Config, name: str) -> Told:
         return _of_adapter(tx, version)
     completion = completions.get(tx, name)
     if completion is not None:
-        told = _of_rows(tx, [completion], held_rows(tx, None, [name]))
+        told = _of_rows(tx, [completion], held_rows(adapters.every_snapshot(tx), None, [name]))
         return {"kind": "completion", "id": name, "feedback": [e.id for e in feedback.events(tx, name)], **told}
     found = completions.of_user(tx, name)
-    held = held_of_user(tx, config, name)
+    asked = [c.id for c in found if c.user == name]
+    held = held_rows(adapters.every_snapshot(tx), user_hash(config.salt, name), asked)
     if found or any(h.rows for h in held):
         given = [e.id for c in found for e in feedback.events(tx, c.id) if name in (e.user, c.user)]
         return {"kind": "user", "id": name, "feedback": given, **_of_rows(tx, found, held)}
     raise ValueError(f"{name!r} is no adapter version, no completion and no user that the store or a snapshot knows")
 
 
-def held_of_user(tx: sa.Connection, config: Config, user: str) -> list[Held]:
-    """The snapshots with what a user gave, or others gave on the answers to that user, also once the store forgot."""
-    asked = [c.id for c in completions.of_user(tx, user) if c.user == user]
-    return held_rows(tx, user_hash(config.salt, user), asked)
-
-
-def held_rows(tx: sa.Connection, user: str | None, asked: Sequence[str]) -> list[Held]:
-    """The snapshots with rows of a user (their hash) or of these completions, and those of which it is not known."""
+def held_rows(snapshots: Iterable[tuple[str, str]], user: str | None, asked: Sequence[str]) -> list[Held]:
+    """Which of these snapshots (id, URI) hold rows that a user (their hash) gave, or that anyone gave on one of the
+    completions `asked`, and of which it is not known."""
     held = []
-    for snapshot, uri in adapters.every_snapshot(tx):
+    for snapshot, uri in snapshots:
         try:
             here = Held(snapshot, uri, _rows(uri, user, asked))
         except Purged as gone:

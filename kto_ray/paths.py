@@ -53,8 +53,11 @@ class Paths:
 
     home: str
 
+    def snapshots(self) -> str:
+        return join(self.home, "snapshots")
+
     def snapshot(self, snapshot: str) -> str:
-        return join(self.home, "snapshots", snapshot)
+        return join(self.snapshots(), snapshot)
 
     def staging(self) -> str:
         """Snapshots that are being written, and what killed freezes left."""

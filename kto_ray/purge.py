@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import sqlalchemy as sa
 
@@ -18,9 +18,9 @@ from kto_ray.config import Config
 from kto_ray.data.select import user_hash
 from kto_ray.data.snapshot import load_manifest
 from kto_ray.data.tombstone import Tombstone, purge_rows
-from kto_ray.lineage import Held, held_of_user, held_rows
-from kto_ray.paths import Paths, filesystem
-from kto_ray.store import Store, adapters, completions, rounds, users
+from kto_ray.lineage import Held, held_rows
+from kto_ray.paths import SNAPSHOT_MANIFEST, Paths, filesystem, join
+from kto_ray.store import Store, adapters, rounds, users
 from kto_ray.train.export import as_trained
 from kto_ray.types import AdapterVersion, SnapshotManifest, Stage
 
@@ -49,7 +49,7 @@ def reach_of(tx: sa.Connection, config: Config, user: str) -> Reach:
     """
     _refuse_while_sealing(tx)
     found = users.rows_of(tx, user)
-    held = held_of_user(tx, config, user)
+    held = held_rows(_snapshots(tx, config), user_hash(config.salt, user), users.completions_of(tx, user))
     theirs = tuple(h for h in held if h.rows)
     if found == users.UserRows(0, 0, 0) and not theirs:
         raise ValueError(f"user {user!r} is in neither the store nor a snapshot; there is nothing to purge")
@@ -75,18 +75,16 @@ def purge(store: Store, config: Config, user: str) -> Reach:
     """
     with store.read() as tx:
         reach = reach_of(tx, config, user)
-        asked = [c.id for c in completions.of_user(tx, user) if c.user == user]
+        asked = users.completions_of(tx, user)
     _bury(config, user, reach.snapshots)
     with store.write() as tx:
         _refuse_while_sealing(tx)
-        users.erase(tx, user)
-    with store.read() as tx:  # sealed while we were looking
-        late = held_rows(tx, user_hash(config.salt, user), asked)
+        erased = users.erase(tx, user)
+        snapshots = _snapshots(tx, config)
+    late = held_rows(snapshots, user_hash(config.salt, user), asked)  # sealed while we were looking
     _bury(config, user, tuple(h for h in late if h.rows and h.purged_at is None))
-    fs, staging = filesystem(Paths(config.home).staging())
-    if fs.exists(staging):  # what killed freezes left may hold the user's rows too
-        fs.rm(staging, recursive=True)
-    return reach
+    _sweep(config)
+    return replace(reach, rows=erased)
 
 
 def to_replace(reach: Reach) -> list[AdapterVersion]:
@@ -112,6 +110,25 @@ def rebuild(store: Store, config: Config, version: AdapterVersion) -> tuple[Snap
     with store.read() as tx:
         twins = [v for v in adapters.every(tx) if v.snapshot == manifest.id and as_trained(config, v) == sealed]
     return manifest, twins[-1] if twins else None
+
+
+def _snapshots(tx: sa.Connection, config: Config) -> list[tuple[str, str]]:
+    """(id, URI) of all that the store knows, and of those sealed by a process that was killed before it said so."""
+    home = Paths(config.home)
+    fs, folder = filesystem(home.snapshots())
+    sealed = [str(path).split("/")[-2] for path in fs.glob(join(folder, "*", SNAPSHOT_MANIFEST))]
+    return list(({name: home.snapshot(name) for name in sealed} | dict(adapters.every_snapshot(tx))).items())
+
+
+def _sweep(config: Config) -> None:
+    """Delete what killed freezes left, staged or not published to the end: it may hold anyone's rows."""
+    home = Paths(config.home)
+    fs, folder = filesystem(home.snapshots())
+    parts = fs.ls(folder, detail=False) if fs.exists(folder) else []
+    staging = filesystem(home.staging())[1]
+    for leftover in (staging, *(str(part) for part in parts if not fs.exists(join(part, SNAPSHOT_MANIFEST)))):
+        if fs.exists(leftover):
+            fs.rm(leftover, recursive=True)
 
 
 def _refuse_while_sealing(tx: sa.Connection) -> None:

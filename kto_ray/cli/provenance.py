@@ -70,7 +70,7 @@ def _told(reach: Reach) -> dict[str, Any]:
     return {
         "user": reach.user,
         "rows": asdict(reach.rows),
-        "snapshots": [{"snapshot": h.snapshot, "rows": h.rows} for h in reach.snapshots],
+        "snapshots": [{"snapshot": h.snapshot, "rows": h.rows, "purged_at": h.purged_at} for h in reach.snapshots],
         "adapters": [{"adapter": v.name, "aliases": reach.served_as(v)} for v in reach.adapters],
         "unknown": list(reach.unknown),
     }

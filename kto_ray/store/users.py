@@ -30,6 +30,11 @@ def rows_of(tx: sa.Connection, user: str) -> UserRows:
     )
 
 
+def completions_of(tx: sa.Connection, user: str) -> list[str]:
+    """The ids of what a user asked for."""
+    return list(tx.execute(sa.select(completions.c.id).where(completions.c.user == user)).scalars())
+
+
 def erase(tx: sa.Connection, user: str) -> UserRows:
     """Delete what the store holds of a user, and nothing else; returns what that was. Again is fine: it finds nothing.
 
