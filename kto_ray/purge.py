@@ -80,6 +80,7 @@ def purge(store: Store, config: Config, user: str) -> Reach:
     with store.write() as tx:
         _refuse_while_sealing(tx)
         erased = users.erase(tx, user)
+    with store.read() as tx:
         snapshots = _snapshots(tx, config)
     late = held_rows(snapshots, user_hash(config.salt, user), asked)  # sealed while we were looking
     _bury(config, user, tuple(h for h in late if h.rows and h.purged_at is None))
