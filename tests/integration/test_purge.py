@@ -88,6 +88,7 @@ def version(store: Store, name: str) -> AdapterVersion:
     return found
 
 
+@pytest.mark.slow
 def test_a_purged_and_retrained_adapter_is_that_of_a_run_that_never_saw_the_user(tmp_path: Path, model: str) -> None:
     seen, never = tmp_path / "seen", tmp_path / "never"
     store = fill(seen, model, with_xaver=True)
