@@ -41,19 +41,24 @@ def start(function: Callable[..., Any], config: Config, *arguments: Any) -> ray.
     return (task.options(label_selector=selector) if selector else task).remote(config, *arguments)
 
 
-def read_examples(url: str, keys: tuple[str, str | None]) -> list[Example]:
-    """The labelled examples of one key range of completions."""
+def read_examples(url: str, keys: tuple[str, str | None], until: float | None = None) -> list[Example]:
+    """The labelled examples of one key range of completions, by the feedback recorded up to `until`."""
     from kto_ray.feedback.labels import label
 
     store = Store(url)
     with store.read() as tx:
-        found = completions.with_feedback(tx, *keys)
+        found = completions.with_feedback(tx, *keys, until)
     store.close()
     return [example for completion, events in found for example in label(completion, events)]
 
 
-def snapshot(config: Config, tell: Callable[[str], None] = logger.info) -> SnapshotManifest:
-    """Freeze the stored feedback into a snapshot; `tell` hears the stages."""
+def snapshot(config: Config, until: float | None = None, tell: Callable[[str], None] = logger.info) -> SnapshotManifest:
+    """Freeze the stored feedback into a snapshot: what was recorded up to `until` (seconds since the epoch), or all.
+
+    Nothing newer than `newest_feedback_at` is read, however much arrives meanwhile: the same store with that time as
+    `until` gives the same snapshot later. Only feedback that was withdrawn or erased since is left out then too, for
+    it never trains; and an import counts from the times that its file names. `tell` hears the stages.
+    """
     from kto_ray.data.snapshot import freeze
     from kto_ray.model import resolve_model
 
@@ -61,10 +66,10 @@ def snapshot(config: Config, tell: Callable[[str], None] = logger.info) -> Snaps
     store = Store(config.database_url)
     with store.read() as tx:
         ranges = completions.key_ranges(tx, config.data.rows_per_range)
-        counts = feedback.counts(tx)
+        counts = feedback.counts(tx, until=until)
     store.close()
     dropped = {"task": counts.task, "withdrawn": counts.withdrawn, "pending": counts.pending}
-    read = partial(read_examples, config.database_url)
+    read = partial(read_examples, config.database_url, until=counts.newest_at)
     return freeze(config, resolve_model(config.model), ranges, read, dropped, counts.newest_at, tell)
 
 

@@ -9,6 +9,7 @@ import fsspec
 from fsspec import AbstractFileSystem
 
 SNAPSHOT_MANIFEST = "manifest.json"
+SNAPSHOT_TOMBSTONE = "purged.json"
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 ADAPTER_MANIFEST = "manifest.json"
@@ -67,11 +68,18 @@ class Paths:
 
     home: str
 
+    def snapshots(self) -> str:
+        return join(self.home, "snapshots")
+
     def snapshot(self, snapshot: str) -> str:
-        return join(self.home, "snapshots", snapshot)
+        return join(self.snapshots(), snapshot)
+
+    def staging(self) -> str:
+        """Snapshots that are being written, and what killed freezes left."""
+        return join(self.home, "staging")
 
     def snapshot_staging(self, key: str) -> str:
-        return join(self.home, "staging", key)
+        return join(self.staging(), key)
 
     def training(self) -> str:
         """Ray Train's storage: one folder a run, checkpoints inside."""

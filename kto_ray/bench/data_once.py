@@ -37,7 +37,7 @@ def build(config: Config) -> Built:
     marks: list[tuple[str, float]] = []
     workers = Workers()
     workers.start()
-    manifest = jobs.snapshot(config, lambda stage: marks.append((stage, time.perf_counter())))
+    manifest = jobs.snapshot(config, tell=lambda stage: marks.append((stage, time.perf_counter())))
     ended = time.perf_counter()
     workers.done.set()
     stages = zip(marks, [*marks[1:], ("", ended)], strict=True)

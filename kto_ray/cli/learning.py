@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from kto_ray.cli.common import AsJson, ConfigFile, Overrides, err, read_store, settings_of, tell
 from kto_ray.config import Config
+
+if TYPE_CHECKING:
+    from kto_ray.jobs import Trained
+    from kto_ray.types import SnapshotManifest
 
 app = typer.Typer()
 
@@ -31,14 +35,27 @@ def train(
     from kto_ray import jobs
     from kto_ray.paths import Paths
     from kto_ray.serve.app import start_ray
-    from kto_ray.store import adapters, open_store
+    from kto_ray.store import open_store
 
-    store = open_store(settings.database_url)
+    open_store(settings.database_url).close()  # migrates, and fails here, before anything heavy
     with err.status("starting Ray"):
         start_ray(settings)
     freezing = "freezing the feedback into a snapshot"
     with err.status(freezing) as shown:
-        manifest = jobs.snapshot(settings, lambda stage: shown.update(f"{freezing}: {stage}"))
+        manifest = jobs.snapshot(settings, tell=lambda stage: shown.update(f"{freezing}: {stage}"))
+    trained = train_on(settings, manifest)
+    figures = {k: v for k, v in trained.metrics.items() if k != "history"}
+    plot = Paths(settings.home).training_plot(_run(manifest, trained.version.number))
+    tell({"adapter": trained.version.name, "snapshot": manifest.id, **figures, "plot": plot}, as_json)
+
+
+def train_on(settings: Config, manifest: SnapshotManifest) -> Trained:
+    """Train one adapter on a sealed snapshot, under a progress bar, and publish both. Ray must be up."""
+    from kto_ray import jobs
+    from kto_ray.paths import Paths
+    from kto_ray.store import adapters, open_store
+
+    store = open_store(settings.database_url)
     uri = Paths(settings.home).snapshot(manifest.id)
     with store.write() as tx:
         adapters.insert_snapshot(tx, manifest, uri)
@@ -46,15 +63,17 @@ def train(
         number = adapters.next_number(tx)
         champion = adapters.get(tx, adapters.get_aliases(tx).get("champion", ""))
     err.print(f"snapshot {manifest.id}: {manifest.n_desirable} desirable, {manifest.n_undesirable} undesirable rows")
-    run = f"cli-{manifest.id}-{number}"
-    trained = _with_progress(settings, run, lambda: jobs.train(settings, run, number, uri, champion))
+    run = _run(manifest, number)
+    trained: Trained = _with_progress(settings, run, lambda: jobs.train(settings, run, number, uri, champion))
     with store.write() as tx:
         if adapters.get(tx, trained.version.name) is None:
             adapters.insert(tx, trained.version)
-    figures = {k: v for k, v in trained.metrics.items() if k != "history"}
-    plot = Paths(settings.home).training_plot(run)
-    told = {"adapter": trained.version.name, "snapshot": manifest.id, **figures, "plot": plot}
-    tell(told, as_json)
+    store.close()
+    return trained
+
+
+def _run(manifest: SnapshotManifest, number: int) -> str:
+    return f"cli-{manifest.id}-{number}"
 
 
 def _repeat(settings: Config, name: str, as_json: bool) -> None:
@@ -62,7 +81,7 @@ def _repeat(settings: Config, name: str, as_json: bool) -> None:
     from kto_ray import jobs
     from kto_ray.serve.app import start_ray
     from kto_ray.store import adapters
-    from kto_ray.train.export import installed_versions
+    from kto_ray.train.export import as_trained, installed_versions
 
     version = read_store(settings, lambda tx: adapters.get(tx, name))
     uri = read_store(settings, lambda tx: adapters.snapshot_uri(tx, version.snapshot or "")) if version else None
@@ -70,7 +89,7 @@ def _repeat(settings: Config, name: str, as_json: bool) -> None:
         raise ValueError(
             f"adapter {name!r} cannot be repeated: {'its snapshot' if version else 'it'} is not in the store"
         )
-    same = Config.model_validate({**settings.model_dump(), **version.manifest["config"]})
+    same = as_trained(settings, version)
     changed = {k: v for k, v in installed_versions().items() if version.manifest["versions"].get(k) != v}
     if changed:
         err.print(f"[yellow]warning[/] other library versions than then: {changed}; the bytes may differ")

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from kto_ray import paths
 from kto_ray.data.balance import rotate
+from kto_ray.data.tombstone import Purged, read_tombstone
 from kto_ray.types import Shard
 
 TRAIN, HOLDOUT = "train", "holdout"
@@ -75,10 +76,13 @@ def verified(uri: str, shard: Shard) -> bytes:
     """The bytes of a shard.
 
     Raises:
+        Purged: the snapshot's rows were deleted for a user's sake.
         ValueError: the shard is missing, or its hash differs from the manifest's.
     """
     fs, path = paths.filesystem(paths.join(uri, shard.name))
     if not fs.exists(path):
+        if tombstone := read_tombstone(uri):
+            raise Purged(uri, tombstone)
         raise ValueError(f"shard {shard.name!r} of the snapshot at {uri!r} is missing; freeze the snapshot again")
     data = bytes(fs.cat_file(path))
     found = hashlib.sha256(data).hexdigest()

@@ -187,6 +187,9 @@ def _publish(home: paths.Paths, staging: str, manifest: SnapshotManifest) -> Sna
     # Also over an existing snapshot: the bytes are the same, and a damaged shard is healed.
     for shard in manifest.shards:
         fs.mv(paths.join(source, shard.name), paths.join(target, shard.name))
+    grave = paths.join(target, paths.SNAPSHOT_TOMBSTONE)
+    if fs.exists(grave):  # what was purged was given again
+        fs.rm(grave)
     if fs.exists(paths.join(target, paths.SNAPSHOT_MANIFEST)):
         return load_manifest(final)
     data = json.dumps(dataclasses.asdict(manifest), indent=1, sort_keys=True).encode()

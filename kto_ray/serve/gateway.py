@@ -81,6 +81,12 @@ async def _chain(first: str, rest: AsyncIterator[str]) -> AsyncIterator[str]:
         yield event
 
 
+def _lineage(tx: sa.Connection, config: Config, name: str) -> dict[str, Any]:
+    from kto_ray.lineage import lineage  # Ray Data comes with it, which nothing else here needs
+
+    return lineage(tx, config, name)
+
+
 @serve.ingress(api)
 class Gateway:
     """One HTTP ingress replica. It keeps no state of its own but a view of the store, at most REFRESH_S old."""
@@ -309,9 +315,3 @@ class Gateway:
                 return change(tx)
 
         return await asyncio.shield(asyncio.to_thread(run))
-
-
-def _lineage(tx: sa.Connection, config: Config, name: str) -> dict[str, Any]:
-    from kto_ray.lineage import lineage  # Ray Data comes with it, which nothing else here needs
-
-    return lineage(tx, config, name)

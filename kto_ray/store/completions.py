@@ -97,13 +97,17 @@ def key_ranges(tx: sa.Connection, events: int) -> list[tuple[str, str | None]]:
     return list(zip(lows, [*lows[1:], None], strict=True)) if lows else []
 
 
-def with_feedback(tx: sa.Connection, low: str, high: str | None) -> list[tuple[Completion, list[Feedback]]]:
-    """The completions of a key range, each with its feedback log in order of arrival."""
+def with_feedback(
+    tx: sa.Connection, low: str, high: str | None, until: float | None = None
+) -> list[tuple[Completion, list[Feedback]]]:
+    """The completions of a key range, each with its feedback log in order of arrival; events up to `until` only."""
     from kto_ray.store.feedback import as_feedback
 
     chosen = feedback.c.completion_id >= low
     if high is not None:
         chosen = chosen & (feedback.c.completion_id < high)
+    if until is not None:
+        chosen = chosen & (feedback.c.created_at <= until)
     # By completion first: by time alone, SQLite may walk the whole log in the order of time's index for every range.
     arrival = (feedback.c.completion_id, feedback.c.created_at, feedback.c.id)
     events: dict[str, list[Feedback]] = {}

@@ -95,7 +95,8 @@ def _sqlite_connect(connection: Any, _: ConnectionPoolEntry) -> None:
     # pysqlite would open transactions by itself, and only as readers: two writers that then upgrade would deadlock.
     connection.isolation_level = None
     cursor = connection.cursor()
-    for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", "busy_timeout=30000"):
+    # secure_delete: erased text is overwritten, not left in free pages.
+    for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", "busy_timeout=30000", "secure_delete=ON"):
         cursor.execute(f"PRAGMA {pragma}")
     cursor.close()
 

@@ -127,8 +127,11 @@ class Counts:
         return self.up + self.down + self.edits
 
 
-def counts(tx: sa.Connection, since: float = 0.0) -> Counts:
-    """Counts over the events recorded after `since`."""
+def counts(tx: sa.Connection, since: float = 0.0, until: float | None = None) -> Counts:
+    """Counts over the events recorded after `since` and not after `until`."""
+    within = feedback.c.created_at > since
+    if until is not None:
+        within = within & (feedback.c.created_at <= until)
     joined = feedback.outerjoin(completions, feedback.c.completion_id == completions.c.id)
     live = feedback.c.withdrawn_at.is_(None) & completions.c.task.is_(None) & feedback.c.completion_id.is_not(None)
     thumb, edit = feedback.c.kind == FeedbackKind.THUMB.value, feedback.c.kind == FeedbackKind.EDIT.value
@@ -148,7 +151,7 @@ def counts(tx: sa.Connection, since: float = 0.0) -> Counts:
             sa.func.coalesce(sa.func.max(feedback.c.created_at), 0.0),
         )
         .select_from(joined)
-        .where(feedback.c.created_at > since)
+        .where(within)
     ).one()
     stored, pending, withdrawn, up, down, edits, task = (int(v) for v in row[:7])
     return Counts(stored, pending, withdrawn, up, down, edits, task, newest_at=float(row[7]))

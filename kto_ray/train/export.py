@@ -61,6 +61,11 @@ def export_adapter(
     return _version(uri, manifest)
 
 
+def as_trained(config: Config, version: AdapterVersion) -> Config:
+    """The settings that an adapter was made with, its snapshot's included; all others are `config`'s."""
+    return Config.model_validate({**config.model_dump(), **version.manifest["config"]})
+
+
 def installed_versions() -> dict[str, str]:
     """Of the libraries that shape an adapter."""
     return {library: importlib.metadata.version(library) for library in LIBRARIES}

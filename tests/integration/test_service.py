@@ -177,10 +177,28 @@ def test_the_loop_trains_gates_tests_promotes_and_rolls_back(run: Service) -> No
     assert test["status"] == "promoted" and test["interval"][0] > 0
     assert ended["train_metrics"]["history"] and ended["train_metrics"]["loss_first"] > 0
     assert run.wait("the flip", lambda: _answers_with(run, champion), 10)
+    _lineage_is_told(run, champion)
     back = run.client.post("/v1/rollout/rollback")
     assert back.status_code == 200, back.text
     assert run.wait("the rollback", lambda: _answers_with(run, "policy@base"), 10)
     assert run.client.post("/v1/chat/completions", json={"messages": HI, "model": champion}).status_code == 200
+
+
+def _lineage_is_told(run: Service, champion: str) -> None:
+    """Over HTTP: from a user's thumb to the champion that learnt from it, and from there back."""
+    learnt = (told for i in range(30) if (told := run.get(f"/v1/lineage/user-{i}"))["adapters"])
+    user = next(learnt)
+    assert (user["kind"], user["adapters"][0]["adapter"]) == ("user", champion)
+    assert user["adapters"][0]["aliases"] == ["champion"] and user["snapshots"][0]["rows"]["train"] > 0
+    for told in (run.get(f"/v1/lineage/{name}") for name in user["completions"]):
+        assert told["kind"] == "completion" and set(told["feedback"]) <= set(user["feedback"])
+        assert [(a["adapter"], a["arm"]) for a in told["answered_by"]] == [("policy@base", "champion")]
+    adapter = run.get(f"/v1/lineage/{champion}")
+    assert (adapter["kind"], adapter["snapshot"]) == ("adapter", user["snapshots"][0]["snapshot"])
+    assert [(r["arm"], r["status"]) for r in adapter["rollouts"]] == [("challenger", "promoted")]
+    assert adapter["rounds"] == [1] and adapter["ancestors"] == [] and adapter["completions"] > 0
+    unknown = run.client.get("/v1/lineage/nobody")
+    assert unknown.status_code == 404 and "nobody" in unknown.json()["error"]["message"]
 
 
 def _answers_with(run: Service, adapter: str) -> bool | None:

@@ -72,3 +72,5 @@ def test_unknown_adapter_and_actions(tmp_path: Path) -> None:
     assert "not in the store" in run("adapters", "show", "policy@v9", "--set", home).stderr
     assert "not in the store" in run("evaluate", "policy@v9", "--set", home).stderr
     assert run("rollout", "explode", "--set", home).returncode == 2
+    nobody = run("purge", "nobody", "--yes", "--set", home)
+    assert nobody.returncode == 2 and "in neither the store nor a snapshot" in nobody.stderr

@@ -1,0 +1,53 @@
+"""A user's rows: counted, and erased."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import sqlalchemy as sa
+
+from kto_ray.store.schema import completions, feedback
+
+
+@dataclass(frozen=True, slots=True)
+class UserRows:
+    """What the store holds of a user."""
+
+    completions: int  # that they asked for
+    feedback: int  # that they gave, on anyone's completions or still pending
+    feedback_of_others: int  # on their completions, with which it goes: it judges, and may quote, an answer to them
+
+
+def rows_of(tx: sa.Connection, user: str) -> UserRows:
+    def total(table: sa.Table, condition: sa.ColumnElement[bool]) -> int:
+        return int(tx.execute(sa.select(sa.func.count()).select_from(table).where(condition)).scalar_one())
+
+    others = feedback.c.user.is_(None) | (feedback.c.user != user)
+    return UserRows(
+        completions=total(completions, completions.c.user == user),
+        feedback=total(feedback, feedback.c.user == user),
+        feedback_of_others=total(feedback, _on_theirs(user) & others),
+    )
+
+
+def completions_of(tx: sa.Connection, user: str) -> list[str]:
+    """The ids of what a user asked for."""
+    return list(tx.execute(sa.select(completions.c.id).where(completions.c.user == user)).scalars())
+
+
+def erase(tx: sa.Connection, user: str) -> UserRows:
+    """Delete what the store holds of a user, and nothing else; returns what that was. Again is fine: it finds nothing.
+
+    Snapshots and adapters are not looked at: see `kto_ray.purge`.
+    """
+    # Feedback on a locked row waits (PostgreSQL), so none can arrive between the two deletions.
+    tx.execute(sa.select(completions.c.id).where(completions.c.user == user).with_for_update())
+    own = tx.execute(feedback.delete().where(feedback.c.user == user)).rowcount
+    of_others = tx.execute(feedback.delete().where(_on_theirs(user))).rowcount
+    asked = tx.execute(completions.delete().where(completions.c.user == user)).rowcount
+    return UserRows(asked, own, of_others)
+
+
+def _on_theirs(user: str) -> sa.ColumnElement[bool]:
+    theirs = sa.select(completions.c.id).where(completions.c.user == user)
+    return feedback.c.completion_id.in_(theirs) | feedback.c.named_completion.in_(theirs)
