@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
@@ -17,7 +18,10 @@ if TYPE_CHECKING:
     from ray.data import Dataset
     from ray.train import RunConfig, ScalingConfig
 
+logger = logging.getLogger(__name__)
+
 PROGRESS_FILE = "progress.json"
+RECORD_FILE = "checkpoint_manager_snapshot.json"  # Ray Train's name for the list of a run's checkpoints
 KEPT_CHECKPOINTS = 2
 
 
@@ -38,6 +42,8 @@ def run_training(config: Config, run_name: str, snapshot: SnapshotManifest, rows
     """
     check_snapshot(config, snapshot)
     from ray.train.torch import TorchTrainer
+
+    _clear_torn_run(config, run_name)
 
     streams = [rows.streaming_split(1)[0] for _ in range(config.train.workers)]
     trainer = TorchTrainer(
@@ -105,6 +111,20 @@ def summarize(history: tuple[StepRecord, ...], adapter_dir: str) -> TrainResult:
 def _mean_of_some(values: list[float | None]) -> float:
     known = [value for value in values if value is not None]
     return fmean(known) if known else 0.0
+
+
+def _clear_torn_run(config: Config, run_name: str) -> None:
+    """Let a run begin anew whose record of checkpoints a kill cut short: Ray Train writes it in place, without a
+    rename, and would refuse the run for ever."""
+    folder = join(_storage(config), run_name)
+    fs, record = filesystem(join(folder, RECORD_FILE))
+    if not fs.exists(record):
+        return
+    try:
+        json.loads(fs.cat_file(record))
+    except ValueError as error:
+        logger.warning("training %s begins anew, its record of checkpoints was cut short: %s", run_name, error)
+        fs.rm(filesystem(folder)[1], recursive=True)
 
 
 def _train_on_worker(loop_config: dict[str, Any]) -> TrainOutcome:
