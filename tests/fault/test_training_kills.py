@@ -74,8 +74,7 @@ class Nodes:
     cluster: Cluster
 
     def add(self) -> None:
-        # Without the dashboard Ray Train cannot free the CPU of a worker whose driver was killed: hence so many.
-        self.cluster.add_node(num_cpus=32, labels=POOL, node_ip_address="127.0.0.1")
+        self.cluster.add_node(num_cpus=4, labels=POOL, node_ip_address="127.0.0.1")
 
     def replace(self, pid: int) -> None:
         """Kill the node that runs the process `pid`, all its processes at once, and add a fresh one."""
@@ -272,6 +271,14 @@ def assert_the_same(result: TrainResult, whole: TrainResult, snapshot: Sealed, s
     assert weights(result) == weights(whole)
 
 
+def assert_nothing_is_held() -> None:
+    """All CPUs are free again, those of workers whose driver was killed among them."""
+    deadline = time.monotonic() + 30
+    while (free := ray.available_resources().get("CPU")) != (there := ray.cluster_resources()["CPU"]):
+        assert time.monotonic() < deadline, f"{free} of {there} CPUs are free"
+        time.sleep(0.5)
+
+
 def weights(result: TrainResult) -> bytes:
     return Path(result.adapter_dir, "adapter_model.safetensors").read_bytes()
 
@@ -309,6 +316,7 @@ def test_a_run_ends_as_if_nobody_had_been_killed(
     result = run.result()
     print(f"{dict(killed)}, {run.starts} starts, {run.errors}")
     assert killed == schedule.kills
+    assert_nothing_is_held()
     assert_the_same(result, whole(schedule.workers), snapshot, settings)
 
 
