@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from kto_ray.config import Config
 from kto_ray.environment import cpu_compute
-from kto_ray.paths import Paths, filesystem, is_local, join
+from kto_ray.paths import Paths, filesystem, is_local, join, write_atomic
 from kto_ray.train import track
 from kto_ray.train.records import (
     StepRecord,
@@ -26,7 +27,11 @@ if TYPE_CHECKING:
     from ray.data import Dataset
     from ray.train import RunConfig, ScalingConfig
 
+logger = logging.getLogger(__name__)
+
 PROGRESS_FILE = "progress.json"
+PLACEMENT_FILE = "placement_group.txt"  # Ray's id of what the workers hold
+RECORD_FILE = "checkpoint_manager_snapshot.json"  # Ray Train's name for the list of a run's checkpoints
 KEPT_CHECKPOINTS = 2
 
 
@@ -67,10 +72,16 @@ def _fit(
 
     from kto_ray.train.failure import explain
 
+    _free_left_workers(config, run_name)
+    _clear_torn_run(config, run_name)
     streams = [rows.streaming_split(1)[0] for _ in range(config.train.workers)]
     trainer = TorchTrainer(
         _train_on_worker,
-        train_loop_config={"job": _job(config, run_name, snapshot, start), "streams": streams},
+        train_loop_config={
+            "job": _job(config, run_name, snapshot, start),
+            "streams": streams,
+            "placement_uri": _placement_uri(config, run_name),
+        },
         scaling_config=_scaling(config),
         run_config=_run_config(config, run_name),
     )
@@ -138,12 +149,44 @@ def _mean_of_some(values: list[float | None]) -> float:
     return fmean(known) if known else 0.0
 
 
+def _free_left_workers(config: Config, run_name: str) -> None:
+    """Take back what the workers of a killed driver hold, and end any that still runs. Ray Train itself does so only
+    where Ray's dashboard runs; without it every killed driver would cost the cluster a worker's CPUs for good."""
+    import ray.util
+    from ray.util.placement_group import PlacementGroup, PlacementGroupID
+
+    fs, path = filesystem(_placement_uri(config, run_name))
+    if fs.exists(path):
+        group = PlacementGroupID(bytes.fromhex(fs.cat_file(path).decode()))
+        ray.util.remove_placement_group(PlacementGroup(group))  # no matter if it is gone already
+
+
+def _clear_torn_run(config: Config, run_name: str) -> None:
+    """Let a run begin anew whose record of checkpoints a kill cut short: Ray Train writes it in place, without a
+    rename, and would refuse the run for ever."""
+    folder = join(_storage(config), run_name)
+    fs, record = filesystem(join(folder, RECORD_FILE))
+    if not fs.exists(record):
+        return
+    try:
+        json.loads(fs.cat_file(record))
+    except ValueError as error:
+        logger.warning("training %s begins anew, its record of checkpoints was cut short: %s", run_name, error)
+        fs.rm(filesystem(folder)[1], recursive=True)
+
+
 def _train_on_worker(loop_config: dict[str, Any]) -> TrainOutcome:
     import ray.train
+    import ray.util
+
+    rank = ray.train.get_context().get_world_rank()
+    if rank == 0:
+        group = ray.util.get_current_placement_group()
+        write_atomic(loop_config["placement_uri"], group.id.hex().encode())
 
     from kto_ray.train.kto import train_on_worker
 
-    return train_on_worker(loop_config["job"], loop_config["streams"][ray.train.get_context().get_world_rank()])
+    return train_on_worker(loop_config["job"], loop_config["streams"][rank])
 
 
 def _job(config: Config, run_name: str, snapshot: SnapshotManifest, start: AdapterVersion | None) -> TrainJob:
@@ -206,6 +249,10 @@ def _storage(config: Config) -> str:
 
 def _progress_uri(config: Config, run_name: str) -> str:
     return join(_storage(config), run_name, PROGRESS_FILE)
+
+
+def _placement_uri(config: Config, run_name: str) -> str:
+    return join(_storage(config), run_name, PLACEMENT_FILE)
 
 
 def _absolute(uri: str) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
+from contextlib import suppress
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -84,7 +85,8 @@ def _load(uri: str) -> dict[str, Scores]:
             kl = row["kl_completions"]
             known[row["micro_batch"]] = (torch.tensor(row["answers"]), None if kl is None else torch.tensor(kl))
     for file in files[KEPT_FILES:]:
-        fs.rm(file["name"])
+        with suppress(FileNotFoundError):  # another worker of the run was first
+            fs.rm(file["name"])
     return known
 
 

@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 
 from kto_ray.adapter import check_adapter
 from kto_ray.config import Config
+from kto_ray.data.stream import training_dataset
 from kto_ray.model import resolve_model
 from kto_ray.train.export import export_adapter
 from kto_ray.train.job import read_progress
@@ -392,3 +393,20 @@ def test_workers_share_the_rows_without_loss(sealed, world):
         assert len(seen[-1]) == len(batches)
     assert [row for group in zip(*seen, strict=True) for batch in group for row in batch] == list(range(22))
     assert json.dumps(seen[0][0]) == "[0, 1, 2, 3]"
+
+
+@pytest.mark.parametrize("world", [1, 2])
+def test_every_workers_micro_batches_are_the_sealed_ones(sealed, world):
+    """Rows in the sealed order, both classes in each micro-batch, and its KL pairs from within it."""
+    from kto_ray.train.batches import RowBatches
+
+    order = pq.read_table([f"{sealed.uri}/{shard.name}" for shard in sealed.manifest.shards])["prompt_ids"].to_pylist()
+    for rank in range(world):
+        stream = training_dataset(sealed.uri, sealed.manifest).iterator()
+        batches = list(RowBatches(stream, rows=ROWS, micro_batch=MICRO, rank=rank, world=world))
+        assert len(batches) == STEPS // world
+        for index, batch in enumerate(batches):
+            first = (index * world + rank) * MICRO
+            assert [row["prompt_ids"] for row in batch] == order[first : first + MICRO]
+            assert {row["label"] for row in batch} == {True, False}
+            assert all(row["KL_completion_ids"] == batch[i - 1]["completion_ids"] for i, row in enumerate(batch))
