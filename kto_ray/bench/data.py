@@ -23,7 +23,7 @@ from typing import Any
 
 from rich.table import Table
 
-from kto_ray.bench.crowd import fill
+from kto_ray.bench.filling import fill
 from kto_ray.config import Config
 from kto_ray.environment import cpu_compute
 from kto_ray.paths import write_atomic

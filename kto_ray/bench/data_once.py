@@ -16,6 +16,7 @@ import pyarrow as pa
 
 from kto_ray import jobs
 from kto_ray.bench.data import Built, Fed, Streamed
+from kto_ray.bench.rows import Memory, job_of
 from kto_ray.config import Config
 from kto_ray.data.snapshot import load_manifest
 from kto_ray.data.stream import training_dataset
@@ -94,17 +95,6 @@ class Timed:
             began = time.perf_counter()
 
 
-class Memory:
-    """A table in memory, read as RowBatches reads Ray Data."""
-
-    def __init__(self, table: pa.Table) -> None:
-        self.table = table
-
-    def iter_batches(self, *, batch_size: int, **how: Any) -> Iterator[pa.Table]:
-        for start in range(0, self.table.num_rows, batch_size):
-            yield self.table.slice(start, batch_size)
-
-
 def streamed(config: Config, snapshot: str, steps: int, repeats: int) -> Streamed:
     """The same training steps and the same draining, fed in turn by the stream and from memory."""
     start_ray(config)
@@ -151,7 +141,6 @@ def _steps(config: Config, manifest: SnapshotManifest, stream: Timed, steps: int
     from datasets import Dataset
     from transformers import AutoTokenizer, set_seed
 
-    from kto_ray.bench.rows import job_of
     from kto_ray.bench.train_once import Clock, Ours
     from kto_ray.train.batches import RowBatches
     from kto_ray.train.kto import kto_arguments, lora_config

@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PrinterCallback, s
 from trl import DPOConfig, DPOTrainer, KTOTrainer, SFTConfig, SFTTrainer
 
 from kto_ray.bench.lab import Found, Work
-from kto_ray.bench.rows import Row, Table, job_of, sealed
+from kto_ray.bench.rows import Memory, Row, job_of, sealed
 from kto_ray.config import Config
 from kto_ray.data.balance import balance
 from kto_ray.data.tokens import encode
@@ -86,17 +86,17 @@ def _trained(config: Config, work: Work, path: str, tokenizer: Any, folder: str)
         return policy(job, path, work.start)[0], []
     kto = config.kto
     texts, rows = sealed(config, work.train, tokenizer)
-    up = sum(row["label"] for row in rows)
-    weights = balance(up, len(rows) - up, kto.loss_aversion)
-    job = job_of(config, len(rows), (weights.desirable_weight, weights.undesirable_weight), folder)
-    steps = kto.epochs * -(-len(rows) // (kto.micro_batch * kto.accumulate))
+    up = sum(row["label"] for row in texts)
+    weights = balance(up, len(texts) - up, kto.loss_aversion)
+    job = job_of(config, len(texts), (weights.desirable_weight, weights.undesirable_weight), folder)
+    steps = kto.epochs * -(-len(texts) // (kto.micro_batch * kto.accumulate))
     arguments = kto_arguments(job, f"{folder}/out", steps)
     model, fresh = policy(job, path, work.start)
     common = {"model": model, "processing_class": tokenizer, "peft_config": fresh}
     trainer: Any
     if work.method in ("kto", "concave"):
         one_row = Dataset.from_dict({"prompt_ids": [[0]], "completion_ids": [[0]], "label": [True]})
-        batches = RowBatches(Table(rows), len(rows), kto.micro_batch, rank=0, world=1)
+        batches = RowBatches(Memory(rows), len(texts), kto.micro_batch, rank=0, world=1)
         ours = RowTrainer if work.method == "kto" else Concave
         trainer = ours(job, batches, train_dataset=one_row, args=arguments, **common)
     elif work.method == "trl_kto":

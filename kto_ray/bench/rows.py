@@ -16,18 +16,18 @@ from kto_ray.train.records import TrainJob
 Row = dict[str, Any]
 
 
-class Table:
-    """Rows in memory, read as RowBatches reads Ray Data."""
+class Memory:
+    """A table in memory, read as RowBatches reads Ray Data."""
 
-    def __init__(self, rows: list[Row]) -> None:
-        self.rows = rows
+    def __init__(self, table: pa.Table) -> None:
+        self.table = table
 
-    def iter_batches(self, *, batch_size: int, batch_format: str, prefetch_batches: int) -> Iterator[pa.Table]:
-        for start in range(0, len(self.rows), batch_size):
-            yield pa.Table.from_pylist(self.rows[start : start + batch_size])
+    def iter_batches(self, *, batch_size: int, **how: Any) -> Iterator[pa.Table]:
+        for start in range(0, self.table.num_rows, batch_size):
+            yield self.table.slice(start, batch_size)
 
 
-def sealed(config: Config, rows: Sequence[Row], tokenizer: Any) -> tuple[list[Row], list[Row]]:
+def sealed(config: Config, rows: Sequence[Row], tokenizer: Any) -> tuple[list[Row], pa.Table]:
     """The rows in training order: as text, for TRL, and as paired ids, for us (what a snapshot's shards hold).
 
     kto.micro_batch, data.max_length and data.seed decide, as in a snapshot.
@@ -49,7 +49,7 @@ def sealed(config: Config, rows: Sequence[Row], tokenizer: Any) -> tuple[list[Ro
         kl_answer = ordered[other][1][1][:room]
         ids = {"prompt_ids": prompt, "completion_ids": answer[:room], "kl_completion_ids": kl_answer}
         paired.append({"label": row["label"], **ids})
-    return [row for row, _ in ordered], paired
+    return [row for row, _ in ordered], pa.Table.from_pylist(paired)
 
 
 def job_of(config: Config, rows: int, weights: tuple[float, float], folder: str) -> TrainJob:

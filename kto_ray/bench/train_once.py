@@ -15,7 +15,7 @@ from datasets import Dataset
 from transformers import AutoTokenizer, TrainerCallback, set_seed
 from trl import KTOTrainer
 
-from kto_ray.bench.rows import Row, Table, job_of, sealed
+from kto_ray.bench.rows import Memory, Row, job_of, sealed
 from kto_ray.bench.train import Measured, Work
 from kto_ray.config import Config
 from kto_ray.model import resolve_model
@@ -79,7 +79,7 @@ def measure(config: Config, work: Work) -> Measured:
         set_seed(0)
         if work.variant == "exact":
             one_row = Dataset.from_dict({"prompt_ids": [[0]], "completion_ids": [[0]], "label": [True]})
-            batches = RowBatches(Table(rows), len(rows), kto.micro_batch, rank=0, world=1)
+            batches = RowBatches(Memory(rows), len(rows), kto.micro_batch, rank=0, world=1)
             ours = Ours(job, batches, train_dataset=one_row, args=arguments, callbacks=[clock], **common)
             ours.reference_s = []
             ours.train()
@@ -90,8 +90,8 @@ def measure(config: Config, work: Work) -> Measured:
             trl.train()
             reference, history = [trl.reference_s * (steps - 1) / steps], trl.state.log_history
             seconds = clock.seconds[1:]
-        measured_rows = rows[kto.micro_batch :]
-    tokens = sum(len(row["prompt_ids"]) + len(row["completion_ids"]) for row in measured_rows)
+    measured = rows.slice(kto.micro_batch).to_pylist()
+    tokens = sum(len(row["prompt_ids"]) + len(row["completion_ids"]) for row in measured)
     losses = [entry["loss"] for entry in history if "loss" in entry]
     return Measured(seconds, tokens, sum(reference), losses[-1])
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from kto_ray.bench.crowd import fill
+from kto_ray.bench.filling import fill
 from kto_ray.feedback.labels import label
 from kto_ray.store import Store, completions, open_store
 
