@@ -1,10 +1,12 @@
 # make demo [TASTE=short|name|question|noise]   the whole loop, on this machine
 # make test                                     style, types, unit and integration tests (the manifests among them)
 # make slow, make fault                         more training runs; kill -9 of everything in mid-loop
+# make bench [DATA=file]                        all benchmarks into runs/bench; hours on two cores, and it can be cut off
 # make setup FLAVOUR=gpu                        the same environment for CUDA machines
 
 FLAVOUR ?= cpu
 TASTE ?= short
+DATA ?= ../shared/data/human_thumbs.jsonl.gz
 PYTEST := .venv/bin/python -m pytest
 # Progress bars of libraries, telemetry and model hubs have no place in runs that need none of them.
 export HF_HUB_OFFLINE ?= 1
@@ -12,7 +14,7 @@ export TOKENIZERS_PARALLELISM := false
 export RAY_USAGE_STATS_ENABLED := 0
 export VLLM_NO_USAGE_STATS := 1
 
-.PHONY: setup demo test lint unit integration slow fault gpu k8s-check lock clean
+.PHONY: setup demo test lint unit integration slow fault gpu bench k8s-check lock clean
 
 setup: .venv/installed.txt
 
@@ -42,6 +44,14 @@ fault: setup
 
 gpu: setup
 	$(PYTEST) tests/gpu -q
+
+bench: setup
+	.venv/bin/kto-ray bench train --data $(DATA)
+	.venv/bin/kto-ray bench data
+	.venv/bin/kto-ray bench learn --data $(DATA)
+	.venv/bin/kto-ray bench learn --data $(DATA) --ablation
+	.venv/bin/kto-ray bench edits
+	.venv/bin/kto-ray bench rounds
 
 k8s-check: setup
 	@.venv/bin/python deploy/k8s_check.py
