@@ -51,6 +51,7 @@ class Fed:
     step_s: list[float]
     wait_s: list[float]
     first_wait_s: float  # starting the stream, once an epoch
+    others_cores: float  # CPU seconds a second that Ray's processes used beside the training
     drained_us: float  # for a micro-batch when nothing trains: what a trainer of no cost would wait
 
 
@@ -157,6 +158,8 @@ def _report(
         "wait_stream_ms": 1e3 * waits["stream"],
         "wait_memory_ms": 1e3 * waits["memory"],
         "step_stream_vs_memory_ratio": _step(fed.stream) / _step(fed.memory),
+        "others_cores_stream": median(one.others_cores for one in fed.stream),
+        "others_cores_memory": median(one.others_cores for one in fed.memory),
         "first_wait_stream_s": median(one.first_wait_s for one in fed.stream),
         "drained_stream_us": median(one.drained_us for one in fed.stream),
         "drained_memory_us": median(one.drained_us for one in fed.memory),
