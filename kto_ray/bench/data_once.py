@@ -123,11 +123,12 @@ def streamed(config: Config, snapshot: str, steps: int, repeats: int) -> Streame
                 return Timed(Memory(table) if source is None else source.streaming_split(1)[0])
 
             drained_us = _drained_us(feed(), batches, micro)
-            gc.collect()  # ends the stream before
             rows = feed()
             began, used = time.perf_counter(), _others_cpu_s()
             steps_s, waits = _steps(config, manifest, rows, min(steps + 1, batches))
             others = max(_others_cpu_s() - used, 0.0) / (time.perf_counter() - began)
+            del rows
+            gc.collect()  # ends the stream
             results.append(Fed(steps_s[1:], waits[1:], waits[0], others, drained_us))
     return found
 
