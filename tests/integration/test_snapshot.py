@@ -15,7 +15,7 @@ from rich.console import Console
 from kto_ray.config import Config, load_config
 from kto_ray.data.show import page
 from kto_ray.data.snapshot import freeze, load_manifest, read_split
-from kto_ray.data.stream import training_dataset
+from kto_ray.data.stream import PAUSE_S, training_dataset
 from kto_ray.model import resolve_model
 from kto_ray.paths import Paths
 from kto_ray.types import Example
@@ -279,3 +279,12 @@ def test_stream_keeps_order_and_whole_micro_batches(tmp_path, model_path, monkey
         rows = pa.concat_tables(batches).to_pylist()
         assert [(r["completion_ids"], r["kl_completion_ids"]) for r in rows] == want
         assert all(batch.num_rows == MICRO for batch in batches)
+
+
+def test_the_streams_scheduling_loop_rests(tmp_path, model_path, monkeypatch):
+    pauses: list[float] = []
+    monkeypatch.setattr("kto_ray.data.stream.time", types.SimpleNamespace(sleep=pauses.append))
+    manifest = take(tmp_path, model_path, thumbs())
+    dataset = training_dataset(Paths(str(tmp_path)).snapshot(manifest.id), manifest)
+    assert len(list(dataset.iter_batches(batch_size=MICRO))) == len(splits(tmp_path, manifest)[0]) // MICRO
+    assert pauses and sorted(pauses) == pauses and pauses[-1] <= PAUSE_S
