@@ -90,6 +90,7 @@ def start_ray(config: Config) -> None:
         ray.init(address=config.ray.address)
         return
     ray.init(
+        address="local",  # without it Ray would join whatever cluster another program started on this machine
         num_cpus=config.ray.num_cpus,
         object_store_memory=config.ray.object_store_mb * 1024 * 1024,
         include_dashboard=False,
