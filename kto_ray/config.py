@@ -151,6 +151,11 @@ class TrainSection(Section):
             raise ValueError(
                 f"sharding is 'fsdp' and quantize is {self.quantize!r}: packed 4-bit weights are not sharded; use one"
             )
+        if self.sharding == "fsdp" and self.step == "trl":
+            raise ValueError(
+                "sharding is 'fsdp' and step is 'trl': only the exact step is proved over a shared base; "
+                "set train.step: exact or train.sharding: none"
+            )
         if self.device == "gpu" and self.workers > 1 and self.gpus_per_worker < 1:
             raise ValueError(
                 f"gpus_per_worker is {self.gpus_per_worker} with {self.workers} workers: NCCL refuses two workers on "

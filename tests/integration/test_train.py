@@ -225,13 +225,12 @@ SHARDED = {"workers": 2, "sharding": "fsdp"}
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("step", ["exact", "trl"])
 @pytest.mark.parametrize("checkpointing", [False, True], ids=["", "gradient checkpointing"])
-def test_two_workers_that_share_the_base_take_the_steps_of_one(small, sealed, tmp_path, checkpointing, step):
+def test_two_workers_that_share_the_base_take_the_steps_of_one(small, sealed, tmp_path, checkpointing):
     model, sealed_for_it = small
     runs = []
     for name, how in (("one", {"micro_batches": 2}), ("two", {**SHARDED, "gradient_checkpointing": checkpointing})):
-        settings = small_config(tmp_path, model, {**how, "step": step}, epochs=3)
+        settings = small_config(tmp_path, model, how, epochs=3)
         runs.append(ray.get(train_task.remote(settings, name, sealed_for_it, sealed.uri)))
     one, two = (run.history for run in runs)
     assert max(r.kl for r in one) > 0.01, "the KL term never mattered, so the test would not see it wrong"

@@ -59,6 +59,7 @@ def test_wrong_values_are_explained(override: str, told: list[str]) -> None:
     ("overrides", "told"),
     [
         (("train.device=gpu", "train.quantize=nf4", "train.sharding=fsdp", "train.workers=2"), "4-bit weights are not"),
+        (("train.sharding=fsdp", "train.workers=2", "train.step=trl"), "only the exact step"),
         (("train.device=gpu", "train.workers=2", "train.gpus_per_worker=0.5"), "NCCL refuses two workers on one GPU"),
         (("loop.enabled=false", "kto.dora=true", "train.sharding=fsdp", "train.workers=2"), "whole base weights"),
     ],
