@@ -82,6 +82,9 @@ def start_ray(config: Config) -> None:
         os.environ.setdefault("RAY_AUTH_MODE", "disabled")
         os.environ.setdefault("RAY_worker_maximum_startup_concurrency", "16")  # few cores, many small actors: no alarm
         os.environ.setdefault("RAY_worker_niceness", "0")  # serving is what this machine is for
+        # Ray Train asks the dashboard, which is not there, at the end of every run, and would wait 12 s for it; a port
+        # where nobody listens refuses at once.
+        os.environ.setdefault("RAY_API_SERVER_ADDRESS", "http://127.0.0.1:9")
     import ray
 
     if ray.is_initialized():

@@ -4,6 +4,7 @@ import os
 
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 os.environ["RAY_AUTH_MODE"] = "disabled"
+os.environ["RAY_API_SERVER_ADDRESS"] = "http://127.0.0.1:9"  # as in serve/app.py
 
 import pytest
 import ray
