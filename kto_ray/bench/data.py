@@ -12,8 +12,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -25,6 +23,7 @@ from typing import Any
 
 from rich.table import Table
 
+from kto_ray.bench.apart import ask
 from kto_ray.bench.filling import fill
 from kto_ray.config import Config
 from kto_ray.environment import cpu_compute
@@ -118,18 +117,9 @@ def _grow(config: Config, had: int, size: int, tell: Callable[[str], None]) -> f
 
 
 def _in_process(config: Config, work: dict[str, Any]) -> dict[str, Any]:
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
-    if work["what"] == "stream":
-        environment |= cpu_compute(config.train.threads)
-    with tempfile.TemporaryDirectory() as folder:
-        request, answer = Path(folder) / "work.json", Path(folder) / "measured.json"
-        request.write_text(json.dumps({"work": work, "config": config.model_dump(mode="json")}))
-        command = [sys.executable, "-m", "kto_ray.bench.data_once", str(request), str(answer)]
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-        if done.returncode:
-            raise RuntimeError(f"measuring {work['what']} failed:\n{done.stderr[-2000:]}")
-        measured: dict[str, Any] = json.loads(answer.read_text())
-        return measured
+    environment = cpu_compute(config.train.threads) if work["what"] == "stream" else {}
+    request = {"work": work, "config": config.model_dump(mode="json")}
+    return ask("kto_ray.bench.data_once", request, environment, work["what"])
 
 
 def _told(size: int, built: Built) -> str:

@@ -1,10 +1,8 @@
-"""One measurement of `bench data`, in a process of its own: python -m kto_ray.bench.data_once WORK.json OUT.json"""
+"""One measurement of `bench data`, the inside of its process."""
 
 from __future__ import annotations
 
 import gc
-import json
-import sys
 import tempfile
 import threading
 import time
@@ -16,6 +14,7 @@ from typing import Any
 import pyarrow as pa
 
 from kto_ray import jobs
+from kto_ray.bench.apart import answer
 from kto_ray.bench.data import Built, Fed, Streamed
 from kto_ray.bench.rows import Memory, job_of
 from kto_ray.config import Config
@@ -190,9 +189,11 @@ def _steps(config: Config, manifest: SnapshotManifest, stream: Timed, steps: int
     return [s - r for s, r in zip(clock.seconds, trainer.reference_s, strict=True)], waits
 
 
-if __name__ == "__main__":
-    request = json.loads(Path(sys.argv[1]).read_text())
-    settings, work = Config.model_validate(request["config"]), request["work"]
+def measure(asked: dict[str, Any]) -> dict[str, Any]:
+    config, work = Config.model_validate(asked["config"]), asked["work"]
     what = work.pop("what")
-    result = build(settings) if what == "build" else streamed(settings, **work)
-    Path(sys.argv[2]).write_text(json.dumps(asdict(result)))
+    return asdict(build(config) if what == "build" else streamed(config, **work))
+
+
+if __name__ == "__main__":
+    answer(measure)

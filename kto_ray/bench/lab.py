@@ -1,22 +1,19 @@
 """One learning experiment: train an adapter, score answers with it, answer prompts with it; or any part of that.
 
-Runs in a process of its own, `python -m kto_ray.bench.lab REQUEST.json ANSWER.json`, whose parent (`experiment`) needs
-neither torch nor TRL. All methods see the same rows in the same sealed order, from the same initial adapter.
+All methods see the same rows in the same sealed order, from the same initial adapter. Who asks needs neither torch nor
+TRL: these are in the process that answers (`lab_once`).
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
-import subprocess
-import sys
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from kto_ray.bench.apart import ask
 from kto_ray.config import Config
 from kto_ray.environment import cpu_compute
 from kto_ray.paths import write_atomic
@@ -69,15 +66,8 @@ def experiment(config: Config, work: Work) -> Found:
     Raises:
         RuntimeError: it failed; its last words are in the message.
     """
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", **cpu_compute(config.train.threads)}
-    with tempfile.TemporaryDirectory() as folder:
-        request, answer = Path(folder) / "request.json", Path(folder) / "answer.json"
-        request.write_text(json.dumps({"work": asdict(work), "config": config.model_dump(mode="json")}))
-        command = [sys.executable, "-m", "kto_ray.bench.lab", str(request), str(answer)]
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-        if done.returncode:
-            raise RuntimeError(f"the experiment {work.method} failed:\n{done.stderr[-2000:]}")
-        return Found(**json.loads(answer.read_text()))
+    request = {"work": asdict(work), "config": config.model_dump(mode="json")}
+    return Found(**ask("kto_ray.bench.lab_once", request, cpu_compute(config.train.threads), work.method))
 
 
 def kept(folder: Path, config: Config, work: Work, words: str, tell: Tell) -> Found:
@@ -93,11 +83,3 @@ def kept(folder: Path, config: Config, work: Work, words: str, tell: Tell) -> Fo
     last = f", last loss {found.losses[-1]:.3f}" if found.losses else ""
     tell(f"{words}: {found.train_s:.0f} s{last}")
     return found
-
-
-if __name__ == "__main__":
-    from kto_ray.bench.lab_once import run
-
-    asked = json.loads(Path(sys.argv[1]).read_text())
-    found = run(Config.model_validate(asked["config"]), Work(**asked["work"]))
-    Path(sys.argv[2]).write_text(json.dumps(asdict(found)))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Sequence
+from dataclasses import asdict
 from types import MethodType
 from typing import Any
 
@@ -15,6 +16,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, PrinterCallback, set_seed
 from trl import DPOConfig, DPOTrainer, KTOTrainer, SFTConfig, SFTTrainer
 
+from kto_ray.bench.apart import answer
 from kto_ray.bench.lab import Found, Work
 from kto_ray.bench.rows import Memory, Row, job_of, sealed
 from kto_ray.config import Config
@@ -197,3 +199,7 @@ def _answers(
             text = ids[: ids.index(tokenizer.eos_token_id)] if ended else ids
             given.append((tokenizer.decode(text, skip_special_tokens=True).strip(), "stop" if ended else "length"))
     return given
+
+
+if __name__ == "__main__":
+    answer(lambda asked: asdict(run(Config.model_validate(asked["config"]), Work(**asked["work"]))))

@@ -9,11 +9,7 @@ A first epoch counts the reference once, for ours and for TRL's best alike.
 from __future__ import annotations
 
 import json
-import os
 import random
-import subprocess
-import sys
-import tempfile
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
@@ -23,6 +19,7 @@ from typing import Any, Literal
 
 from rich.table import Table
 
+from kto_ray.bench.apart import ask
 from kto_ray.config import Config
 from kto_ray.environment import cpu_compute
 from kto_ray.feedback.files import read_unpaired
@@ -147,15 +144,9 @@ def _enough(rows: list[dict[str, Any]], n: int, data: str) -> list[dict[str, Any
 
 
 def _in_process(config: Config, work: Work) -> Measured:
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", **cpu_compute(config.train.threads)}
-    with tempfile.TemporaryDirectory() as folder:
-        request, answer = Path(folder) / "work.json", Path(folder) / "measured.json"
-        request.write_text(json.dumps({"work": asdict(work), "config": config.model_dump(mode="json")}))
-        command = [sys.executable, "-m", "kto_ray.bench.train_once", str(request), str(answer)]
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-        if done.returncode:
-            raise RuntimeError(f"measuring {work.variant} failed:\n{done.stderr[-2000:]}")
-        return Measured(**json.loads(answer.read_text()))
+    request = {"work": asdict(work), "config": config.model_dump(mode="json")}
+    environment = cpu_compute(config.train.threads)
+    return Measured(**ask("kto_ray.bench.train_once", request, environment, work.variant))
 
 
 def table(report: dict[str, Any]) -> Table:

@@ -1,13 +1,10 @@
-"""One measurement of `bench train`, in a process of its own: python -m kto_ray.bench.train_once WORK.json OUT.json"""
+"""One measurement of `bench train`, the inside of its process."""
 
 from __future__ import annotations
 
-import json
-import sys
 import tempfile
 import time
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,6 +12,7 @@ from datasets import Dataset
 from transformers import AutoTokenizer, TrainerCallback, set_seed
 from trl import KTOTrainer
 
+from kto_ray.bench.apart import answer
 from kto_ray.bench.rows import Memory, Row, job_of, sealed
 from kto_ray.bench.train import Measured, Work
 from kto_ray.config import Config
@@ -97,6 +95,4 @@ def measure(config: Config, work: Work) -> Measured:
 
 
 if __name__ == "__main__":
-    request = json.loads(Path(sys.argv[1]).read_text())
-    result = measure(Config.model_validate(request["config"]), Work(**request["work"]))
-    Path(sys.argv[2]).write_text(json.dumps(asdict(result)))
+    answer(lambda asked: asdict(measure(Config.model_validate(asked["config"]), Work(**asked["work"]))))
