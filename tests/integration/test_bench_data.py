@@ -40,6 +40,7 @@ def test_the_crowd_says_the_same_for_the_same_seed_in_any_store(store: Store, tm
     assert stored(fresh) == rows
 
 
+@pytest.mark.slow
 def test_a_small_bench_measures_all_that_has_a_bar(tmp_path: Path) -> None:
     sizes = ["--rows", "300", "--rows", "600", "--steps", "1", "--repeats", "1"]
     command = [sys.executable, "-m", "kto_ray", "bench", "data", *sizes, "--out", str(tmp_path), "--json"]
