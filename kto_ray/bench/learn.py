@@ -46,7 +46,7 @@ KTO_SWEEP: Axes = (
     ("rank", (8,)),
     ("epochs", (2,)),
 )  # one after the other, each from the best so far
-PEER_SWEEP: Axes = (("learning_rate", (1e-4, 1e-3)),)
+PEER_SWEEP: Axes = (("learning_rate", (1e-4, 1e-3)), ("epochs", (2,)))
 CHARACTERS_A_TOKEN = 3  # at least: a first, cheap look at what may fit
 
 Pair = tuple[dict[str, Any], dict[str, Any]]  # the desirable and the undesirable reply of one conversation
