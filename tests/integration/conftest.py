@@ -12,6 +12,6 @@ import ray
 
 @pytest.fixture(scope="session")
 def ray_local():
-    ray.init(address="local", num_cpus=8, include_dashboard=False, _node_ip_address="127.0.0.1")
+    ray.init(address="local", num_cpus=8, include_dashboard=False, log_to_driver=False, _node_ip_address="127.0.0.1")
     yield
     ray.shutdown()
