@@ -15,7 +15,7 @@ from kto_ray.data.shards import TRAIN, verified
 from kto_ray.types import SnapshotManifest
 
 COLUMNS = ["label", "prompt_ids", "completion_ids", "kl_completion_ids"]
-PAUSE_S = 0.2
+PAUSE_S = 0.5
 
 
 class Pause(ExecutionCallback):  # type: ignore[misc]  # Ray is not typed
