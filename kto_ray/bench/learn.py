@@ -47,6 +47,7 @@ KTO_SWEEP: Axes = (
     ("epochs", (2,)),
 )  # one after the other, each from the best so far
 PEER_SWEEP: Axes = (("learning_rate", (1e-4, 1e-3)), ("epochs", (2,)))
+MARGIN = 0.02  # AUC that a point must gain to be chosen: less is noise here, and the first, cheaper one stands
 CHARACTERS_A_TOKEN = 3  # at least: a first, cheap look at what may fit
 
 Pair = tuple[dict[str, Any], dict[str, Any]]  # the desirable and the undesirable reply of one conversation
@@ -143,7 +144,7 @@ class Bench:
             for point in points:
                 found = self._validation_auc(variant, point)
                 tried.append({**point, "auc": found})
-                if found > score:
+                if found > score + MARGIN:
                     score, best = found, point
         self.tell(f"{variant.method}: chosen on the validation part: {_short(best)}")
         return best, tried
