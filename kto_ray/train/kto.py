@@ -38,7 +38,9 @@ from kto_ray.adapter import fetch
 from kto_ray.environment import yield_to_serving
 from kto_ray.model import resolve_model
 from kto_ray.paths import join, write_atomic
+from kto_ray.train import attention
 from kto_ray.train.batches import RowBatches, collate
+from kto_ray.train.lora import fuse
 from kto_ray.train.records import StepRecord, TrainJob, TrainOutcome, TrainProgress
 from kto_ray.train.reference import ReferenceCache, Scores, fingerprint
 from kto_ray.train.step import LossTerms, attach, kto_loss
@@ -106,7 +108,8 @@ def policy(job: TrainJob, model_path: str, start: str | None) -> tuple[str | Pef
     wanted = lora_config(job)
     if start is None:
         return model_path, wanted
-    base = AutoModelForCausalLM.from_pretrained(model_path, revision=job.model.revision, dtype=job.dtype)
+    how = {"dtype": job.dtype, "revision": job.model.revision, **_attention(job)}
+    base = AutoModelForCausalLM.from_pretrained(model_path, **how)
     model = PeftModel.from_pretrained(base, start, is_trainable=True)
     found = model.peft_config["default"]
     if (found.r, set(found.target_modules)) != (wanted.r, set(wanted.target_modules)):
@@ -134,6 +137,7 @@ def lora_config(job: TrainJob) -> LoraConfig:
 def _loading(job: TrainJob, workers: int) -> dict[str, Any]:
     """How the base model is loaded. Sharded, a worker reads only its part, so no worker ever holds all of the base."""
     how: dict[str, Any] = {"dtype": job.dtype, "revision": job.model.revision}
+    how |= _attention(job)
     if job.quantize == "nf4":
         how["quantization_config"] = BitsAndBytesConfig(
             load_in_4bit=True,
@@ -145,6 +149,12 @@ def _loading(job: TrainJob, workers: int) -> dict[str, Any]:
         how["distributed_config"] = DistributedConfig(fsdp_size=workers)
         how["device_map"] = None  # TRL's default would put the whole base on one GPU
     return how
+
+
+def _attention(job: TrainJob) -> dict[str, str]:
+    """Ours where torch's own is slow; everywhere else what transformers takes by itself."""
+    ours = (job.step, job.device, job.dtype) == ("exact", "cpu", "bfloat16")
+    return {"attn_implementation": attention.register()} if ours else {}
 
 
 def kto_arguments(job: TrainJob, output_dir: str, steps: int, workers: int = 1) -> KTOConfig:
@@ -218,6 +228,7 @@ class RowTrainer(KTOTrainer):  # type: ignore[misc]  # TRL is not typed
         base = self.model.get_base_model()
         if self.exact:
             attach(base)
+            fuse(self.model)
             folder = join(job.references_uri, fingerprint(base, job.dtype, torch.get_num_threads()))
             self.references = ReferenceCache(folder, f"{job.run}-{self.args.process_index}")
         # PEFT calls `forward` itself, past the hooks by which FSDP gathers what belongs to the model as a whole.

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 from transformers import DynamicCache, PreTrainedModel
 
-HEAD_ROWS = 512  # answer tokens whose logits exist at a time
+HEAD_ROWS = 256  # answer tokens whose logits exist at a time
 # A head that does more than h W^T: scores would be wrong.
 SCALED_HEADS = (
     "final_logit_softcapping", "logit_scale", "logits_scaling", "output_multiplier", "lm_head_multiplier",
@@ -186,11 +186,11 @@ class HeadLogProbs(torch.autograd.Function):
             logps, slopes = [], []
             rows = torch.split(hidden.to(weight.dtype), HEAD_ROWS)
             for h, target in zip(rows, torch.split(targets, HEAD_ROWS), strict=True):
-                logits = torch.nn.functional.linear(h, weight, bias).float()
-                mass = logits.logsumexp(-1, keepdim=True)
-                logps.append((logits.gather(-1, target[:, None]) - mass).squeeze(-1))
+                logits = torch.nn.functional.linear(h, weight, bias)
+                whole = torch.log_softmax(logits, dim=-1, dtype=torch.float32)
+                logps.append(whole.gather(-1, target[:, None]).squeeze(-1))
                 if ctx.needs_input_grad[0]:
-                    p = logits.sub_(mass).exp_().to(weight.dtype)
+                    p = whole.exp_().to(weight.dtype)
                     slopes.append(weight[target].float() - p @ weight)
         if ctx.needs_input_grad[0]:
             ctx.save_for_backward(torch.cat(slopes))

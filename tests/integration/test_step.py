@@ -21,7 +21,7 @@ from kto_ray.config import Config, KtoSection
 from kto_ray.data.balance import rotate
 from kto_ray.data.tokens import encode
 from kto_ray.model import resolve_model
-from kto_ray.train import kto
+from kto_ray.train import attention, kto
 from kto_ray.train.batches import RowBatches
 from kto_ray.train.kto import RowTrainer, kto_arguments, lora_config, policy
 from kto_ray.train.records import TrainJob
@@ -212,6 +212,19 @@ def test_twenty_steps_are_trls(loss_type, peer, model_path, tokenizer, tmp_path)
     assert own.tokens == trl.tokens
     if loss_type == "kto":
         assert max(trl.kl) > 0.01, "the KL term never mattered, so the test would not see it missing"
+
+
+def test_with_our_attention_they_are_trls_too(peer, model_path, tokenizer, tmp_path, monkeypatch):
+    monkeypatch.setattr(kto, "_attention", lambda job: {"attn_implementation": attention.register()})
+    called = []
+    monkeypatch.setattr(attention, "_weights", lambda *w, weights=attention._weights: called.append(1) or weights(*w))
+    own = ours(model_path, tokenizer, tmp_path)
+    assert called, "the model came with another attention"
+    assert furthest(own.loss, peer["kto"].loss) < 1e-5
+    assert furthest(own.kl, peer["kto"].kl) < 1e-4
+    # AdamW divides by a gradient's own size, so that another order of additions grows from step to step
+    first_own, first_trl = (replace(run, grads=run.grads[:3]) for run in (own, peer["kto"]))
+    assert furthest_grad(first_own, first_trl) < 1e-4
 
 
 def test_under_gradient_checkpointing_the_kl_term_is_the_same(peer, model_path, tokenizer, tmp_path):
