@@ -222,9 +222,10 @@ def test_with_our_attention_they_are_trls_too(peer, model_path, tokenizer, tmp_p
     assert called, "the model came with another attention"
     assert furthest(own.loss, peer["kto"].loss) < 1e-5
     assert furthest(own.kl, peer["kto"].kl) < 1e-4
-    # AdamW divides by a gradient's own size, so that another order of additions grows from step to step
-    first_own, first_trl = (replace(run, grads=run.grads[:3]) for run in (own, peer["kto"]))
+    # AdamW's first step is a gradient's sign, and where that is nearly zero another order of additions turns it.
+    first_own, first_trl = (replace(run, grads=run.grads[:1]) for run in (own, peer["kto"]))
     assert furthest_grad(first_own, first_trl) < 1e-4
+    assert furthest_grad(own, peer["kto"]) < 1e-3
 
 
 def test_under_gradient_checkpointing_the_kl_term_is_the_same(peer, model_path, tokenizer, tmp_path):
