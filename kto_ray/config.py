@@ -104,7 +104,9 @@ class KtoSection(Section):
     micro_batch: int = Field(8, ge=4)  # rows of a step on one worker; the KL pairs are rotated within it
     accumulate: int = Field(2, ge=1)
     warmup_share: Share = 0.1
-    max_grad_norm: float = Field(1.0, gt=0)
+    # Against explosions only. At 1.0, the usual value, steps that hold rows of a rare class are cut to the size of the
+    # others, and the weights that make up for its rarity come to nothing.
+    max_grad_norm: float = Field(100.0, gt=0)
     rank: int = Field(8, ge=1)
     alpha: int = Field(16, ge=1)
     dropout: float = Field(0.0, ge=0, lt=1)

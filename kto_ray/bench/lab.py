@@ -72,7 +72,7 @@ def experiment(config: Config, work: Work) -> Found:
 
 def kept(folder: Path, config: Config, work: Work, words: str, tell: Tell) -> Found:
     """The experiment's result, from its file or made now."""
-    sections = config.model_dump(mode="json", include={"model", "kto", "data", "train"}, exclude_defaults=True)
+    sections = config.model_dump(mode="json", include={"model", "kto", "data", "train"})
     decides = {"work": asdict(work), "config": sections}
     key = hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:16]
     file = folder / f"{key}.json"

@@ -58,9 +58,9 @@ Floats = NDArray[np.float64]
 class Sizes:
     """Conversations of each part (each has two rows), and the seeds of the table."""
 
-    test: int = 120
-    validation: int = 60
-    train: int = 80  # drawn from the pool by each seed
+    test: int = 200
+    validation: int = 70
+    train: int = 120  # drawn from the pool by each seed
     seeds: int = 3
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import torch
@@ -70,7 +70,7 @@ def measure(config: Config, work: Work) -> Measured:
     with tempfile.TemporaryDirectory() as folder:
         job = job_of(config, len(rows), (1.0, 1.0), folder)
         steps = len(rows) // kto.micro_batch
-        arguments = kto_arguments(job, f"{folder}/out", steps)
+        arguments = kto_arguments(job if work.variant == "exact" else replace(job, step="trl"), f"{folder}/out", steps)
         arguments.gradient_checkpointing = work.variant == "trl_default"  # TRL's default
         arguments.precompute_ref_log_probs = work.variant == "trl_best"
         clock, common = Clock(), {"model": path, "processing_class": tokenizer, "peft_config": lora_config(job)}

@@ -47,9 +47,9 @@ def bench_train(
 @app.command("learn")
 def bench_learn(
     data: Data,
-    test: Annotated[int, typer.Option(min=10, help="Held-out conversations that the table is judged on.")] = 120,
-    validation: Annotated[int, typer.Option(min=10, help="Conversations that hyperparameters are chosen by.")] = 60,
-    conversations: Annotated[int, typer.Option(min=8, help="Conversations that a seed trains on.")] = 80,
+    test: Annotated[int, typer.Option(min=10, help="Held-out conversations that the table is judged on.")] = 200,
+    validation: Annotated[int, typer.Option(min=10, help="Conversations that hyperparameters are chosen by.")] = 70,
+    conversations: Annotated[int, typer.Option(min=8, help="Conversations that a seed trains on.")] = 120,
     seeds: Annotated[int, typer.Option(min=1)] = 3,
     jobs: Annotated[int, typer.Option(min=1, help="Experiments at a time, of train.threads threads each.")] = 2,
     ablation: Annotated[bool, typer.Option("--ablation", help="KTO without its parts, in place of the table.")] = False,
