@@ -21,6 +21,8 @@ from kto_ray.train.batches import RowBatches
 from kto_ray.train.kto import RowTrainer, kto_arguments, lora_config
 from kto_ray.train.reference import Scores
 
+PRODUCT = 2048  # rows and columns
+
 
 class Clock(TrainerCallback):  # type: ignore[misc]
     """Seconds of each optimizer step."""
@@ -60,6 +62,17 @@ class Trls(KTOTrainer):  # type: ignore[misc]
         return dataset
 
 
+def matmul_flops(dtype: torch.dtype) -> float:
+    """What large products of two matrices reach on these threads, in FLOP a second: the best of a few."""
+    a, b = (torch.randn(PRODUCT, PRODUCT, dtype=dtype) for _ in range(2))
+    seconds = []
+    for _ in range(8):
+        began = time.perf_counter()
+        a @ b
+        seconds.append(time.perf_counter() - began)
+    return 2 * PRODUCT**3 / min(seconds)
+
+
 def measure(config: Config, work: Work) -> Measured:
     kto = config.kto.model_copy(update={"accumulate": 1, "epochs": 1})
     config = config.model_copy(update={"kto": kto, "data": config.data.model_copy(update={"seed": 0})})
@@ -67,6 +80,7 @@ def measure(config: Config, work: Work) -> Measured:
     tokenizer = AutoTokenizer.from_pretrained(path, revision=config.model.revision)
     texts, rows = sealed(config, work.rows, tokenizer)
     torch.set_num_threads(config.train.threads)
+    flops = matmul_flops(getattr(torch, config.train.dtype))
     with tempfile.TemporaryDirectory() as folder:
         job = job_of(config, len(rows), (1.0, 1.0), folder)
         steps = len(rows) // kto.micro_batch
@@ -81,17 +95,20 @@ def measure(config: Config, work: Work) -> Measured:
             ours = Ours(job, batches, train_dataset=one_row, args=arguments, callbacks=[clock], **common)
             ours.reference_s = []
             ours.train()
+            trainer: KTOTrainer = ours
             reference, history = ours.reference_s[1:], ours.state.log_history
             seconds = [s - r for s, r in zip(clock.seconds[1:], reference, strict=True)]
         else:
             trl = Trls(train_dataset=Dataset.from_list(texts), args=arguments, callbacks=[clock], **common)
             trl.train()
+            trainer = trl
             reference, history = [trl.reference_s * (steps - 1) / steps], trl.state.log_history
             seconds = clock.seconds[1:]
     measured = rows.slice(kto.micro_batch).to_pylist()
     tokens = sum(len(row["prompt_ids"]) + len(row["completion_ids"]) for row in measured)
     losses = [entry["loss"] for entry in history if "loss" in entry]
-    return Measured(seconds, tokens, sum(reference), losses[-1])
+    parameters = sum(p.numel() for p in trainer.model.parameters() if not p.requires_grad)
+    return Measured(seconds, tokens, sum(reference), losses[-1], parameters, flops)
 
 
 if __name__ == "__main__":

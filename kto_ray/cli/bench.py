@@ -10,7 +10,8 @@ from kto_ray.cli.common import AsJson, ConfigFile, Overrides, err, out, settings
 
 app = typer.Typer(no_args_is_help=True, help="Measure speed and learning, the peer in the same run.")
 
-
+# Long enough for nearly all human rows.
+BENCH_TRAIN = ("data.max_length=384",)
 # Short conversations and a batch of one micro-batch: many steps in little time.
 BENCH_LEARN = ("data.max_length=112", "kto.accumulate=1", "train.threads=1")
 
@@ -33,7 +34,7 @@ def bench_train(
     set_: Overrides = None,
 ) -> None:
     """Tokens a second of our KTO step and of TRL's KTOTrainer, with its defaults and at its best."""
-    settings = settings_of(config, set_)
+    settings = settings_of(config, [*BENCH_TRAIN, *(set_ or [])])
     from kto_ray.bench import train as bench
 
     report = bench.bench_train(settings, data, steps, repeats, out_dir, lambda words: err.print(f"  {words}"))
