@@ -1,8 +1,8 @@
 """Log-probabilities under the reference: computed once for a micro-batch, kept over epochs, restarts and rounds.
 
-A file holds what one worker of one run looked up; the folder is named by all that decides the figures beside the tokens
-(weights, precision, device, threads, torch), so a micro-batch that recurs is never computed again, and a changed base
-model never meets an old figure.
+A file holds what one worker of one run looked up. Its folder is named by all that decides the figures beside the tokens
+(weights, precision, device, threads, attention, torch), so a micro-batch that recurs is never computed again, and a
+changed base model never meets an old figure.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.tensor import DTensor
+from transformers import PreTrainedModel
 
 from kto_ray.paths import filesystem, join, write_atomic
 
@@ -95,7 +96,7 @@ def _age(file: dict[str, object]) -> float:
     return float(when.timestamp()) if hasattr(when, "timestamp") else float(str(when or 0))
 
 
-def fingerprint(model: torch.nn.Module, precision: str, threads: int) -> str:
+def fingerprint(model: PreTrainedModel, precision: str, threads: int) -> str:
     """16 hex digits of all that decides a score beside the tokens. `model` is the base model, with a frozen adapter
     where that is the reference; what PEFT calls "default" is the policy's and does not count.
 
@@ -103,7 +104,8 @@ def fingerprint(model: torch.nn.Module, precision: str, threads: int) -> str:
     holds more than the parameters: 4-bit weights mean nothing without their scales. Of sharded weights each worker
     looks at its own part, and all of them name the same whole.
     """
-    digest = hashlib.sha256(f"{torch.__version__} {precision} {threads}".encode())
+    numerics = f"{torch.__version__} {precision} {threads} {model.config._attn_implementation}"
+    digest = hashlib.sha256(numerics.encode())
     sharded = False
     for name, value in model.state_dict().items():
         if ".default." in name:
