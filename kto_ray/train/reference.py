@@ -39,9 +39,8 @@ class ReferenceCache:
 
     def __init__(self, uri: str, name: str) -> None:
         self.uri, self.name = uri, name
-        self.used: dict[str, Scores] = {}
+        self.known, self.used = _load(uri, f"{name}.parquet")
         self.unsaved = False
-        self.known = _load(uri)
 
     def get(self, key: str, compute: Callable[[], Scores]) -> Scores:
         """The scores of the micro-batch `key`, on the CPU; computed at its first use."""
@@ -75,20 +74,31 @@ class ReferenceCache:
         self.unsaved = False
 
 
-def _load(uri: str) -> dict[str, Scores]:
+def _load(uri: str, own: str) -> tuple[dict[str, Scores], dict[str, Scores]]:
+    """The scores of the newest files, and of them those of the file `own`, which a run that goes on adds to."""
     fs, folder = filesystem(uri)
     if not fs.exists(folder):
-        return {}
+        return {}, {}
     files = sorted((f for f in fs.ls(folder, detail=True) if f["name"].endswith(".parquet")), key=_age, reverse=True)
     known: dict[str, Scores] = {}
+    used: dict[str, Scores] = {}
     for file in files[:KEPT_FILES]:
-        for row in pq.read_table(pa.BufferReader(fs.cat_file(file["name"]))).to_pylist():
-            kl = row["kl_completions"]
-            known[row["micro_batch"]] = (torch.tensor(row["answers"]), None if kl is None else torch.tensor(kl))
+        scores = _read(fs.cat_file(file["name"]))
+        known |= scores
+        if file["name"].endswith(f"/{own}"):
+            used = scores
     for file in files[KEPT_FILES:]:
         with suppress(FileNotFoundError):  # another worker of the run was first
             fs.rm(file["name"])
-    return known
+    return known, used
+
+
+def _read(file: bytes) -> dict[str, Scores]:
+    scores: dict[str, Scores] = {}
+    for row in pq.read_table(pa.BufferReader(file)).to_pylist():
+        kl = row["kl_completions"]
+        scores[row["micro_batch"]] = (torch.tensor(row["answers"]), None if kl is None else torch.tensor(kl))
+    return scores
 
 
 def _age(file: dict[str, object]) -> float:
