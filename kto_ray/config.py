@@ -107,8 +107,8 @@ class KtoSection(Section):
     # Against explosions only. At 1.0, the usual value, steps that hold rows of a rare class are cut to the size of the
     # others, and the weights that make up for its rarity come to nothing.
     max_grad_norm: float = Field(100.0, gt=0)
-    rank: int = Field(8, ge=1)
-    alpha: int = Field(16, ge=1)
+    rank: int = Field(16, ge=1)
+    alpha: int = Field(32, ge=1)
     dropout: float = Field(0.0, ge=0, lt=1)
     rslora: bool = False  # scale the adapter by alpha / sqrt(rank) instead of alpha / rank
     dora: bool = False  # learn magnitudes too; vLLM serves no such adapter, so only with loop.enabled: false

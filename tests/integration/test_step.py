@@ -256,7 +256,7 @@ def test_a_champion_of_another_shape_is_refused(model_path, tokenizer, tmp_path)
     ours(model_path, tokenizer, tmp_path)
     this = job(tmp_path, "exact")
     wider = dataclasses.replace(this, kto=this.kto.model_copy(update={"rank": 4}))
-    with pytest.raises(ValueError, match=r"has rank 8 .* kto.rank is 4 .*kto.reference: base"):
+    with pytest.raises(ValueError, match=r"has rank 16 .* kto.rank is 4 .*kto.reference: base"):
         policy(wider, model_path, str(tmp_path / "trained"))
 
 
