@@ -52,7 +52,7 @@ class Fed:
     step_s: list[float]
     wait_s: list[float]
     first_wait_s: float  # starting the stream, once an epoch
-    others_cores: float  # CPU seconds a second that Ray's processes used beside the training
+    others_cores: float  # CPU seconds a second that Ray's processes used beside these steps
     drained_us: float  # for a micro-batch when nothing trains: what a trainer of no cost would wait
 
 

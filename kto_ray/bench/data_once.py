@@ -113,27 +113,11 @@ def streamed(config: Config, snapshot: str, steps: int, repeats: int) -> Streame
 
             drained_us = _drained_us(feed(), batches, micro)
             rows = feed()
-            began, used = time.perf_counter(), _others_cpu_s()
-            steps_s, waits = _steps(config, manifest, rows, min(steps + 1, batches))
-            others = max(_others_cpu_s() - used, 0.0) / (time.perf_counter() - began)
+            steps_s, waits, cores = _steps(config, manifest, rows, min(steps + 1, batches))
             del rows
             gc.collect()  # ends the stream
-            results.append(Fed(steps_s[1:], waits[1:], waits[0], others, drained_us))
+            results.append(Fed(steps_s[1:], waits[1:], waits[0], cores, drained_us))
     return found
-
-
-def _others_cpu_s() -> float:
-    """CPU seconds that the living descendants of this process, Ray's processes, have used."""
-    import psutil
-
-    used = 0.0
-    for process in psutil.Process().children(recursive=True):
-        try:
-            times = process.cpu_times()
-            used += times.user + times.system
-        except psutil.NoSuchProcess:  # it ended between being listed and being looked at
-            continue
-    return used
 
 
 def _first(dataset: Any, rows: int, micro: int) -> list[pa.Table]:
@@ -154,13 +138,15 @@ def _drained_us(stream: Timed, batches: int, micro: int) -> float:
     return 1e6 * sum(steady) / max(len(steady), 1)
 
 
-def _steps(config: Config, manifest: SnapshotManifest, stream: Timed, steps: int) -> tuple[list[float], list[float]]:
-    """Seconds of each training step, without the reference, and of the wait for its rows."""
+def _steps(
+    config: Config, manifest: SnapshotManifest, stream: Timed, steps: int
+) -> tuple[list[float], list[float], float]:
+    """Seconds of each training step, without the reference, and of the wait for its rows; cores that Ray used."""
     import torch
     from datasets import Dataset
     from transformers import AutoTokenizer, set_seed
 
-    from kto_ray.bench.train_once import Clock, Ours
+    from kto_ray.bench.train_once import Beside, Clock, Ours
     from kto_ray.train.batches import RowBatches
     from kto_ray.train.kto import kto_arguments, lora_config
 
@@ -172,7 +158,7 @@ def _steps(config: Config, manifest: SnapshotManifest, stream: Timed, steps: int
     data = config.data.model_copy(update={"max_length": manifest.max_length})
     config = config.model_copy(update={"kto": kto, "data": data})
     with tempfile.TemporaryDirectory() as folder:
-        job, clock = job_of(config, rows, (1.0, 1.0), folder), Clock()
+        job, clock, beside = job_of(config, rows, (1.0, 1.0), folder), Clock(), Beside()
         trainer = Ours(
             job,
             RowBatches(stream, rows, micro, rank=0, world=1),
@@ -181,12 +167,12 @@ def _steps(config: Config, manifest: SnapshotManifest, stream: Timed, steps: int
             processing_class=AutoTokenizer.from_pretrained(path, revision=config.model.revision),
             peft_config=lora_config(job),
             args=kto_arguments(job, f"{folder}/out", steps),
-            callbacks=[clock],
+            callbacks=[clock, beside],
         )
         trainer.reference_s = []
         trainer.train()
     waits = stream.waits[:steps]
-    return [s - r for s, r in zip(clock.seconds, trainer.reference_s, strict=True)], waits
+    return [s - r for s, r in zip(clock.seconds, trainer.reference_s, strict=True)], waits, beside.cores()
 
 
 def measure(asked: dict[str, Any]) -> dict[str, Any]:
