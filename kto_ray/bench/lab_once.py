@@ -24,7 +24,7 @@ from kto_ray.data.balance import balance
 from kto_ray.data.tokens import encode
 from kto_ray.model import resolve_model
 from kto_ray.train.batches import RowBatches
-from kto_ray.train.kto import RowTrainer, kto_arguments, lora_config, policy
+from kto_ray.train.kto import RowTrainer, attention_of, kto_arguments, lora_config, policy
 from kto_ray.train.step import LossTerms, score
 
 SCORED_TOKENS = 2048  # padded tokens of a forward that only scores
@@ -83,7 +83,8 @@ def _trained(config: Config, work: Work, path: str, tokenizer: Any, folder: str)
     job = job_of(config, 0, (1.0, 1.0), folder)
     if work.method == "none":
         if work.start is None:
-            base = AutoModelForCausalLM.from_pretrained(path, revision=config.model.revision, dtype=job.dtype)
+            how = {"revision": config.model.revision, "dtype": job.dtype, **attention_of(job)}
+            base = AutoModelForCausalLM.from_pretrained(path, **how)
             return get_peft_model(base, lora_config(job)), []
         return policy(job, path, work.start)[0], []
     kto = config.kto

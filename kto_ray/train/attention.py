@@ -68,7 +68,10 @@ class Attention(torch.autograd.Function):
 
 
 def _weights(grouped: Tensor, key: Tensor, hidden: Tensor) -> Tensor:
-    """(B, K, H/K * T, S); hidden (B or 1, 1, T, S) is true where nothing is seen."""
+    """(B, K, H/K * T, S); hidden (B or 1, 1, T, S) is true where nothing is seen.
+
+    A place that sees nothing, padding on the left, sees everything alike: with weights of 0 / 0 it would poison the rest.
+    """
     scores = grouped @ key.transpose(2, 3)
     heads = scores.view(len(key), -1, *hidden.shape[2:])  # (B, H, T, S)
-    return torch.softmax(heads.masked_fill_(hidden, -torch.inf), dim=-1).view(scores.shape)
+    return torch.softmax(heads.masked_fill_(hidden, torch.finfo(scores.dtype).min), dim=-1).view(scores.shape)

@@ -108,7 +108,7 @@ def policy(job: TrainJob, model_path: str, start: str | None) -> tuple[str | Pef
     wanted = lora_config(job)
     if start is None:
         return model_path, wanted
-    how = {"dtype": job.dtype, "revision": job.model.revision, **_attention(job)}
+    how = {"dtype": job.dtype, "revision": job.model.revision, **attention_of(job)}
     base = AutoModelForCausalLM.from_pretrained(model_path, **how)
     model = PeftModel.from_pretrained(base, start, is_trainable=True)
     found = model.peft_config["default"]
@@ -137,7 +137,7 @@ def lora_config(job: TrainJob) -> LoraConfig:
 def _loading(job: TrainJob, workers: int) -> dict[str, Any]:
     """How the base model is loaded. Sharded, a worker reads only its part, so no worker ever holds all of the base."""
     how: dict[str, Any] = {"dtype": job.dtype, "revision": job.model.revision}
-    how |= _attention(job)
+    how |= attention_of(job)
     if job.quantize == "nf4":
         how["quantization_config"] = BitsAndBytesConfig(
             load_in_4bit=True,
@@ -151,7 +151,7 @@ def _loading(job: TrainJob, workers: int) -> dict[str, Any]:
     return how
 
 
-def _attention(job: TrainJob) -> dict[str, str]:
+def attention_of(job: TrainJob) -> dict[str, str]:
     """Ours where torch's own is slow; everywhere else what transformers takes by itself."""
     ours = (job.step, job.device, job.dtype) == ("exact", "cpu", "bfloat16")
     return {"attn_implementation": attention.register()} if ours else {}

@@ -215,7 +215,7 @@ def test_twenty_steps_are_trls(loss_type, peer, model_path, tokenizer, tmp_path)
 
 
 def test_with_our_attention_they_are_trls_too(peer, model_path, tokenizer, tmp_path, monkeypatch):
-    monkeypatch.setattr(kto, "_attention", lambda job: {"attn_implementation": attention.register()})
+    monkeypatch.setattr(kto, "attention_of", lambda job: {"attn_implementation": attention.register()})
     called = []
     monkeypatch.setattr(attention, "_weights", lambda *w, weights=attention._weights: called.append(1) or weights(*w))
     own = ours(model_path, tokenizer, tmp_path)

@@ -50,6 +50,14 @@ def test_a_token_read_after_a_cache_sees_all_of_it():
     torch.testing.assert_close(attend(nn.Module(), query, key, value, None)[0], torchs(query, key, value, None, False))
 
 
+def test_padding_on_the_left_stays_finite():
+    inputs = attention_inputs(4, 4)
+    mask = torch.ones(4, 4).tril().bool() & (torch.arange(4) >= 2)  # the first two places are padding
+    out, _ = attend(nn.Module(), *inputs, mask.expand(3, 1, 4, 4))
+    assert out.isfinite().all()
+    torch.testing.assert_close(out[:, 2:], torchs(*inputs, mask, is_causal=False)[:, 2:])
+
+
 class Net(nn.Module):
     def __init__(self) -> None:
         super().__init__()
