@@ -70,7 +70,7 @@ class Attention(torch.autograd.Function):
 def _weights(grouped: Tensor, key: Tensor, hidden: Tensor) -> Tensor:
     """(B, K, H/K * T, S); hidden (B or 1, 1, T, S) is true where nothing is seen.
 
-    A place that sees nothing, padding on the left, sees everything alike: with weights of 0 / 0 it would poison the rest.
+    A place that sees nothing, padding on the left, sees everything alike: weights of 0 / 0 would poison the rest.
     """
     scores = grouped @ key.transpose(2, 3)
     heads = scores.view(len(key), -1, *hidden.shape[2:])  # (B, H, T, S)
