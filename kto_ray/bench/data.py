@@ -2,16 +2,15 @@
 
 One store grows from size to size, and each size is frozen in a fresh process with a Ray of its own: seconds by stage,
 and the peak memory of that process, which decides what enters. Nobody else makes such snapshots, so they have no peer.
-The peer of the stream is the same rows as tables in memory, in front of the same training steps. What the stream costs
-is the time that a step waits for its rows, and the cores that Ray's processes take from it: a step that computes on all
-cores is longer by their share. The ratio of the steps themselves is noisier than the bar, and told beside it.
+The peer of the stream is the same rows as tables in memory, in front of the same training steps, waits for the rows
+included. After one training that is not counted the two take turns, either as often first, and a step is compared with
+the same step, since steps differ in length.
 """
 
 from __future__ import annotations
 
 import json
 import math
-import os
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -52,7 +51,6 @@ class Fed:
     step_s: list[float]
     wait_s: list[float]
     first_wait_s: float  # starting the stream, once an epoch
-    others_cores: float  # CPU seconds a second that Ray's processes used beside these steps
     drained_us: float  # for a micro-batch when nothing trains: what a trainer of no cost would wait
 
 
@@ -132,14 +130,12 @@ def _report(
     config: Config, sizes: Sequence[int], generated: Sequence[float], built: Sequence[Built], fed: Streamed
 ) -> dict[str, Any]:
     slope = linear_regression([math.log(n) for n in sizes], [math.log(b.build_s) for b in built]).slope
-    step_s = _step(fed.memory)
+    seconds = {name: sum(_each(getattr(fed, name))) for name in ("stream", "memory")}
     waits = {name: median(_mean(one.wait_s) for one in getattr(fed, name)) for name in ("stream", "memory")}
-    cores = {name: median(one.others_cores for one in getattr(fed, name)) for name in ("stream", "memory")}
-    cpu_share = max(0.0, cores["stream"] - cores["memory"]) / (os.cpu_count() or 1)
     figures = {
         "driver_peak_gib": max(b.driver_peak_gib for b in built),
         "time_slope": slope,
-        "stream_cost_share": (waits["stream"] - waits["memory"]) / step_s + cpu_share,
+        "stream_cost_share": seconds["stream"] / seconds["memory"] - 1,
     }
     return {
         "store": "sqlite" if config.database_url.startswith("sqlite") else "postgresql",
@@ -148,12 +144,13 @@ def _report(
             for n, s, b in zip(sizes, generated, built, strict=True)
         ],
         **figures,
-        "step_s": step_s,
+        "stream_cost_share_by_repeat": [
+            sum(_each([streamed])) / sum(_each([held])) - 1
+            for streamed, held in zip(fed.stream, fed.memory, strict=True)
+        ],
+        "step_memory_s": seconds["memory"] / len(fed.memory[0].step_s),
         "wait_stream_ms": 1e3 * waits["stream"],
         "wait_memory_ms": 1e3 * waits["memory"],
-        "step_stream_vs_memory_ratio": _step(fed.stream) / _step(fed.memory),
-        "others_cores_stream": cores["stream"],
-        "others_cores_memory": cores["memory"],
         "first_wait_stream_s": median(one.first_wait_s for one in fed.stream),
         "drained_stream_us": median(one.drained_us for one in fed.stream),
         "drained_memory_us": median(one.drained_us for one in fed.memory),
@@ -166,8 +163,10 @@ def _report(
     }
 
 
-def _step(fed: Sequence[Fed]) -> float:
-    return median(s for one in fed for s in one.step_s)
+def _each(fed: Sequence[Fed]) -> list[float]:
+    """Seconds of each step and of the wait before it: the median over the repeats."""
+    repeats = [[step + wait for step, wait in zip(one.step_s, one.wait_s, strict=True)] for one in fed]
+    return [median(of_step) for of_step in zip(*repeats, strict=True)]
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -104,19 +104,25 @@ def streamed(config: Config, snapshot: str, steps: int, repeats: int) -> Streame
     batches = min(DRAINED, (manifest.n_desirable + manifest.n_undesirable) // micro)
     dataset = training_dataset(uri, manifest)
     table = pa.concat_tables(_first(dataset, batches * micro, micro))
+
+    def fed(source: Any) -> Fed:
+        def feed() -> Timed:
+            return Timed(Memory(table) if source is None else source.streaming_split(1)[0])
+
+        drained_us = _drained_us(feed(), batches, micro)
+        rows = feed()
+        steps_s, waits = _steps(config, manifest, rows, min(steps + 1, batches))
+        del rows
+        gc.collect()  # ends the stream
+        return Fed(steps_s[1:], waits[1:], waits[0], drained_us)
+
     found = Streamed([], [])
+    turns = [(dataset, found.stream), (None, found.memory)]
+    fed(None)  # the first training of a process is slower
     for _ in range(repeats):
-        for source, results in ((None, found.memory), (dataset, found.stream)):
-
-            def feed(source: Any = source) -> Timed:
-                return Timed(Memory(table) if source is None else source.streaming_split(1)[0])
-
-            drained_us = _drained_us(feed(), batches, micro)
-            rows = feed()
-            steps_s, waits, cores = _steps(config, manifest, rows, min(steps + 1, batches))
-            del rows
-            gc.collect()  # ends the stream
-            results.append(Fed(steps_s[1:], waits[1:], waits[0], cores, drained_us))
+        for source, results in turns:
+            results.append(fed(source))
+        turns.reverse()
     return found
 
 
@@ -138,15 +144,13 @@ def _drained_us(stream: Timed, batches: int, micro: int) -> float:
     return 1e6 * sum(steady) / max(len(steady), 1)
 
 
-def _steps(
-    config: Config, manifest: SnapshotManifest, stream: Timed, steps: int
-) -> tuple[list[float], list[float], float]:
-    """Seconds of each training step, without the reference, and of the wait for its rows; cores that Ray used."""
+def _steps(config: Config, manifest: SnapshotManifest, stream: Timed, steps: int) -> tuple[list[float], list[float]]:
+    """Seconds of each training step, without the reference, and of the wait for its rows."""
     import torch
     from datasets import Dataset
     from transformers import AutoTokenizer, set_seed
 
-    from kto_ray.bench.train_once import Beside, Clock, Ours
+    from kto_ray.bench.train_once import Clock, Ours
     from kto_ray.train.batches import RowBatches
     from kto_ray.train.kto import kto_arguments, lora_config
 
@@ -158,7 +162,7 @@ def _steps(
     data = config.data.model_copy(update={"max_length": manifest.max_length})
     config = config.model_copy(update={"kto": kto, "data": data})
     with tempfile.TemporaryDirectory() as folder:
-        job, clock, beside = job_of(config, rows, (1.0, 1.0), folder), Clock(), Beside()
+        job, clock = job_of(config, rows, (1.0, 1.0), folder), Clock()
         trainer = Ours(
             job,
             RowBatches(stream, rows, micro, rank=0, world=1),
@@ -167,12 +171,12 @@ def _steps(
             processing_class=AutoTokenizer.from_pretrained(path, revision=config.model.revision),
             peft_config=lora_config(job),
             args=kto_arguments(job, f"{folder}/out", steps),
-            callbacks=[clock, beside],
+            callbacks=[clock],
         )
         trainer.reference_s = []
         trainer.train()
     waits = stream.waits[:steps]
-    return [s - r for s, r in zip(clock.seconds, trainer.reference_s, strict=True)], waits, beside.cores()
+    return [s - r for s, r in zip(clock.seconds, trainer.reference_s, strict=True)], waits
 
 
 def measure(asked: dict[str, Any]) -> dict[str, Any]:

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import tempfile
 import time
-from contextlib import suppress
 from dataclasses import asdict, replace
 from typing import Any
 
-import psutil
 import torch
 from datasets import Dataset
 from transformers import AutoTokenizer, TrainerCallback, set_seed
@@ -38,26 +36,6 @@ class Clock(TrainerCallback):  # type: ignore[misc]
 
     def on_step_end(self, *unused: object, **more: object) -> None:
         self.seconds.append(time.perf_counter() - self.began)
-
-
-class Beside(TrainerCallback):  # type: ignore[misc]
-    """What Ray's processes, the descendants of this one, use of the cores while steps are measured: after the first."""
-
-    def __init__(self) -> None:
-        self.marks: list[tuple[float, dict[int, float]]] = []
-
-    def on_step_end(self, *unused: object, **more: object) -> None:
-        used: dict[int, float] = {}
-        for process in psutil.Process().children(recursive=True):
-            with suppress(psutil.NoSuchProcess):  # it ended between being listed and being looked at
-                times = process.cpu_times()
-                used[process.pid] = times.user + times.system
-        self.marks.append((time.perf_counter(), used))
-
-    def cores(self) -> float:
-        """CPU seconds a second; a process that came in between counts whole."""
-        (began, before), (ended, after) = self.marks[0], self.marks[-1]
-        return sum(s - before.get(pid, 0.0) for pid, s in after.items()) / (ended - began)
 
 
 class Ours(RowTrainer):

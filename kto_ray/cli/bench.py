@@ -108,8 +108,8 @@ def bench_rounds(
 @app.command("data")
 def bench_data(
     rows: Annotated[list[int] | None, typer.Option(min=1, help="Stored examples; repeat for several sizes.")] = None,
-    steps: Annotated[int, typer.Option(min=1, help="Measured training steps of a repeat, from each source.")] = 6,
-    repeats: Annotated[int, typer.Option(min=1, help="Of the streaming measurement; medians count.")] = 3,
+    steps: Annotated[int, typer.Option(min=1, help="Measured training steps of a repeat, from each source.")] = 12,
+    repeats: Annotated[int, typer.Option(min=1, help="Of the streaming measurement; medians count.")] = 4,
     store: Annotated[str | None, typer.Option(help="An empty PostgreSQL database to fill; SQLite otherwise.")] = None,
     out_dir: OutDir = "runs/bench",
     as_json: AsJson = False,
