@@ -102,7 +102,7 @@ class KtoSection(Section):
     learning_rate: float = Field(5e-4, gt=0)
     epochs: int = Field(1, ge=1)
     micro_batch: int = Field(8, ge=4)  # rows of a step on one worker; the KL pairs are rotated within it
-    accumulate: int = Field(2, ge=1)
+    accumulate: int = Field(1, ge=1)  # micro-batches of an optimizer step on one worker
     warmup_share: Share = 0.1
     # Against explosions only. At 1.0, the usual value, steps that hold rows of a rare class are cut to the size of the
     # others, and the weights that make up for its rarity come to nothing.

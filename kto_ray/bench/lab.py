@@ -53,6 +53,7 @@ class Found:
 
     train_s: float
     losses: list[float]
+    grad_norms: list[float]  # of each step, before clipping
     policy: list[float]
     answers: list[tuple[str, str]]
     answer_policy: list[float]

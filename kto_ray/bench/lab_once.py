@@ -41,7 +41,7 @@ def run(config: Config, work: Work) -> Found:
     with tempfile.TemporaryDirectory() as folder:
         set_seed(config.data.seed)
         began = time.perf_counter()
-        model, losses = _trained(config, work, path, tokenizer, folder)
+        model, steps = _trained(config, work, path, tokenizer, folder)
         train_s = time.perf_counter() - began
     if work.save:
         model.save_pretrained(work.save, selected_adapters=["default"])
@@ -55,7 +55,8 @@ def run(config: Config, work: Work) -> Found:
         answer_base = _logps(model, given)
     return Found(
         train_s=train_s,
-        losses=losses,
+        losses=[step["loss"] for step in steps],
+        grad_norms=[step["grad_norm"] for step in steps],
         policy=_logps(model, judged),
         answer_policy=_logps(model, given),
         answer_base=answer_base,
@@ -78,8 +79,8 @@ class Concave(RowTrainer):
         return LossTerms(losses.mean(), self.beta * ratios.detach())
 
 
-def _trained(config: Config, work: Work, path: str, tokenizer: Any, folder: str) -> tuple[Any, list[float]]:
-    """The model with its adapter, and the loss of each step."""
+def _trained(config: Config, work: Work, path: str, tokenizer: Any, folder: str) -> tuple[Any, list[Row]]:
+    """The model with its adapter, and the trainer's log of each step."""
     job = job_of(config, 0, (1.0, 1.0), folder)
     if work.method == "none":
         if work.start is None:
@@ -110,7 +111,7 @@ def _trained(config: Config, work: Work, path: str, tokenizer: Any, folder: str)
     trainer.create_scheduler = MethodType(RowTrainer.create_scheduler, trainer)
     trainer.remove_callback(PrinterCallback)
     trainer.train()
-    return trainer.model, [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    return trainer.model, [entry for entry in trainer.state.log_history if "loss" in entry]
 
 
 def _peer(config: Config, work: Work, texts: list[Row], arguments: Any, common: dict[str, Any]) -> Any:

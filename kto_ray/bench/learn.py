@@ -41,7 +41,7 @@ BASE_POINT: dict[str, Any] = {
     "loss_aversion": 1.0,
 }
 KTO_SWEEP: Axes = (
-    ("learning_rate", (1e-4, 1e-3)),
+    ("learning_rate", (1e-4, 5e-4, 1e-3, 2e-3)),
     ("beta", (0.03, 0.3)),
     ("rank", (8,)),
     ("epochs", (2,)),
@@ -91,6 +91,18 @@ ABLATION = (
 )
 
 
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """A training's outcome on one part of the data.
+
+    `ratios` (conversations, 2) are log pi - log base of both replies of each conversation, in nats; `grad_norm` is the
+    largest of a step, before clipping.
+    """
+
+    ratios: Floats
+    grad_norm: float
+
+
 class Bench:
     """The parts of one data set, and the results kept so far.
 
@@ -117,9 +129,8 @@ class Bench:
         self.test, rest = pairs[: sizes.test], pairs[sizes.test :]
         self.validation, self.pool = rest[: sizes.validation], rest[sizes.validation :]
 
-    def ratios(self, variant: Variant, point: dict[str, Any], seed: int, part: str) -> Floats:
-        """(conversations, 2): log pi - log base of both replies of each conversation of a part, in nats, after a
-        training with one seed."""
+    def judged(self, variant: Variant, point: dict[str, Any], seed: int, part: str) -> Judged:
+        """Train with one seed and look at part `test` or `validation`."""
         settings = {**point, **dict(variant.settings)}
         kto = KtoSection.model_validate({**self.config.kto.model_dump(), **settings})
         data = self.config.data.model_copy(update={"seed": seed})
@@ -132,7 +143,7 @@ class Bench:
             found = kept(self.kept, config, work, words, self.tell)
             base = kept(self.kept, self.config, Work("none", judge=work.judge), f"base, {part}", self.tell)
         moved: Floats = np.array(found.policy) - np.array(base.policy)
-        return moved.reshape(-1, 2)
+        return Judged(moved.reshape(-1, 2), max(found.grad_norms))
 
     def sweep(self, variant: Variant, axes: Axes) -> Swept:
         """The best point by AUC on the validation part, one axis after another, and all that was tried."""
@@ -150,7 +161,7 @@ class Bench:
         return best, tried
 
     def _validation_auc(self, variant: Variant, point: dict[str, Any]) -> float:
-        return _auc(self.ratios(variant, point, 0, "validation"))
+        return _auc(self.judged(variant, point, 0, "validation").ratios)
 
 
 def bench_learn(
@@ -164,18 +175,17 @@ def bench_learn(
         points = {method: found.result()[0] for method, found in swept.items()}
         # seed by seed, so that a run that is cut off leaves a fair, smaller table
         cells = [(v, points.get(v.method, points["kto"]), seed) for seed in range(1, sizes.seeds + 1) for v in variants]
-        found = list(pool.map(lambda cell: bench.ratios(cell[0], cell[1], cell[2], "test"), cells))
-    by_variant: dict[str, list[Floats]] = {variant.name: [] for variant in variants}
-    for (variant, _, _), ratios in zip(cells, found, strict=True):
-        by_variant[variant.name].append(ratios)
-    ours = np.stack(by_variant["kto"])
+        found = list(pool.map(lambda cell: bench.judged(cell[0], cell[1], cell[2], "test"), cells))
+    by_variant: dict[str, list[Judged]] = {variant.name: [] for variant in variants}
+    for (variant, _, _), judged in zip(cells, found, strict=True):
+        by_variant[variant.name].append(judged)
     report = {
         "conversations": {**asdict(sizes), "pool": len(bench.pool)},
         "max_length": config.data.max_length,
         "micro_batch": config.kto.micro_batch,
         "points": points,
         "sweep": {method: found.result()[1] for method, found in swept.items()},
-        "lines": {v.name: {"words": v.words, **_figures(np.stack(by_variant[v.name]), ours)} for v in variants},
+        "lines": {v.name: {"words": v.words, **_line(by_variant[v.name], by_variant["kto"])} for v in variants},
         "versions": {name: version(name) for name in ("torch", "transformers", "trl", "peft")},
     }
     name = "learn-ablation.json" if ablation else "learn.json"
@@ -224,6 +234,11 @@ def _auc(ratios: Floats) -> float:
     from kto_ray.evaluate.metrics import auc
 
     return auc(ratios[:, 0], ratios[:, 1])
+
+
+def _line(judged: Sequence[Judged], ours: Sequence[Judged]) -> dict[str, Any]:
+    figures = _figures(*(np.stack([seed.ratios for seed in seeds]) for seeds in (judged, ours)))
+    return {**figures, "grad_norm_max": max(seed.grad_norm for seed in judged)}
 
 
 def _figures(ratios: Floats, ours: Floats) -> dict[str, Any]:

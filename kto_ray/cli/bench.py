@@ -12,8 +12,8 @@ app = typer.Typer(no_args_is_help=True, help="Measure speed and learning, the pe
 
 # Long enough for nearly all human rows.
 BENCH_TRAIN = ("data.max_length=384",)
-# Short conversations and a batch of one micro-batch: many steps in little time.
-BENCH_LEARN = ("data.max_length=112", "kto.accumulate=1", "train.threads=1")
+# Short conversations: many steps in little time.
+BENCH_LEARN = ("data.max_length=112", "train.threads=1")
 
 Data = Annotated[str, typer.Option(help="A file in TRL's unpaired preference format.")]
 OutDir = Annotated[str, typer.Option("--out", help="Where results go.")]

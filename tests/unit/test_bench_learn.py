@@ -16,7 +16,7 @@ from kto_ray.demo.tastes import TASTES, Habits
 
 
 def found(policy: list[float]) -> Found:
-    return Found(1.0, [0.5], policy, [], [], [], [])
+    return Found(1.0, [0.5], [1.0], policy, [], [], [], [])
 
 
 class Known(learn.Bench):
@@ -26,13 +26,13 @@ class Known(learn.Bench):
         self.score, self.asked = score, []
         self.tell = lambda words: None
 
-    def ratios(self, variant, point, seed, part):
+    def judged(self, variant, point, seed, part):
         self.asked.append((part, dict(point)))
-        return np.stack([np.full(50, self.score(point)), np.linspace(-1, 1, 50)], axis=1)
+        return learn.Judged(np.stack([np.full(50, self.score(point)), np.linspace(-1, 1, 50)], axis=1), 1.0)
 
 
 def test_the_sweep_walks_axis_by_axis_to_the_best_and_sees_validation_only():
-    bench = Known(lambda p: p["learning_rate"] * 100 - abs(p["beta"] - 0.3) + (p["rank"] == 8) / 10)
+    bench = Known(lambda p: -100 * abs(p["learning_rate"] - 1e-3) - abs(p["beta"] - 0.3) + (p["rank"] == 8) / 10)
     best, tried = bench.sweep(learn.TABLE[0], learn.KTO_SWEEP)
     assert (best["learning_rate"], best["beta"], best["rank"], best["alpha"], best["epochs"]) == (1e-3, 0.3, 8, 16, 1)
     assert {part for part, _ in bench.asked} == {"validation"}
