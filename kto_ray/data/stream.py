@@ -7,15 +7,16 @@ import time
 import pyarrow as pa
 import pyarrow.parquet as pq
 import ray
-from ray.data import Dataset
+from ray.data import Dataset, ExecutionResources
 from ray.data._internal.execution.execution_callback import ExecutionCallback
 
 from kto_ray import paths
-from kto_ray.data.shards import TRAIN, verified
+from kto_ray.data.shards import GROUP_BYTES, TRAIN, verified
 from kto_ray.types import SnapshotManifest
 
 COLUMNS = ["label", "prompt_ids", "completion_ids", "kl_completion_ids"]
 PAUSE_S = 0.5
+AHEAD_BYTES = 2 * GROUP_BYTES  # Ray Data would read the whole snapshot ahead, in cores that the first steps want
 
 
 class Pause(ExecutionCallback):  # type: ignore[misc]  # Ray is not typed
@@ -55,7 +56,9 @@ def training_dataset(uri: str, manifest: SnapshotManifest) -> Dataset:
         return pa.concat_tables([_read_group(uri, *groups[i]) for i in batch["id"].to_pylist()])
 
     dataset = ray.data.range(len(groups), override_num_blocks=len(groups))
-    dataset.context.execution_options.preserve_order = True
+    options = dataset.context.execution_options
+    options.preserve_order = True
+    options.resource_limits = ExecutionResources.for_limits(object_store_memory=AHEAD_BYTES)
     dataset.context.enable_progress_bars = False
     dataset.context.custom_execution_callback_classes = [Pause]
     return dataset.map_batches(rows, batch_format="pyarrow", batch_size=1)

@@ -3,7 +3,9 @@
 import dataclasses
 import io
 import json
+import os
 import random
+import time
 import types
 from collections import Counter
 from pathlib import Path
@@ -13,9 +15,10 @@ import pytest
 from rich.console import Console
 
 from kto_ray.config import Config, load_config
+from kto_ray.data import stream
 from kto_ray.data.show import page
 from kto_ray.data.snapshot import freeze, load_manifest, read_split
-from kto_ray.data.stream import PAUSE_S, training_dataset
+from kto_ray.data.stream import AHEAD_BYTES, PAUSE_S, training_dataset
 from kto_ray.model import resolve_model
 from kto_ray.paths import Paths
 from kto_ray.types import Example
@@ -279,6 +282,31 @@ def test_stream_keeps_order_and_whole_micro_batches(tmp_path, model_path, monkey
         rows = pa.concat_tables(batches).to_pylist()
         assert [(r["completion_ids"], r["kl_completion_ids"]) for r in rows] == want
         assert all(batch.num_rows == MICRO for batch in batches)
+
+
+def test_the_stream_reads_no_further_ahead_than_it_may(tmp_path, model_path, monkeypatch):
+    groups, group_bytes = 48, AHEAD_BYTES // 16
+    manifest = take(tmp_path, model_path, thumbs())
+    uri = Paths(str(tmp_path)).snapshot(manifest.id)
+    read = tmp_path / "read"
+    read.mkdir()
+
+    def large(uri: str, name: str, group: int) -> pa.Table:
+        (read / str(time.monotonic_ns())).touch()
+        ids = pa.array([list(range(group_bytes // 4 // MICRO))] * MICRO, pa.list_(pa.int32()))
+        return pa.table({"prompt_ids": ids})
+
+    monkeypatch.setattr(stream, "_groups", lambda uri, manifest: [("shard", i) for i in range(groups)])
+    monkeypatch.setattr(stream, "_read_group", large)
+    monkeypatch.setattr(stream, "PAUSE_S", 0.02)
+    batches = iter(training_dataset(uri, manifest).iter_batches(batch_size=MICRO, batch_format="pyarrow"))
+    next(batches)
+    seen, until = 0, time.monotonic() + 10
+    while seen < groups and time.monotonic() < until:
+        time.sleep(0.1)
+        seen = len(os.listdir(read))
+    assert seen * group_bytes <= 2 * AHEAD_BYTES  # with what the consumer holds
+    assert sum(1 for _ in batches) == groups - 1
 
 
 def test_the_streams_scheduling_loop_rests(tmp_path, model_path, monkeypatch):
