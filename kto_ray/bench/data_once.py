@@ -7,6 +7,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from kto_ray.types import SnapshotManifest
 GIB = 2**30
 DRAINED = 1000  # micro-batches
 SAMPLE_S = 1.0
+RESTING_CORES = 0.2
 
 
 def build(config: Config) -> Built:
@@ -81,7 +83,7 @@ def _peak(process: str) -> int:
 
 
 class Timed:
-    """A stream whose consumer's waits are kept."""
+    """A stream whose consumer's waits are kept. The first one lasts until the stream has read ahead and rests."""
 
     def __init__(self, stream: Any) -> None:
         self.stream = stream
@@ -90,9 +92,34 @@ class Timed:
     def iter_batches(self, **how: Any) -> Iterator[pa.Table]:
         began = time.perf_counter()
         for batch in self.stream.iter_batches(**how):
+            if not self.waits:
+                _until_ray_rests()
             self.waits.append(time.perf_counter() - began)
             yield batch
             began = time.perf_counter()
+
+
+def _until_ray_rests() -> None:
+    """Until this process's descendants use less than RESTING_CORES over a second."""
+    before = _descendants_s()
+    while True:
+        time.sleep(SAMPLE_S)
+        now = _descendants_s()
+        if now - before < RESTING_CORES * SAMPLE_S:
+            return
+        before = now
+
+
+def _descendants_s() -> float:
+    """CPU seconds that they have used."""
+    import psutil
+
+    used = 0.0
+    for process in psutil.Process().children(recursive=True):
+        with suppress(psutil.NoSuchProcess):  # it ended between being listed and being looked at
+            times = process.cpu_times()
+            used += times.user + times.system
+    return used
 
 
 def streamed(config: Config, snapshot: str, steps: int, repeats: int) -> Streamed:
@@ -116,7 +143,7 @@ def streamed(config: Config, snapshot: str, steps: int, repeats: int) -> Streame
         gc.collect()  # ends the stream
         return Fed(steps_s[1:], waits[1:], waits[0], drained_us)
 
-    found = Streamed([], [])
+    found = Streamed([], [], (manifest.n_desirable + manifest.n_undesirable) // micro)
     turns = [(dataset, found.stream), (None, found.memory)]
     fed(None)  # the first training of a process is slower
     for _ in range(repeats):

@@ -8,17 +8,19 @@ import random
 import time
 import types
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import pyarrow as pa
 import pytest
+from ray.data import ExecutionResources
 from rich.console import Console
 
 from kto_ray.config import Config, load_config
 from kto_ray.data import stream
 from kto_ray.data.show import page
 from kto_ray.data.snapshot import freeze, load_manifest, read_split
-from kto_ray.data.stream import AHEAD_BYTES, PAUSE_S, training_dataset
+from kto_ray.data.stream import PAUSE_S, training_dataset
 from kto_ray.model import resolve_model
 from kto_ray.paths import Paths
 from kto_ray.types import Example
@@ -26,6 +28,7 @@ from kto_ray.types import Example
 pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("ray_local")]
 
 MICRO = 4
+GROUPS = 32  # of the large stream
 
 
 @pytest.fixture(scope="session")
@@ -284,35 +287,53 @@ def test_stream_keeps_order_and_whole_micro_batches(tmp_path, model_path, monkey
         assert all(batch.num_rows == MICRO for batch in batches)
 
 
-def test_the_stream_reads_no_further_ahead_than_it_may(tmp_path, model_path, monkeypatch):
-    groups, group_bytes = 48, AHEAD_BYTES // 16
+@pytest.fixture
+def large_groups(tmp_path, model_path, monkeypatch):
+    """A stream of GROUPS row groups of 2 MiB each; the folder where every read leaves a mark; the pauses made."""
     manifest = take(tmp_path, model_path, thumbs())
-    uri = Paths(str(tmp_path)).snapshot(manifest.id)
-    read = tmp_path / "read"
-    read.mkdir()
+    marks = tmp_path / "read"
+    marks.mkdir()
+    pauses: list[float] = []
 
-    def large(uri: str, name: str, group: int) -> pa.Table:
-        (read / str(time.monotonic_ns())).touch()
-        ids = pa.array([list(range(group_bytes // 4 // MICRO))] * MICRO, pa.list_(pa.int32()))
+    def read(uri: str, name: str, group: int) -> pa.Table:
+        (marks / str(group)).touch()
+        ids = pa.array([list(range(2**19 // MICRO))] * MICRO, pa.list_(pa.int32()))
         return pa.table({"prompt_ids": ids})
 
-    monkeypatch.setattr(stream, "_groups", lambda uri, manifest: [("shard", i) for i in range(groups)])
-    monkeypatch.setattr(stream, "_read_group", large)
-    monkeypatch.setattr(stream, "PAUSE_S", 0.02)
-    batches = iter(training_dataset(uri, manifest).iter_batches(batch_size=MICRO, batch_format="pyarrow"))
-    next(batches)
-    seen, until = 0, time.monotonic() + 10
-    while seen < groups and time.monotonic() < until:
+    def pause(seconds: float) -> None:
+        pauses.append(seconds)
+        time.sleep(seconds)
+
+    monkeypatch.setattr(stream, "_groups", lambda uri, manifest: [("shard", i) for i in range(GROUPS)])
+    monkeypatch.setattr(stream, "_read_group", read)
+    monkeypatch.setattr(stream, "time", types.SimpleNamespace(sleep=pause))
+    return training_dataset(Paths(str(tmp_path)).snapshot(manifest.id), manifest), marks, pauses
+
+
+def eventually(holds: Callable[[], bool]) -> bool:
+    until = time.monotonic() + 60
+    while not holds() and time.monotonic() < until:
         time.sleep(0.1)
-        seen = len(os.listdir(read))
-    assert seen * group_bytes <= 2 * AHEAD_BYTES  # with what the consumer holds
-    assert sum(1 for _ in batches) == groups - 1
+    return holds()
 
 
-def test_the_streams_scheduling_loop_rests(tmp_path, model_path, monkeypatch):
-    pauses: list[float] = []
-    monkeypatch.setattr("kto_ray.data.stream.time", types.SimpleNamespace(sleep=pauses.append))
-    manifest = take(tmp_path, model_path, thumbs())
-    dataset = training_dataset(Paths(str(tmp_path)).snapshot(manifest.id), manifest)
-    assert len(list(dataset.iter_batches(batch_size=MICRO))) == len(splits(tmp_path, manifest)[0]) // MICRO
-    assert pauses and sorted(pauses) == pauses and pauses[-1] <= PAUSE_S
+def test_the_stream_rests_when_the_object_store_is_full(large_groups):
+    dataset, marks, pauses = large_groups
+    dataset.context.execution_options.resource_limits = ExecutionResources.for_limits(object_store_memory=8 * 2**20)
+    batches = iter(dataset.iter_batches(batch_size=MICRO, batch_format="pyarrow"))
+    next(batches)
+    assert eventually(lambda: PAUSE_S in pauses)
+    assert len(os.listdir(marks)) < GROUPS
+    turns = len(pauses)
+    time.sleep(4 * PAUSE_S)
+    assert len(pauses) - turns <= 5
+    assert sum(1 for _ in batches) == GROUPS - 1
+
+
+def test_the_stream_reads_ahead_without_a_rest(large_groups):
+    dataset, marks, pauses = large_groups
+    batches = iter(dataset.iter_batches(batch_size=MICRO, batch_format="pyarrow"))
+    next(batches)
+    assert eventually(lambda: len(os.listdir(marks)) == GROUPS)
+    assert pauses.count(0) > GROUPS / 4  # turns that moved something are followed by the next at once
+    assert sum(1 for _ in batches) == GROUPS - 1
