@@ -133,16 +133,16 @@ class TrainSection(Section):
     max_failures: int = Field(3, ge=0)  # worker failures that Ray Train restarts from the last checkpoint
     gradient_checkpointing: bool = False
     step: Literal["exact", "trl"] = "exact"  # ours, or TRL's own, which is slower and knows every model
-    quantize: Literal["none", "nf4"] = "none"  # nf4: QLoRA, the frozen base in 4 bits (bitsandbytes), on GPUs
+    quantize: Literal["none", "nf4"] = "none"  # nf4: QLoRA, the frozen base in 4 bits (bitsandbytes)
     sharding: Literal["none", "fsdp"] = "none"  # fsdp: FSDP2, each worker holds its part of the base
     mlflow_uri: str | None = None  # an MLflow tracking server, or sqlite:///file; needs the extra `mlflow`
 
     @model_validator(mode="after")
     def _can_work(self) -> TrainSection:
-        if self.quantize == "nf4" and self.device == "cpu":
+        if self.quantize == "nf4" and importlib.util.find_spec("bitsandbytes") is None:
             raise ValueError(
-                "quantize is 'nf4', but device is 'cpu': bitsandbytes' 4-bit kernels are for GPUs; "
-                "set train.device: gpu or train.quantize: none"
+                "quantize is 'nf4', but the package bitsandbytes is not installed; pip install 'kto-ray[qlora]' (it is "
+                "part of 'kto-ray[gpu]'), or set train.quantize: none"
             )
         if self.sharding == "fsdp" and self.workers == 1:
             raise ValueError(

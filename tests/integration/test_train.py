@@ -16,7 +16,7 @@ import pytest
 import ray
 from safetensors.torch import load_file
 
-from kto_ray.adapter import check_adapter
+from kto_ray.adapter import check_adapter, read_sound
 from kto_ray.config import Config
 from kto_ray.data.stream import training_dataset
 from kto_ray.model import resolve_model
@@ -315,6 +315,21 @@ def test_loss_is_that_of_plain_trl(whole_run, sealed, tmp_path):
     assert losses(result) == pytest.approx([entry["loss"] for entry in logged], abs=5e-3)
     assert [r.kl for r in result.history] == pytest.approx([entry["kl"] for entry in logged], abs=0.1)
     assert [r.learning_rate for r in result.history] == pytest.approx([entry["learning_rate"] for entry in logged])
+
+
+def test_a_4_bit_base_learns_nearly_what_the_whole_one_does(whole_run, sealed, tmp_path):
+    """QLoRA, by our step and by TRL's."""
+    runs = {}
+    for step in ("exact", "trl"):
+        settings = config(tmp_path)
+        train = settings.train.model_copy(update={"quantize": "nf4", "step": step})
+        settings = settings.model_copy(update={"train": train})
+        runs[step] = ray.get(train_task.remote(settings, step, sealed.manifest, sealed.uri))
+    ours, trl, whole = losses(runs["exact"]), losses(runs["trl"]), losses(whole_run[1])
+    assert ours[0] == pytest.approx((1.25 + 1.0) / 4, abs=1e-6)
+    assert ours == pytest.approx(trl, abs=1e-2)
+    assert ours == pytest.approx(whole, abs=0.1) and ours[1:] != pytest.approx(whole[1:], abs=1e-4)
+    assert read_sound(runs["exact"].adapter_dir, settings.serve.max_lora_rank).rank == settings.kto.rank
 
 
 def test_a_killed_worker_goes_on_from_its_checkpoint(whole_run, sealed, tmp_path):

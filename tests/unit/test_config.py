@@ -43,7 +43,6 @@ def test_shipped_configs_load(path: Path, monkeypatch: pytest.MonkeyPatch) -> No
         ("serve.max_lora_rank=12", ["'serve.max_lora_rank'", "8, 16, 32", "12"]),
         ("kto.dropout=1", ["'kto.dropout'", "less than 1"]),
         ("kto.dora=true", ["vLLM cannot serve", "kto.dora: false", "loop.enabled: false"]),
-        ("train.quantize=nf4", ["quantize is 'nf4'", "device is 'cpu'", "train.device: gpu"]),
         ("train.sharding=fsdp", ["sharding is 'fsdp'", "workers is 1", "train.workers"]),
         ("train.sharding=deepspeed", ["'train.sharding'", "'fsdp'", "deepspeed"]),
     ],
@@ -74,6 +73,7 @@ def test_options_that_cannot_work_together_are_refused(overrides: tuple[str, ...
     [
         ("kto.rslora=true",),
         ("kto.dora=true", "loop.enabled=false"),
+        ("train.quantize=nf4",),
         ("train.device=gpu", "train.quantize=nf4"),
         ("train.device=gpu", "train.quantize=nf4", "train.workers=2"),
         ("train.sharding=fsdp", "train.workers=2", "train.gradient_checkpointing=true", "train.dtype=bfloat16"),
@@ -84,10 +84,16 @@ def test_options_that_work_load(overrides: tuple[str, ...]) -> None:
     load_config(None, overrides)
 
 
-def test_mlflow_without_the_package_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "mlflow", None)
-    with pytest.raises(ConfigError, match=r"mlflow is not installed.*kto-ray\[mlflow\]"):
-        load_config(None, ("train.mlflow_uri=http://mlflow:5000",))
+@pytest.mark.parametrize(
+    ("package", "extra", "override"),
+    [("mlflow", "mlflow", "train.mlflow_uri=http://mlflow:5000"), ("bitsandbytes", "qlora", "train.quantize=nf4")],
+)
+def test_options_without_their_package_are_refused(
+    package: str, extra: str, override: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(ConfigError, match=rf"{package} is not installed.*kto-ray\[{extra}\]"):
+        load_config(None, (override,))
 
 
 def test_missing_and_broken_files(tmp_path: Path) -> None:
