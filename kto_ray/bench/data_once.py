@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -131,26 +131,28 @@ def streamed(config: Config, snapshot: str, steps: int, repeats: int) -> Streame
     batches = min(DRAINED, (manifest.n_desirable + manifest.n_undesirable) // micro)
     dataset = training_dataset(uri, manifest)
     table = pa.concat_tables(_first(dataset, batches * micro, micro))
+    sources = {"stream": dataset, "memory": None}
 
-    def fed(source: Any) -> Fed:
-        def feed() -> Timed:
-            return Timed(Memory(table) if source is None else source.streaming_split(1)[0])
+    def feed(source: Any) -> Timed:
+        return Timed(Memory(table) if source is None else source.streaming_split(1)[0])
 
-        drained_us = _drained_us(feed(), batches, micro)
-        rows = feed()
-        steps_s, waits = _steps(config, manifest, rows, min(steps + 1, batches))
+    def fed(source: Any, references: str) -> Fed:
+        rows = feed(source)
+        steps_s, waits = _steps(config, manifest, rows, min(steps + 1, batches), references)
         del rows
         gc.collect()  # ends the stream
-        return Fed(steps_s[1:], waits[1:], waits[0], drained_us)
+        return Fed(steps_s[1:], waits[1:], waits[0])
 
-    found = Streamed([], [], (manifest.n_desirable + manifest.n_undesirable) // micro)
-    turns = [(dataset, found.stream), (None, found.memory)]
-    fed(None)  # the first training of a process is slower
-    for _ in range(repeats):
-        for source, results in turns:
-            results.append(fed(source))
-        turns.reverse()
-    return found
+    drained_us = {name: _drained_us(feed(source), batches, micro) for name, source in sources.items()}
+    fed_by: dict[str, list[Fed]] = {name: [] for name in sources}
+    with tempfile.TemporaryDirectory() as references:
+        for source in (None, dataset, None):  # the first trainings of a process are slower
+            fed(source, references)
+        for repeat in range(repeats):
+            for name in sorted(sources, reverse=bool(repeat % 2)):
+                fed_by[name].append(fed(sources[name], references))
+    epoch_steps = (manifest.n_desirable + manifest.n_undesirable) // micro
+    return Streamed(**fed_by, drained_us=drained_us, epoch_steps=epoch_steps)
 
 
 def _first(dataset: Any, rows: int, micro: int) -> list[pa.Table]:
@@ -171,15 +173,17 @@ def _drained_us(stream: Timed, batches: int, micro: int) -> float:
     return 1e6 * sum(steady) / max(len(steady), 1)
 
 
-def _steps(config: Config, manifest: SnapshotManifest, stream: Timed, steps: int) -> tuple[list[float], list[float]]:
-    """Seconds of each training step, without the reference, and of the wait for its rows."""
+def _steps(
+    config: Config, manifest: SnapshotManifest, stream: Timed, steps: int, references: str
+) -> tuple[list[float], list[float]]:
+    """Seconds of each training step and of the wait for its rows. What is known of the reference is in `references`."""
     import torch
     from datasets import Dataset
     from transformers import AutoTokenizer, set_seed
 
-    from kto_ray.bench.train_once import Clock, Ours
+    from kto_ray.bench.train_once import Clock
     from kto_ray.train.batches import RowBatches
-    from kto_ray.train.kto import kto_arguments, lora_config
+    from kto_ray.train.kto import RowTrainer, kto_arguments, lora_config
 
     micro, rows = manifest.micro_batch, steps * manifest.micro_batch
     torch.set_num_threads(config.train.threads)
@@ -189,8 +193,8 @@ def _steps(config: Config, manifest: SnapshotManifest, stream: Timed, steps: int
     data = config.data.model_copy(update={"max_length": manifest.max_length})
     config = config.model_copy(update={"kto": kto, "data": data})
     with tempfile.TemporaryDirectory() as folder:
-        job, clock = job_of(config, rows, (1.0, 1.0), folder), Clock()
-        trainer = Ours(
+        job, clock = replace(job_of(config, rows, (1.0, 1.0), folder), references_uri=references), Clock()
+        trainer = RowTrainer(
             job,
             RowBatches(stream, rows, micro, rank=0, world=1),
             model=path,
@@ -200,10 +204,9 @@ def _steps(config: Config, manifest: SnapshotManifest, stream: Timed, steps: int
             args=kto_arguments(job, f"{folder}/out", steps),
             callbacks=[clock],
         )
-        trainer.reference_s = []
         trainer.train()
-    waits = stream.waits[:steps]
-    return [s - r for s, r in zip(clock.seconds, trainer.reference_s, strict=True)], waits
+        trainer.references.save()
+    return clock.seconds, stream.waits[:steps]
 
 
 def measure(asked: dict[str, Any]) -> dict[str, Any]:
