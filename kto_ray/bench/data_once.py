@@ -12,6 +12,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pyarrow as pa
 
 from kto_ray import jobs
@@ -63,8 +64,6 @@ class Workers(threading.Thread):
         self.peak = 0
 
     def run(self) -> None:
-        import psutil
-
         while not self.done.wait(SAMPLE_S):
             for process in psutil.Process().children(recursive=True):
                 try:
@@ -112,8 +111,6 @@ def _until_ray_rests() -> None:
 
 def _descendants_s() -> float:
     """CPU seconds that they have used."""
-    import psutil
-
     used = 0.0
     for process in psutil.Process().children(recursive=True):
         with suppress(psutil.NoSuchProcess):  # it ended between being listed and being looked at
