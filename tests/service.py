@@ -28,7 +28,6 @@ QUICK = (
     "data.max_length=160",
     "data.max_user_share=0.2",
     "kto.learning_rate=1e-4",
-    "kto.accumulate=1",
     "train.checkpoint_steps=2",
     "loop.min_labels=48",
     "loop.max_rounds=1",

@@ -18,7 +18,7 @@ from kto_ray.demo.tastes import TASTES, Taste
 
 # Found by trying: the desirable half weighs double and the pull to the base is strong, so that few steps at a high
 # learning rate win a taste and leave the text whole; a small adapter suffices for that.
-RECIPE = {"beta": 0.3, "loss_aversion": 0.5, "learning_rate": 5e-4, "accumulate": 1, "rank": 8, "alpha": 16}
+RECIPE = {"beta": 0.3, "loss_aversion": 0.5, "learning_rate": 5e-4, "rank": 8, "alpha": 16}
 
 
 def demo_config(config: Config, out_dir: str, seed: int) -> Config:
