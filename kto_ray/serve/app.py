@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import os
 import socket
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from typing import Any
 
 import httpx
@@ -127,9 +128,11 @@ def running(config: Config) -> Iterator[str]:
         _wait_ready(url)
         yield url
     finally:
-        serve.shutdown()
-        if config.ray.address is None:
-            ray.shutdown()
+        # Serve kills its controller in the middle of calls, and Ray's listener tells of each on standard output.
+        with redirect_stdout(io.StringIO()):
+            serve.shutdown()
+            if config.ray.address is None:
+                ray.shutdown()
 
 
 def _wait_ready(url: str) -> None:
