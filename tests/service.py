@@ -88,7 +88,7 @@ class Service:
 
 @contextmanager
 def service(folder: Path, port: int, *overrides: str) -> Iterator[Service]:
-    """Start `kto-ray serve` in a process of its own, wait until it is ready, stop it as Ctrl-C does."""
+    """Start `kto-ray serve` in a process of its own, wait until it is ready, stop it as a service manager does."""
     settings = (f"home={folder}/home", f"http.port={port}", *QUICK, *overrides)
     arguments = [item for setting in settings for item in ("--set", setting)]
     with (folder / "serve.log").open("w") as log:
@@ -100,12 +100,14 @@ def service(folder: Path, port: int, *overrides: str) -> Iterator[Service]:
             _wait_ready(process, url, folder / "serve.log")
             yield Service(url, load_config(None, settings), process)
         finally:
-            process.send_signal(signal.SIGINT)
+            process.send_signal(signal.SIGTERM)
             try:
                 process.wait(90)
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
+        told = (folder / "serve.log").read_text()
+        assert process.returncode == 0 and told.rstrip().endswith("stopping"), f"{process.returncode}:\n{told[-3000:]}"
 
 
 def _wait_ready(process: subprocess.Popen[str], url: str, log: Path, timeout_s: float = 420.0) -> None:

@@ -16,7 +16,7 @@ app = typer.Typer()
 
 @app.command()
 def serve(config: ConfigFile = None, set_: Overrides = None) -> None:
-    """Run the whole service: gateway, policy replicas and the loop's controller. Ctrl-C stops it."""
+    """Run the whole service: gateway, policy replicas and the loop's controller. Ctrl-C or SIGTERM ends it."""
     settings = settings_of(config, set_)
     from kto_ray.serve.app import running
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import logging
 import os
+import signal
 import socket
 import time
 from collections.abc import Iterator
@@ -106,6 +107,9 @@ def start_ray(config: Config) -> None:
 def running(config: Config) -> Iterator[str]:
     """Start the whole service, wait until it is ready, yield its base URL, and shut it down.
 
+    SIGTERM, by which Docker and systemd end a service, then raises KeyboardInterrupt, as Ctrl-C does: Ray's own handler
+    would end its processes in the middle of requests. To be called from the main thread.
+
     Raises:
         ValueError: the port is taken, the model is not there or the store cannot be opened.
         RuntimeError: the service did not become ready; the message is Serve's.
@@ -115,6 +119,7 @@ def running(config: Config) -> Iterator[str]:
     check_port(config)
     resolve_model(config.model)
     start_ray(config)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     import ray
     from ray import serve
 
