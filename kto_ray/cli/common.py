@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stdout
 from typing import Annotated, Any, TypeVar
 
 import typer
@@ -38,6 +40,25 @@ def read_store(config: Config, query: Callable[[Any], T]) -> T:
         result = query(tx)
     store.close()
     return result
+
+
+@contextmanager
+def ray_up(config: Config) -> Iterator[None]:
+    """Ray for the length of a command's work. Meanwhile nothing but a command's result goes to standard output, where
+    Ray's listener would print the raylet's warnings; tell the result afterwards."""
+    import ray
+
+    from kto_ray.serve.app import start_ray
+
+    already = ray.is_initialized()
+    with redirect_stdout(sys.stderr):
+        try:
+            with err.status("starting Ray"):
+                start_ray(config)
+            yield
+        finally:
+            if not already:
+                ray.shutdown()
 
 
 def tell(told: dict[str, Any], as_json: bool) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from kto_ray.cli.common import AsJson, ConfigFile, Overrides, err, read_store, settings_of, tell
+from kto_ray.cli.common import AsJson, ConfigFile, Overrides, err, ray_up, read_store, settings_of, tell
 from kto_ray.config import Config
 
 if TYPE_CHECKING:
@@ -34,16 +34,14 @@ def train(
         return
     from kto_ray import jobs
     from kto_ray.paths import Paths
-    from kto_ray.serve.app import start_ray
     from kto_ray.store import open_store
 
     open_store(settings.database_url).close()  # migrates, and fails here, before anything heavy
-    with err.status("starting Ray"):
-        start_ray(settings)
     freezing = "freezing the feedback into a snapshot"
-    with err.status(freezing) as shown:
-        manifest = jobs.snapshot(settings, tell=lambda stage: shown.update(f"{freezing}: {stage}"))
-    trained = train_on(settings, manifest)
+    with ray_up(settings):
+        with err.status(freezing) as shown:
+            manifest = jobs.snapshot(settings, tell=lambda stage: shown.update(f"{freezing}: {stage}"))
+        trained = train_on(settings, manifest)
     figures = {k: v for k, v in trained.metrics.items() if k != "history"}
     plot = Paths(settings.home).training_plot(_run(manifest, trained.version.number))
     tell({"adapter": trained.version.name, "snapshot": manifest.id, **figures, "plot": plot}, as_json)
@@ -79,7 +77,6 @@ def _run(manifest: SnapshotManifest, number: int) -> str:
 def _repeat(settings: Config, name: str, as_json: bool) -> None:
     """Train a version again from its own snapshot, settings and seed; exit 1 when other bytes come out."""
     from kto_ray import jobs
-    from kto_ray.serve.app import start_ray
     from kto_ray.store import adapters
     from kto_ray.train.export import as_trained, installed_versions
 
@@ -93,11 +90,10 @@ def _repeat(settings: Config, name: str, as_json: bool) -> None:
     changed = {k: v for k, v in installed_versions().items() if version.manifest["versions"].get(k) != v}
     if changed:
         err.print(f"[yellow]warning[/] other library versions than then: {changed}; the bytes may differ")
-    with err.status("starting Ray"):
-        start_ray(same)
     start = read_store(settings, lambda tx: adapters.get(tx, version.reference))  # None where that is the base model
     run = f"repeat-{version.number}-{int(time.time())}"
-    sha256 = _with_progress(same, run, lambda: jobs.repeat(same, run, uri, start))
+    with ray_up(same):
+        sha256 = _with_progress(same, run, lambda: jobs.repeat(same, run, uri, start))
     told = {"adapter": name, "sha256": version.sha256, "repeated_sha256": sha256, "same": sha256 == version.sha256}
     tell(told, as_json)
     if sha256 != version.sha256:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from kto_ray.cli.common import AsJson, ConfigFile, Overrides, err, out, plain, read_store, settings_of, tell
+from kto_ray.cli.common import AsJson, ConfigFile, Overrides, err, out, plain, ray_up, read_store, settings_of, tell
 from kto_ray.config import Config
 
 if TYPE_CHECKING:
@@ -80,20 +81,16 @@ def _retrain(settings: Config, store: Store, reach: Reach) -> list[dict[str, Any
     """Train what replaces the affected adapters; what an earlier purge of the user trained already is only named."""
     from kto_ray import purge as deed
     from kto_ray.cli.learning import train_on
-    from kto_ray.serve.app import start_ray
 
-    affected = deed.to_replace(reach)
-    if affected:
-        with err.status("starting Ray"):
-            start_ray(settings)
-    replaced = []
-    for version in affected:
-        with err.status(f"sealing the snapshot of {version.name} without the user"):
-            manifest, made = deed.rebuild(store, settings, version)
-        made = made or train_on(deed.replacing(settings, version), manifest).version
-        replaced.append(
-            {"adapter": made.name, "instead_of": version.name, "snapshot": manifest.id, "sha256": made.sha256}
-        )
+    affected, replaced = deed.to_replace(reach), []
+    with ray_up(settings) if affected else nullcontext():
+        for version in affected:
+            with err.status(f"sealing the snapshot of {version.name} without the user"):
+                manifest, made = deed.rebuild(store, settings, version)
+            made = made or train_on(deed.replacing(settings, version), manifest).version
+            replaced.append(
+                {"adapter": made.name, "instead_of": version.name, "snapshot": manifest.id, "sha256": made.sha256}
+            )
     return replaced
 
 

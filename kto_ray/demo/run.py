@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import json as jsonlib
 import socket
+import sys
 import time
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, redirect_stdout, suppress
 from pathlib import Path
 from typing import Any
 
@@ -81,7 +82,10 @@ def run_demo(
     settings, started = demo_config(config, out_dir, seed), time.monotonic()
     narrator = Narrator(console(stderr=json))
     _introduce(narrator, taste, seed)
+    result = sys.stdout
     with ExitStack() as stack:
+        if json:
+            stack.enter_context(redirect_stdout(sys.stderr))  # whatever Ray has to say
         with narrator.phase("start", "Ray, vLLM, gateway and controller come up", "simulated users chat") as bar:
             bar.show(0, None, "loading the model")
             url = stack.enter_context(running(settings))
@@ -95,7 +99,7 @@ def run_demo(
         narrator.times(found["stage_s"])
         narrator.verdict(met, [str(path) for path in paths])
         if json:
-            print(paths[0].read_text(), flush=True)
+            print(paths[0].read_text(), file=result, flush=True)
         if keep:
             _keep(narrator, url, settings.model.served_name)
     return 0 if all(condition.met for condition in met) else 1
