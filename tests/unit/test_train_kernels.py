@@ -9,7 +9,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from torch import nn
 
-from kto_ray.train.attention import attend
+from kto_ray.train.attention import BLOCK, attend
 from kto_ray.train.lora import Fused, fuse
 
 
@@ -25,9 +25,9 @@ def torchs(query, key, value, mask, is_causal):
     return out.transpose(1, 2)
 
 
-@pytest.mark.parametrize("case", ["causal", "masked"])
+@pytest.mark.parametrize("case", ["causal", "causal, in blocks", "masked"])
 def test_attention_is_torchs(case):
-    length, seen = (9, 9) if case == "causal" else (5, 12)
+    length, seen = {"causal": (9, 9), "causal, in blocks": (2 * BLOCK + 9,) * 2, "masked": (5, 12)}[case]
     mask = None
     if case == "masked":  # a cache of 7, of which rows see a part
         past = torch.arange(7) < torch.tensor([7, 3, 1])[:, None]
@@ -48,6 +48,13 @@ def test_attention_is_torchs(case):
 def test_a_token_read_after_a_cache_sees_all_of_it():
     query, key, value = attention_inputs(1, 6)
     torch.testing.assert_close(attend(nn.Module(), query, key, value, None)[0], torchs(query, key, value, None, False))
+
+
+def test_tokens_read_after_a_cache_see_it_and_what_came_before():
+    length, seen = BLOCK + 3, BLOCK + 8
+    query, key, value = attention_inputs(length, seen)
+    mask = torch.ones(length, seen).tril(seen - length).bool()
+    torch.testing.assert_close(attend(nn.Module(), query, key, value, None)[0], torchs(query, key, value, mask, False))
 
 
 def test_padding_on_the_left_stays_finite():
