@@ -7,6 +7,8 @@ import time
 from dataclasses import asdict, replace
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
 import torch
 from datasets import Dataset
 from transformers import AutoTokenizer, TrainerCallback, set_seed
@@ -78,7 +80,7 @@ def measure(config: Config, work: Work) -> Measured:
     config = config.model_copy(update={"kto": kto, "data": config.data.model_copy(update={"seed": 0})})
     path = resolve_model(config.model)
     tokenizer = AutoTokenizer.from_pretrained(path, revision=config.model.revision)
-    texts, rows = sealed(config, work.rows, tokenizer)
+    texts, rows = _longest_first(*sealed(config, work.rows, tokenizer), kto.micro_batch)
     torch.set_num_threads(config.train.threads)
     flops = matmul_flops(getattr(torch, config.train.dtype))
     with tempfile.TemporaryDirectory() as folder:
@@ -109,6 +111,15 @@ def measure(config: Config, work: Work) -> Measured:
     losses = [entry["loss"] for entry in history if "loss" in entry]
     parameters = sum(p.numel() for p in trainer.model.parameters() if not p.requires_grad)
     return Measured(seconds, tokens, sum(reference), losses[-1], parameters, flops)
+
+
+def _longest_first(texts: list[Row], rows: pa.Table, micro_batch: int) -> tuple[list[Row], pa.Table]:
+    """The same micro-batches, the one with the longest row before the others: the step that warms up then touches all
+    memory that the measured ones need, as a training has after a while."""
+    lengths = np.array([len(row["prompt_ids"]) + len(row["completion_ids"]) for row in rows.to_pylist()])
+    longest = int(lengths.reshape(-1, micro_batch).max(axis=1).argmax())
+    moved = np.roll(np.arange(len(rows)), -longest * micro_batch)
+    return [texts[i] for i in moved], rows.take(moved)
 
 
 if __name__ == "__main__":

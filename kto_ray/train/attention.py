@@ -66,9 +66,8 @@ class Attention(torch.autograd.Function):
         grouped, key, value, hidden = ctx.saved_tensors
         slopes_out = grad.reshape(grouped.shape)
         grad_query = torch.empty_like(grouped)
-        grad_key, grad_value = (
-            torch.zeros_like(x, dtype=torch.float32) for x in (key, value)
-        )  # blocks add up in these
+        # In fp32, for the blocks add up in them.
+        grad_key, grad_value = (torch.zeros_like(x, dtype=torch.float32) for x in (key, value))
         for rows, seen in _blocks(grouped.shape[3], key.shape[2], hidden):
             queries, out = (x[..., rows, :].flatten(2, 3) for x in (grouped, slopes_out))
             weights = _weights(grouped[..., rows, :], key[:, :, seen], hidden)
@@ -77,23 +76,16 @@ class Attention(torch.autograd.Function):
             slopes = torch._softmax_backward_data(slopes, weights, -1, weights.dtype)
             grad_query[..., rows, :] = (slopes @ key[:, :, seen]).view_as(grad_query[..., rows, :])
             grad_key[:, :, seen] += slopes.transpose(2, 3) @ queries
-        return (
-            grad_query.mul_(ctx.scaling).view(grad.shape),
-            grad_key.to(key.dtype),
-            grad_value.to(value.dtype),
-            None,
-            None,
-        )
+        grad_query = grad_query.mul_(ctx.scaling).view(grad.shape)
+        return grad_query, grad_key.to(key.dtype), grad_value.to(value.dtype), None, None
 
 
 def _blocks(length: int, seen: int, hidden: Tensor | None) -> list[tuple[slice, slice]]:
     """Which queries look at which keys: all at all where a mask hides some, else blocks at what is not later."""
     if hidden is not None:
         return [(slice(length), slice(seen))]
-    ends = [min(low + BLOCK, length) for low in range(0, length, BLOCK)]
-    return [
-        (slice(low, end), slice(seen - length + end)) for low, end in zip(range(0, length, BLOCK), ends, strict=True)
-    ]
+    blocks = [slice(low, min(low + BLOCK, length)) for low in range(0, length, BLOCK)]
+    return [(rows, slice(seen - length + rows.stop)) for rows in blocks]
 
 
 def _weights(grouped: Tensor, key: Tensor, hidden: Tensor | None) -> Tensor:
