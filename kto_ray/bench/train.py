@@ -1,10 +1,10 @@
 """`kto-ray bench train`: real tokens a second of our KTO step and of TRL's KTOTrainer, in one run.
 
 Same rows in the same sealed order, same model, LoRA, precision, batch, threads and environment; every measurement is a
-process of its own, which warms up on its longest micro-batch; the variants take turns, and the medians count. TRL runs with its defaults (gradient checkpointing,
-the reference computed in every step) and with its best exact settings (no checkpointing, the reference precomputed).
-A first epoch counts the reference once, for ours and for TRL's best alike. The floor of a step is 4N FLOP a token, at
-the rate that large matrix products reach in the same processes.
+process of its own, which warms up on its longest micro-batch; the variants take turns, and the medians count. TRL runs
+with its defaults (gradient checkpointing, the reference computed in every step) and with its best exact settings (no
+checkpointing, the reference precomputed). A first epoch counts the reference once, for ours and for TRL's best alike.
+The floor of a step is 4N FLOP a token, at the rate that large matrix products reach in the same processes.
 """
 
 from __future__ import annotations

@@ -81,6 +81,7 @@ def measure(config: Config, work: Work) -> Measured:
     path = resolve_model(config.model)
     tokenizer = AutoTokenizer.from_pretrained(path, revision=config.model.revision)
     texts, rows = _longest_first(*sealed(config, work.rows, tokenizer), kto.micro_batch)
+    tokens = _tokens(rows.slice(kto.micro_batch))  # of the measured steps
     torch.set_num_threads(config.train.threads)
     flops = matmul_flops(getattr(torch, config.train.dtype))
     with tempfile.TemporaryDirectory() as folder:
@@ -104,13 +105,15 @@ def measure(config: Config, work: Work) -> Measured:
             trl = Trls(train_dataset=Dataset.from_list(texts), args=arguments, callbacks=[clock], **common)
             trl.train()
             trainer = trl
-            reference, history = [trl.reference_s * (steps - 1) / steps], trl.state.log_history
+            reference, history = [trl.reference_s * tokens / _tokens(rows)], trl.state.log_history
             seconds = clock.seconds[1:]
-    measured = rows.slice(kto.micro_batch).to_pylist()
-    tokens = sum(len(row["prompt_ids"]) + len(row["completion_ids"]) for row in measured)
     losses = [entry["loss"] for entry in history if "loss" in entry]
     parameters = sum(p.numel() for p in trainer.model.parameters() if not p.requires_grad)
     return Measured(seconds, tokens, sum(reference), losses[-1], parameters, flops)
+
+
+def _tokens(rows: pa.Table) -> int:
+    return sum(len(row["prompt_ids"]) + len(row["completion_ids"]) for row in rows.to_pylist())
 
 
 def _longest_first(texts: list[Row], rows: pa.Table, micro_batch: int) -> tuple[list[Row], pa.Table]:
