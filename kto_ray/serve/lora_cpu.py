@@ -6,6 +6,8 @@ requests gets whatever the last slot holds. `lora_cpu_wrapper` does one matrix p
 
 Waiting: engine and worker are processes that wait for each other by spinning, for a whole second before they sleep.
 That is right where the model runs on a GPU; here the spinning takes a core from the model, and from its neighbours.
+The notification that ends their sleep gets lost at times, which then costs the 5 s until they look again; so here they
+look every few milliseconds.
 
 vLLM starts these processes itself, so the changes are installed through the entry point group `vllm.general_plugins`,
 which each of them loads. This module stays free of torch and vllm: nothing is paid where the platform is not a CPU.
@@ -13,6 +15,7 @@ which each of them loads. This module stays free of torch and vllm: nothing is p
 
 WRAPPER = "kto_ray.serve.lora_cpu_wrapper.GroupedPunicaWrapper"
 SPIN_S = 0.0002
+RECHECK_MS = 2
 
 
 def register() -> None:
@@ -21,11 +24,12 @@ def register() -> None:
 
     if not current_platform.is_cpu():
         return
-    from vllm.distributed.device_communicators.shm_broadcast import SpinCondition
+    from vllm.distributed.device_communicators import shm_broadcast
 
     # The platform names its wrapper by a dotted path, which vLLM resolves when it builds the LoRA manager.
     type(current_platform).get_punica_wrapper = classmethod(_wrapper_path)
-    SpinCondition.__init__.__defaults__ = (SPIN_S,)  # of its one optional argument, busy_loop_s
+    shm_broadcast.SpinCondition.__init__.__defaults__ = (SPIN_S,)  # of its one optional argument, busy_loop_s
+    shm_broadcast.SHM_READER_RECHECK_INTERVAL_MS = RECHECK_MS
 
 
 def _wrapper_path(cls: type) -> str:

@@ -158,6 +158,15 @@ def test_a_damaged_adapter_is_refused_and_chat_goes_on(run: Service, tmp_path: P
             adapters.set_alias(tx, "challenger", None, time.time())
 
 
+def test_no_step_of_the_engine_sleeps_through_its_wakeup(run: Service) -> None:
+    """vLLM's processes look for lost notifications after 5 s by themselves: a lone token then takes that long."""
+    began = time.monotonic()
+    for _ in range(20):
+        assert run.chat(max_tokens=1).status_code == 200
+        time.sleep(0.05)  # the engine falls asleep
+    assert time.monotonic() - began < 20
+
+
 def test_the_loop_trains_gates_tests_promotes_and_rolls_back(run: Service) -> None:
     with run.store.read() as tx:
         before = feedback.counts(tx).stored

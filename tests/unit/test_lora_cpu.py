@@ -8,7 +8,8 @@ import pytest
 import torch
 import vllm.platforms
 import zmq
-from vllm.distributed.device_communicators.shm_broadcast import SpinCondition
+from vllm.distributed.device_communicators import shm_broadcast
+from vllm.distributed.device_communicators.shm_broadcast import MessageQueue, SpinCondition
 from vllm.lora.layers import LoRAMapping
 from vllm.lora.punica_wrapper import get_punica_wrapper
 from vllm.lora.punica_wrapper.punica_cpu import PunicaWrapperCPU
@@ -184,6 +185,7 @@ def test_empty_batch_and_unknown_rows():
 
 def test_register_installs_on_a_cpu_and_nowhere_else(monkeypatch):
     monkeypatch.setattr(SpinCondition.__init__, "__defaults__", SpinCondition.__init__.__defaults__)
+    monkeypatch.setattr(shm_broadcast, "SHM_READER_RECHECK_INTERVAL_MS", 5000)
     for platform in (CpuPlatform, UnspecifiedPlatform):  # put back what register() sets
         monkeypatch.setattr(platform, "get_punica_wrapper", platform.get_punica_wrapper)
     unchanged = UnspecifiedPlatform.get_punica_wrapper
@@ -199,6 +201,7 @@ def test_register_installs_on_a_cpu_and_nowhere_else(monkeypatch):
         assert type(get_punica_wrapper(16, max_batches=4, device="cpu")) is GroupedPunicaWrapper
     waiting = SpinCondition(is_reader=True, context=zmq.Context.instance(), notify_address="inproc://nobody")
     assert waiting.busy_loop_s == lora_cpu.SPIN_S
+    assert MessageQueue.ReadTimeoutWithWarnings(None, should_warn=False).timeout_ms() == lora_cpu.RECHECK_MS
 
 
 def test_importing_the_entry_point_costs_nothing():
