@@ -2,19 +2,20 @@
 
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 
 import pytest
 import torch
 import vllm.platforms
 import zmq
-from vllm.distributed.device_communicators import shm_broadcast
-from vllm.distributed.device_communicators.shm_broadcast import MessageQueue, SpinCondition
+from vllm.distributed.device_communicators.shm_broadcast import SpinCondition
 from vllm.lora.layers import LoRAMapping
 from vllm.lora.punica_wrapper import get_punica_wrapper
 from vllm.lora.punica_wrapper.punica_cpu import PunicaWrapperCPU
 from vllm.platforms.cpu import CpuPlatform
 from vllm.platforms.interface import UnspecifiedPlatform
+from vllm.utils.network_utils import get_open_zmq_ipc_path
 
 from kto_ray.serve import lora_cpu
 from kto_ray.serve.lora_cpu_wrapper import GroupedPunicaWrapper, RowGroups, group_rows
@@ -185,7 +186,7 @@ def test_empty_batch_and_unknown_rows():
 
 def test_register_installs_on_a_cpu_and_nowhere_else(monkeypatch):
     monkeypatch.setattr(SpinCondition.__init__, "__defaults__", SpinCondition.__init__.__defaults__)
-    monkeypatch.setattr(shm_broadcast, "SHM_READER_RECHECK_INTERVAL_MS", 5000)
+    monkeypatch.setattr(SpinCondition, "notify", SpinCondition.notify)
     for platform in (CpuPlatform, UnspecifiedPlatform):  # put back what register() sets
         monkeypatch.setattr(platform, "get_punica_wrapper", platform.get_punica_wrapper)
     unchanged = UnspecifiedPlatform.get_punica_wrapper
@@ -201,7 +202,30 @@ def test_register_installs_on_a_cpu_and_nowhere_else(monkeypatch):
         assert type(get_punica_wrapper(16, max_batches=4, device="cpu")) is GroupedPunicaWrapper
     waiting = SpinCondition(is_reader=True, context=zmq.Context.instance(), notify_address="inproc://nobody")
     assert waiting.busy_loop_s == lora_cpu.SPIN_S
-    assert MessageQueue.ReadTimeoutWithWarnings(None, should_warn=False).timeout_ms() == lora_cpu.RECHECK_MS
+    assert SpinCondition.notify is lora_cpu._notify
+
+
+def test_no_notification_is_dropped_however_soon_it_follows():
+    context = zmq.Context()
+    address = get_open_zmq_ipc_path()
+    writer, reader = (SpinCondition(is_reader, context, address) for is_reader in (False, True))
+    inbox = reader.local_notify_socket
+    deadline = time.monotonic() + 10
+    while not inbox.poll(10):  # until the writer knows of the reader
+        lora_cpu._notify(writer)
+        assert time.monotonic() < deadline
+    dropped = 0
+    for _ in range(50):
+        while inbox.poll(20):
+            inbox.recv()
+        for _ in range(2):
+            lora_cpu._notify(writer)
+            if inbox.poll(1000):
+                inbox.recv()
+            else:
+                dropped += 1
+    context.destroy(linger=0)
+    assert dropped == 0
 
 
 def test_importing_the_entry_point_costs_nothing():
