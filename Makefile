@@ -52,6 +52,8 @@ bench: setup
 	.venv/bin/kto-ray bench learn --data $(DATA) --ablation
 	.venv/bin/kto-ray bench edits
 	.venv/bin/kto-ray bench rounds
+	.venv/bin/kto-ray bench serve
+	.venv/bin/kto-ray bench peeking
 
 k8s-check: setup
 	@.venv/bin/python deploy/k8s_check.py

@@ -127,3 +127,39 @@ def bench_data(
     else:
         out.print(bench.table(report))
         out.print(f"written to {out_dir}/data.json")
+
+
+@app.command("serve")
+def bench_serve(
+    at_once: Annotated[list[int] | None, typer.Option(min=1, help="Requests at once; repeat for several.")] = None,
+    rounds: Annotated[int, typer.Option(min=1, help="Measurements of each in a process.")] = 3,
+    repeats: Annotated[int, typer.Option(min=1, help="Processes of each variant; medians count.")] = 2,
+    out_dir: OutDir = "runs/bench",
+    as_json: AsJson = False,
+    config: ConfigFile = None,
+    set_: Overrides = None,
+) -> None:
+    """Tokens a second of the policy's engine on a CPU: without adapters, with them, and as vLLM serves them."""
+    settings = settings_of(config, set_)
+    from kto_ray.bench import serve as bench
+
+    report = bench.bench_serve(settings, at_once or [16, 32], rounds, repeats, out_dir, progress)
+    out.print_json(data=report) if as_json else out.print(bench.table(report))
+
+
+@app.command("peeking")
+def bench_peeking(
+    runs: Annotated[int, typer.Option(min=10, help="Simulated A/B tests of each pair of rates.")] = 1000,
+    users: Annotated[int, typer.Option(min=40, help="Looks of a test, one after each user.")] = 400,
+    patience: Annotated[int, typer.Option(min=40, help="Users after which no gain is looked for any more.")] = 2000,
+    out_dir: OutDir = "runs/bench",
+    as_json: AsJson = False,
+    config: ConfigFile = None,
+    set_: Overrides = None,
+) -> None:
+    """The A/B test's error rate where it is looked at after every user, and how many users it needs."""
+    settings = settings_of(config, set_)
+    from kto_ray.bench import peeking as bench
+
+    report = bench.bench_peeking(settings, runs, users, patience, out_dir, progress)
+    out.print_json(data=report) if as_json else out.print(bench.table(report))

@@ -7,10 +7,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from rich.console import Console
+from typer.testing import CliRunner
 
-from kto_ray.bench import lab, learn, panel
+from kto_ray.bench import lab, learn, panel, serve
 from kto_ray.bench.edits import _edits, _thumbs
 from kto_ray.bench.lab import Found, Work
+from kto_ray.cli import app
 from kto_ray.config import Config
 from kto_ray.demo.tastes import TASTES, Habits
 
@@ -94,3 +97,27 @@ def test_the_panel_judges_as_the_demo_s_users_do():
     assert panel.liked(TASTES["short"], asked, answers) == 0.5
     edited = panel.judgements(TASTES["short"], asked, answers, Habits(flip=0, edit=1, silent=0), "judge")
     assert len(edited) == 90 and sum(row["label"] for row in edited) == 60
+
+
+def test_serving_is_compared_with_what_vllm_does_by_itself(monkeypatch, tmp_path):
+    rates = {("base", False): 100, ("base", True): 110, ("one", False): 10, ("one", True): 80, ("mixed", True): 50}
+    monkeypatch.setattr(serve, "_in_process", lambda _, work, ours: {n: [rates[work.load, ours] * n] for n in (2, 4)})
+    report = serve.bench_serve(Config(), (2, 4), 1, 1, str(tmp_path), lambda words: None)
+    assert report["one_adapter_vs_vllm_ratio"] == {2: 8, 4: 8}
+    console = Console(width=200)
+    with console.capture() as shown:
+        console.print(serve.table(report))
+    assert "320 (80%)" in shown.get() and "8.0 times" in shown.get()
+    on_gpus = Config(serve=Config().serve.model_copy(update={"device": "gpu"}))
+    with pytest.raises(ValueError, match=r"serve\.device is 'gpu'.*set serve\.device: cpu"):
+        serve.bench_serve(on_gpus, (2,), 1, 1, str(tmp_path), print)
+
+
+def test_peeking_counts_errors_and_waits(tmp_path):
+    told = CliRunner().invoke(
+        app, ["bench", "peeking", "--runs", "20", "--users", "60", "--out", str(tmp_path), "--json"]
+    )
+    report = json.loads(told.stdout)
+    assert report == json.loads((tmp_path / "peeking.json").read_text())
+    assert all(row["sequence"] <= 0.25 for row in report["errors"])
+    assert 20 < report["decisions"][0]["users_an_arm"] < report["decisions"][1]["users_an_arm"]

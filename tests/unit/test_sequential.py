@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 import time
 
-import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.optimize import minimize_scalar
 from scipy.stats import binom
 
+from kto_ray.bench.peeking import decided_at, ever_misses, paths, wald_ever_misses
 from kto_ray.rollout.sequential import interval, log_evidence
 from kto_ray.types import ArmCount
 
@@ -95,53 +95,32 @@ def test_impossible_input_is_refused(count: tuple[int, int], alpha: float) -> No
         interval(*arms(count, (5, 2)), alpha)
 
 
-def paths(p0: float, p1: float, runs: int, users: int, weight: float = 0.5, seed: int = 0) -> np.ndarray:
-    """Counts after each judged user: (runs, users, 4) of n0, s0, n1, s1; users fall to arms at random."""
-    random = np.random.default_rng(seed)
-    new = random.random((runs, users)) < weight
-    up = random.random((runs, users)) < np.where(new, p1, p0)
-    steps = np.stack([~new, ~new & up, new, new & up], axis=-1)
-    return np.cumsum(steps, axis=1)
-
-
-def ever_misses(path: np.ndarray, truth: float) -> bool:
-    """Whether the sequence excludes the truth at any time, asked after every user."""
-    return any(
-        log_evidence(ArmCount(n0, s0), ArmCount(n1, s1), truth) >= math.log(1 / ALPHA)
-        for n0, s0, n1, s1 in path.tolist()
-    )
-
-
-def naive_ever_misses(path: np.ndarray, truth: float) -> bool:
-    """The same for the textbook 95% interval (Wald, from the 20th user of each arm)."""
-    n0, s0, n1, s1 = path.T.astype(float)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        p0, p1 = s0 / n0, s1 / n1
-        error = 1.96 * np.sqrt(p0 * (1 - p0) / n0 + p1 * (1 - p1) / n1)
-        return bool(np.any((np.minimum(n0, n1) >= 20) & (np.abs(p1 - p0 - truth) > error)))
-
-
 @pytest.mark.parametrize(("p0", "p1"), [(0.15, 0.15), (0.5, 0.5), (0.15, 0.45), (0.9, 0.8)])
 def test_it_covers_the_truth_at_every_look(p0: float, p1: float) -> None:
     """400 runs, a look after each of 300 users: at most alpha of the runs ever miss (99.9% binomial tolerance), while
     the naive interval breaks the same bound, so this test can fail."""
     runs = 400
     most = binom.ppf(0.999, runs, ALPHA)
-    simulated = paths(p0, p1, runs, 300)
-    assert sum(ever_misses(path, p1 - p0) for path in simulated) <= most
-    assert sum(naive_ever_misses(path, p1 - p0) for path in simulated) > most
+    simulated = paths((p0, p1), runs, 300)
+    assert sum(ever_misses(path, p1 - p0, ALPHA) for path in simulated) <= most
+    assert sum(wald_ever_misses(path, p1 - p0, ALPHA) for path in simulated) > most
 
 
 def test_it_covers_in_a_lopsided_canary() -> None:
     runs = 300
-    simulated = paths(0.3, 0.3, runs, 300, weight=0.1, seed=3)
-    assert sum(ever_misses(path, 0.0) for path in simulated) <= binom.ppf(0.999, runs, ALPHA)
+    simulated = paths((0.3, 0.3), runs, 300, weight=0.1, seed=3)
+    assert sum(ever_misses(path, 0.0, ALPHA) for path in simulated) <= binom.ppf(0.999, runs, ALPHA)
 
 
 def test_a_real_gain_is_found_in_time() -> None:
     """0.15 -> 0.45: nine runs in ten are decided, in the right direction, within 150 users an arm."""
     found = 0
-    for path in paths(0.15, 0.45, 100, 300, seed=1):
-        checks = (interval(ArmCount(n0, s0), ArmCount(n1, s1), ALPHA) for n0, s0, n1, s1 in path[::5].tolist())
-        found += any(low > 0 for low, _ in checks)
+    for path in paths((0.15, 0.45), 100, 300, seed=1):
+        users = decided_at(path, ALPHA)
+        if users is not None:
+            lows = [
+                interval(ArmCount(n0, s0), ArmCount(n1, s1), ALPHA)[0] for n0, s0, n1, s1 in path[users - 2 : users]
+            ]
+            assert lows[0] <= 0 < lows[1], "the user who decided it"
+            found += 1
     assert found >= 90

