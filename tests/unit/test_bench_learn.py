@@ -119,5 +119,5 @@ def test_peeking_counts_errors_and_waits(tmp_path):
     )
     report = json.loads(told.stdout)
     assert report == json.loads((tmp_path / "peeking.json").read_text())
-    assert all(row["sequence"] <= 0.25 for row in report["errors"])
+    assert all(row["ever_wrong_share"] <= 0.25 for row in report["errors"])
     assert 20 < report["decisions"][0]["users_an_arm"] < report["decisions"][1]["users_an_arm"]
