@@ -23,6 +23,15 @@ def cpu_compute(threads: int) -> dict[str, str]:
     }
 
 
+def cpu_engine(threads: int, kv_cache_gb: float) -> dict[str, str]:
+    """For vLLM on a CPU. Pinning, its default, would put every engine of a machine on the same cores."""
+    return {
+        "VLLM_CPU_KVCACHE_SPACE": f"{kv_cache_gb:g}",
+        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+        **cpu_compute(threads),
+    }
+
+
 def yield_to_serving() -> None:
     """Let this thread, and those it starts from now on, make way for chat where both compute on the same cores."""
     os.setpriority(os.PRIO_PROCESS, 0, NICENESS)

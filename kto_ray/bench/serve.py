@@ -2,7 +2,7 @@
 
 Every measurement is a process of its own with one engine, set up as a replica's is. The peer is vLLM as it comes, its
 plugins left out: the base model with LoRA off, and one adapter. Ours is the same engine with `kto_ray.serve.lora_cpu`.
-The variants take turns, and the medians count.
+Answers are greedy, so that the model is measured and not the sampler. The variants take turns, and the medians count.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from rich.table import Table
 
 from kto_ray.bench.apart import ask
 from kto_ray.config import Config
+from kto_ray.environment import cpu_engine
 from kto_ray.paths import write_atomic
 
 Load = Literal["base", "one", "mixed"]
@@ -95,14 +96,11 @@ def bench_serve(
 
 
 def _in_process(config: Config, work: Work, ours: bool) -> dict[int, list[float]]:
-    from kto_ray.model import resolve_model
-    from kto_ray.serve.policy import llm_config
-
-    replica = llm_config(config, resolve_model(config.model))
-    engine = {**replica.engine_kwargs, "model": resolve_model(config.model)}
-    request = {"work": asdict(work), "config": config.model_dump(mode="json"), "engine": engine}
-    plugins = {} if ours else {"VLLM_PLUGINS": ""}
-    rates = ask("kto_ray.bench.serve_once", request, {**replica.runtime_env["env_vars"], **plugins}, work.load)
+    request = {"work": asdict(work), "config": config.model_dump(mode="json")}
+    environment = {"VLLM_NO_USAGE_STATS": "1", **cpu_engine(config.serve.threads, config.serve.kv_cache_gb)}
+    if not ours:
+        environment["VLLM_PLUGINS"] = ""
+    rates = ask("kto_ray.bench.serve_once", request, environment, f"{work.load}, {'ours' if ours else 'vLLM'}")
     return {int(n): values for n, values in rates.items()}
 
 

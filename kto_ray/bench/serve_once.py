@@ -5,7 +5,6 @@ from __future__ import annotations
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
 
 import torch
 from peft import get_peft_model
@@ -19,6 +18,8 @@ from kto_ray.bench.rows import job_of
 from kto_ray.bench.serve import LOADS, Work
 from kto_ray.config import Config
 from kto_ray.demo.tastes import TASTES
+from kto_ray.model import resolve_model
+from kto_ray.serve.policy import llm_config
 from kto_ray.train.kto import lora_config
 
 
@@ -35,14 +36,16 @@ def adapters(config: Config, model: str, folder: str, count: int) -> list[LoRARe
     return requests
 
 
-def measure(config: Config, engine: dict[str, Any], work: Work) -> dict[str, list[float]]:
+def measure(config: Config, work: Work) -> dict[str, list[float]]:
     lora, turns = LOADS[work.load]
+    model = resolve_model(config.model)
+    engine = {**llm_config(config, model).engine_kwargs, "model": model}
+    if not lora:
+        engine = {k: v for k, v in engine.items() if "lora" not in k}
     with tempfile.TemporaryDirectory() as folder:
-        known = adapters(config, engine["model"], folder, count=len({i for i in turns if i is not None}))
-        if not lora:
-            engine = {k: v for k, v in engine.items() if "lora" not in k}
+        known = adapters(config, model, folder, count=len({i for i in turns if i is not None}))
         llm = LLM(**engine)
-        sampling = SamplingParams(max_tokens=work.max_tokens, ignore_eos=True, temperature=0.6, top_p=0.9, seed=0)
+        sampling = SamplingParams(max_tokens=work.max_tokens, ignore_eos=True, temperature=0)
         rates: dict[str, list[float]] = {}
         for n in work.at_once:
             spread = [turns[i % len(turns)] for i in range(n)]
@@ -59,4 +62,4 @@ def measure(config: Config, engine: dict[str, Any], work: Work) -> dict[str, lis
 
 
 if __name__ == "__main__":
-    answer(lambda asked: measure(Config.model_validate(asked["config"]), asked["engine"], Work(**asked["work"])))
+    answer(lambda asked: measure(Config.model_validate(asked["config"]), Work(**asked["work"])))

@@ -25,7 +25,7 @@ from ray.serve.llm import LLMConfig, LLMServer
 
 from kto_ray import adapter as adapter_files
 from kto_ray.config import Config
-from kto_ray.environment import cpu_compute
+from kto_ray.environment import cpu_engine
 from kto_ray.model import resolve_model
 from kto_ray.serve.engine import AdapterEngine
 from kto_ray.store import adapters, open_store, rollouts
@@ -54,13 +54,8 @@ def llm_config(config: Config, model_source: str) -> LLMConfig:
         max_lora_rank=section.max_lora_rank,
     )
     if not gpu:
-        # Compilation takes minutes and made small models slower; pinning would put every process on the same cores.
-        engine |= dict(enforce_eager=True)
-        env |= {
-            "VLLM_CPU_KVCACHE_SPACE": f"{section.kv_cache_gb:g}",
-            "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-            **cpu_compute(section.threads),
-        }
+        engine |= dict(enforce_eager=True)  # compilation takes minutes and made small models slower
+        env |= cpu_engine(section.threads, section.kv_cache_gb)
     bundle = {"GPU": section.gpus_per_worker} if gpu else {"CPU": 1}
     selector = config.pool("serve")
     return LLMConfig(
