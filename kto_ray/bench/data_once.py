@@ -17,7 +17,7 @@ import pyarrow as pa
 
 from kto_ray import jobs
 from kto_ray.bench.apart import answer
-from kto_ray.bench.data import Built, Fed, Streamed
+from kto_ray.bench.data import SOURCES, Built, Fed, Streamed
 from kto_ray.bench.rows import Memory, job_of
 from kto_ray.config import Config
 from kto_ray.data.snapshot import load_manifest
@@ -82,17 +82,20 @@ def _peak(process: str) -> int:
 
 
 class Timed:
-    """A stream whose consumer's waits are kept. The first one lasts until the stream has read ahead and rests."""
+    """A stream whose consumer's waits are kept. The first one lasts until the stream has read ahead and rests; what
+    other processes had used by then is kept too."""
 
     def __init__(self, stream: Any) -> None:
         self.stream = stream
         self.waits: list[float] = []
+        self.used_before_s = 0.0
 
     def iter_batches(self, **how: Any) -> Iterator[pa.Table]:
         began = time.perf_counter()
         for batch in self.stream.iter_batches(**how):
             if not self.waits:
                 _until_ray_rests()
+                self.used_before_s = _descendants_s()
             self.waits.append(time.perf_counter() - began)
             yield batch
             began = time.perf_counter()
@@ -120,7 +123,7 @@ def _descendants_s() -> float:
 
 
 def streamed(config: Config, snapshot: str, steps: int, repeats: int) -> Streamed:
-    """The same training steps and the same draining, fed in turn by the stream and from memory."""
+    """The same training steps, fed in turn by the stream and, twice, from memory; and the same draining of both."""
     start_ray(config)
     uri = Paths(config.home).snapshot(snapshot)
     manifest = load_manifest(uri)
@@ -128,7 +131,7 @@ def streamed(config: Config, snapshot: str, steps: int, repeats: int) -> Streame
     batches = min(DRAINED, (manifest.n_desirable + manifest.n_undesirable) // micro)
     dataset = training_dataset(uri, manifest)
     table = pa.concat_tables(_first(dataset, batches * micro, micro))
-    sources = {"stream": dataset, "memory": None}
+    sources = dict(zip(SOURCES, (dataset, None, None), strict=True))
 
     def feed(source: Any) -> Timed:
         return Timed(Memory(table) if source is None else source.streaming_split(1)[0])
@@ -136,17 +139,19 @@ def streamed(config: Config, snapshot: str, steps: int, repeats: int) -> Streame
     def fed(source: Any, references: str) -> Fed:
         rows = feed(source)
         steps_s, waits = _steps(config, manifest, rows, min(steps + 1, batches), references)
+        ray_cores = (_descendants_s() - rows.used_before_s) / sum(steps_s)
         del rows
         gc.collect()  # ends the stream
-        return Fed(steps_s[1:], waits[1:], waits[0])
+        return Fed(steps_s[1:], waits[1:], waits[0], ray_cores)
 
-    drained_us = {name: _drained_us(feed(source), batches, micro) for name, source in sources.items()}
+    drained_us = {name: _drained_us(feed(sources[name]), batches, micro) for name in ("stream", "memory")}
     fed_by: dict[str, list[Fed]] = {name: [] for name in sources}
     with tempfile.TemporaryDirectory() as references:
         for source in (None, dataset, None):  # the first trainings of a process are slower
             fed(source, references)
         for repeat in range(repeats):
-            for name in sorted(sources, reverse=bool(repeat % 2)):
+            first = repeat % len(SOURCES)
+            for name in SOURCES[first:] + SOURCES[:first]:
                 fed_by[name].append(fed(sources[name], references))
     epoch_steps = (manifest.n_desirable + manifest.n_undesirable) // micro
     return Streamed(**fed_by, drained_us=drained_us, epoch_steps=epoch_steps)

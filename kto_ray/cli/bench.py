@@ -109,7 +109,7 @@ def bench_rounds(
 def bench_data(
     rows: Annotated[list[int] | None, typer.Option(min=1, help="Stored examples; repeat for several sizes.")] = None,
     steps: Annotated[int, typer.Option(min=1, help="Measured training steps of a repeat, from each source.")] = 12,
-    repeats: Annotated[int, typer.Option(min=1, help="Of the streaming measurement; medians count.")] = 8,
+    repeats: Annotated[int, typer.Option(min=1, help="Of the streaming measurement; medians count.")] = 9,
     store: Annotated[str | None, typer.Option(help="An empty PostgreSQL database to fill; SQLite otherwise.")] = None,
     out_dir: OutDir = "runs/bench",
     as_json: AsJson = False,

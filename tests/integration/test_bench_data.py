@@ -59,3 +59,4 @@ def test_a_small_bench_measures_all_that_has_a_bar(tmp_path: Path) -> None:
     assert all(abs(sum(size["stage_s"].values()) - size["build_s"]) < 0.1 for size in report["sizes"])
     assert report["met"].keys() == report["bars"].keys() <= report.keys()
     assert 0.1 < report["driver_peak_gib"] < 1.5 and report["step_memory_s"] > 0
+    assert report["ray_cores"].keys() == {"stream", "memory", "control"} and report["control_cost_share"] > -1
