@@ -16,9 +16,7 @@ export VLLM_NO_USAGE_STATS := 1
 
 .PHONY: setup demo test lint unit integration slow fault gpu bench k8s-check lock clean
 
-setup: .venv/installed.txt
-
-.venv/installed.txt: deploy/requirements-$(FLAVOUR).txt pyproject.toml deploy/setup.sh
+setup:
 	@deploy/setup.sh $(FLAVOUR)
 
 demo: setup

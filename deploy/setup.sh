@@ -1,29 +1,74 @@
 #!/usr/bin/env bash
 # Make .venv from the locked requirements, without resolving, and prepare the embedded model. Run by make.
 #   deploy/setup.sh [cpu|gpu]
+# What was set up already is left as it is. A set-up that was cut off begins anew; what it downloaded is in uv's cache.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 flavour=${1:-cpu}
+requirements=deploy/requirements-$flavour.txt
+state="$flavour $(cat "$requirements" pyproject.toml deploy/setup.sh | sha256sum | cut -c1-16)"
+exec 9<deploy  # one set-up at a time; its children hold the lock too, should it be killed
+flock -n 9 || { echo "another set-up is at work; waiting for it"; flock 9; }
+[ "$(cat .venv/installed.txt 2>/dev/null)" != "$state" ] || exit 0
+
 python=""
 for candidate in ${PYTHON:-} python3.11 python3.12 python3.13 python3; do
   if "$candidate" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null; then python=$candidate; break; fi
 done
 if [ -z "$python" ]; then echo "error: Python 3.11 to 3.13 is needed, and none is on the PATH; set PYTHON=/path/to/python" >&2; exit 1; fi
+"$python" -m kto_ray.preflight "$flavour"
 
-echo "set-up: virtual environment ($("$python" --version), $flavour)"
-[ -x .venv/bin/pip ] || "$python" -m venv .venv
-.venv/bin/python -m pip install -qq --disable-pip-version-check "uv>=0.9"
-export UV_FIND_LINKS=${UV_FIND_LINKS:-${PIP_FIND_LINKS:-}}  # uv does not read pip's settings
-[ -n "$UV_FIND_LINKS" ] || unset UV_FIND_LINKS
-install() { .venv/bin/uv pip install --quiet --python .venv/bin/python --no-deps "$@"; }
-# The CPU build of torch is either at hand (find-links) or comes from PyTorch's own index, which uv knows.
-install -r "deploy/requirements-$flavour.txt" 2>.venv/setup.log \
-  || install --torch-backend "$([ "$flavour" = cpu ] && echo cpu || echo auto)" -r "deploy/requirements-$flavour.txt" \
-  || { cat .venv/setup.log >&2; exit 1; }
-install --editable .
-# Ten processes of the first demo would else compile the same libraries while users wait; most of it happens here beside
-# the model's conversion, which keeps one core busy.
-.venv/bin/python -m compileall -q -j 2 .venv/lib >/dev/null 2>&1 &
-.venv/bin/python -m kto_ray.model
-wait
-cp "deploy/requirements-$flavour.txt" .venv/installed.txt
+log=$(mktemp) work=""
+trap '[ -z "$work" ] || kill -- -"$work" 2>/dev/null' EXIT
+trap 'exit 130' INT TERM
+# Run a step: one line with its time; on a terminal the line moves, and says what the log told last.
+step() {
+  local name=$1 began=$SECONDS code=0; shift
+  set -m  # a process group of its own, so that all of it can be ended
+  "$@" </dev/null >>"$log" 2>&1 &
+  work=$!
+  set +m
+  if [ -t 1 ]; then
+    while kill -0 $work 2>/dev/null; do
+      printf '\r\033[K  %s: %d s  %.60s' "$name" $((SECONDS - began)) "$(tail -n 1 "$log" | tr -cd '[:print:]')"
+      sleep 0.5
+    done
+    printf '\r\033[K'
+  fi
+  wait $work || code=$?
+  work=""
+  if [ $code != 0 ]; then
+    printf '\nerror: set-up failed at: %s\n' "$name" >&2; tail -n 30 "$log" >&2; exit $code
+  fi
+  echo "  $name: $((SECONDS - began)) s"
+}
+
+environment() {
+  [ ! -e .venv/unfinished ] || rm -rf .venv
+  mkdir -p .venv && touch .venv/unfinished && rm -f .venv/installed.txt
+  [ -x .venv/bin/pip ] || "$python" -m venv .venv
+  .venv/bin/python -m pip install -qq --disable-pip-version-check "uv>=0.9"
+}
+packages() {
+  export UV_FIND_LINKS=${UV_FIND_LINKS:-${PIP_FIND_LINKS:-}}  # uv does not read pip's settings
+  [ -n "$UV_FIND_LINKS" ] || unset UV_FIND_LINKS
+  local install=(.venv/bin/uv pip install --python .venv/bin/python --no-deps)
+  # The CPU build of torch is either at hand (find-links) or comes from PyTorch's own index, which uv knows.
+  "${install[@]}" -r "$requirements" \
+    || "${install[@]}" --torch-backend "$([ "$flavour" = cpu ] && echo cpu || echo auto)" -r "$requirements"
+  "${install[@]}" --editable .
+}
+# Ten processes of the first demo would else compile the same libraries while users wait; most of it happens beside the
+# model's conversion, which keeps one core busy.
+model() {
+  .venv/bin/python -m compileall -q -j 2 .venv/lib >/dev/null 2>&1 &
+  .venv/bin/python -m kto_ray.model
+  wait
+}
+
+echo "set-up, once ($("$python" --version), $flavour, $(wc -l <"$requirements") packages)"
+step "virtual environment" environment
+step "packages" packages
+step "embedded model and bytecode" model
+rm -f .venv/unfinished "$log"
+echo "$state" >.venv/installed.txt

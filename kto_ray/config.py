@@ -27,7 +27,8 @@ class ModelSection(Section):
     id: str = EMBEDDED_MODEL  # the embedded model, a Hugging Face id, or a local directory
     revision: str | None = None
     served_name: str = Field("policy", pattern=r"^[a-z0-9][a-z0-9._-]*$")
-    dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
+    # auto: what the serving machine computes natively (`kto-ray doctor` says what and why); training and gate follow
+    dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
     max_model_len: int = Field(1024, ge=64)  # tokens, prompt and answer together
 
 
@@ -128,7 +129,7 @@ class TrainSection(Section):
     cpus_per_worker: int = Field(1, ge=1)
     gpus_per_worker: float = Field(1.0, gt=0, le=1)  # on device gpu; below 1 the worker shares the GPU
     threads: int = Field(2, ge=1)  # OpenMP threads of a CPU worker
-    dtype: Literal["bfloat16", "float32"] = "bfloat16"
+    dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"  # auto: as the model is served
     checkpoint_steps: int = Field(10, ge=1)
     max_failures: int = Field(3, ge=0)  # worker failures that Ray Train restarts from the last checkpoint
     gradient_checkpointing: bool = False
@@ -272,6 +273,11 @@ class Config(Section):
                 f"{self.train.sharding!r}: a champion is loaded onto a whole, unquantized base; set both to none, "
                 "or kto.reference: base"
             )
+        if self.train.device == "cpu" and self.train_dtype == "float16":
+            raise ValueError(
+                f"train.device is 'cpu', but train.dtype is {self.train.dtype!r} and model.dtype {self.model.dtype!r}: "
+                "float16 is trained on GPUs only; set train.dtype: float32, or both to auto"
+            )
         if self.data.max_length > self.model.max_model_len:
             raise ValueError(
                 f"data.max_length is {self.data.max_length}, above model.max_model_len "
@@ -287,6 +293,17 @@ class Config(Section):
                 f"home is {self.home!r}, a local directory; beyond one machine it must be a URI such as s3://bucket/kto"
             )
         return self
+
+    @property
+    def train_dtype(self) -> str:
+        """Training's precision; "auto" where the machine decides."""
+        return self.model.dtype if self.train.dtype == "auto" else self.train.dtype
+
+    def with_dtype(self, dtype: str) -> Config:
+        """The same with `dtype` where the precision is "auto": the machine has decided."""
+        model = self.model.model_copy(update={"dtype": dtype}) if self.model.dtype == "auto" else self.model
+        train = self.train if self.train.dtype != "auto" else self.train.model_copy(update={"dtype": model.dtype})
+        return self.model_copy(update={"model": model, "train": train})
 
     @property
     def database_url(self) -> str:

@@ -138,6 +138,8 @@ class Loop:
         if current.stage is Stage.SNAPSHOT:
             return jobs.start(jobs.snapshot, config)
         with self._store.read() as tx:
+            # Trained and judged in the precision that is served, whatever the training nodes compute natively.
+            config = next((config.with_dtype(replica.dtype) for replica in self._live(tx)), config)
             uri = adapters.snapshot_uri(tx, current.snapshot or "")
             champion = self._champion(tx)
             number = adapters.next_number(tx)

@@ -49,9 +49,9 @@ def _vllm() -> Check:
 def _lora_plugin() -> Check:
     """Without it vLLM on a CPU is slow with adapters, and gives base requests a neighbour's adapter."""
     names = {entry.name for entry in importlib.metadata.entry_points(group="vllm.general_plugins")}
-    found = "kto_ray_lora_cpu" in names
+    found = "kto_ray_cpu" in names
     fix = "vLLM does not find kto_ray's plugin; install the package itself: pip install --no-deps -e ."
-    return Check("vllm plugin", found, "kto_ray_lora_cpu is registered" if found else fix)
+    return Check("vllm plugin", found, "kto_ray_cpu is registered" if found else fix)
 
 
 def _no_torchvision() -> Check:

@@ -83,6 +83,7 @@ def train(config: Config, run: str, number: int, snapshot_uri: str, champion: Ad
     manifest = load_manifest(snapshot_uri)
     start = champion if config.kto.reference == "champion" else None
     result = run_training(config, run, manifest, training_dataset(snapshot_uri, manifest), start)
+    config = config.with_dtype(result.dtype) if config.train.dtype == "auto" else config  # for the manifest
     version = export_adapter(config, result.adapter_dir, number, manifest, champion, time.time())
     return Trained(version, asdict(result))
 

@@ -242,7 +242,7 @@ class ArmCount:
 
 @dataclass(frozen=True, slots=True)
 class ReplicaReport:
-    """What a live policy replica says of itself: the adapters it has loaded and probed."""
+    """What a live policy replica says of itself: the adapters it has loaded and probed, and what it computes in."""
 
     replica: str
     node: str
@@ -250,3 +250,5 @@ class ReplicaReport:
     held: tuple[str, ...]
     heartbeat_at: float
     errors: Mapping[str, str] = field(default_factory=dict)  # adapter name -> why it could not be loaded
+    dtype: str = "auto"  # the precision that it decided on, which training and gate then take too
+    dtype_why: str = ""

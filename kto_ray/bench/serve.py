@@ -1,7 +1,7 @@
 """`kto-ray bench serve`: tokens a second of the policy's engine on a CPU, with and without adapters.
 
 Every measurement is a process of its own with one engine, set up as a replica's is. The peer is vLLM as it comes, its
-plugins left out: the base model with LoRA off, and one adapter. Ours is the same engine with `kto_ray.serve.lora_cpu`.
+plugins left out: the base model with LoRA off, and one adapter. Ours is the same engine with `kto_ray.serve.cpu`.
 Answers are greedy, so that the model is measured and not the sampler. The variants take turns, and the medians count.
 """
 

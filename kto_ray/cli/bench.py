@@ -7,6 +7,8 @@ from typing import Annotated
 import typer
 
 from kto_ray.cli.common import AsJson, ConfigFile, Overrides, err, out, settings_of
+from kto_ray.config import Config
+from kto_ray.processor import precision
 
 app = typer.Typer(no_args_is_help=True, help="Measure speed and learning, the peer in the same run.")
 
@@ -17,6 +19,12 @@ BENCH_LEARN = ("data.max_length=112", "train.threads=1")
 
 Data = Annotated[str, typer.Option(help="A file in TRL's unpaired preference format.")]
 OutDir = Annotated[str, typer.Option("--out", help="Where results go.")]
+
+
+def bench_settings(path: str | None, overrides: list[str] | None) -> Config:
+    """A benchmark's processes are many and all compute on this machine: they take its precision from here."""
+    settings = settings_of(path, overrides)
+    return settings.with_dtype(precision(settings.train.device, settings.model.dtype).dtype)
 
 
 def progress(words: str) -> None:
@@ -34,7 +42,7 @@ def bench_train(
     set_: Overrides = None,
 ) -> None:
     """Tokens a second of our KTO step and of TRL's KTOTrainer, with its defaults and at its best."""
-    settings = settings_of(config, [*BENCH_TRAIN, *(set_ or [])])
+    settings = bench_settings(config, [*BENCH_TRAIN, *(set_ or [])])
     from kto_ray.bench import train as bench
 
     report = bench.bench_train(settings, data, steps, repeats, out_dir, lambda words: err.print(f"  {words}"))
@@ -60,7 +68,7 @@ def bench_learn(
     set_: Overrides = None,
 ) -> None:
     """Held-out accuracy and AUC of KTO (ours, TRL's), APO-zero, SFT and DPO. A run that was cut off goes on."""
-    settings = settings_of(config, [*BENCH_LEARN, *(set_ or [])])
+    settings = bench_settings(config, [*BENCH_LEARN, *(set_ or [])])
     from kto_ray.bench import learn as bench
 
     sizes = bench.Sizes(test, validation, conversations, seeds)
@@ -79,7 +87,7 @@ def bench_edits(
     set_: Overrides = None,
 ) -> None:
     """How far an edit moves the policy, against a thumb. A run that was cut off goes on."""
-    settings = settings_of(config, set_)
+    settings = bench_settings(config, set_)
     from kto_ray.bench import edits as bench
 
     report = bench.bench_edits(settings, events, held_out, seeds, out_dir, progress)
@@ -98,7 +106,7 @@ def bench_rounds(
     set_: Overrides = None,
 ) -> None:
     """Rounds in a row: each adapter from the base on all feedback, or from the one before on the newest."""
-    settings = settings_of(config, set_)
+    settings = bench_settings(config, set_)
     from kto_ray.bench import rounds as bench
 
     report = bench.bench_rounds(settings, taste, rounds, chats, fresh, out_dir, progress)
@@ -117,7 +125,7 @@ def bench_data(
     set_: Overrides = None,
 ) -> None:
     """Snapshots of 100,000, 300,000 and 1,000,000 made-up examples: time, memory, and what streaming one costs."""
-    settings = settings_of(config, [*(set_ or []), *([f"store_url={store}"] if store else [])])
+    settings = bench_settings(config, [*(set_ or []), *([f"store_url={store}"] if store else [])])
     from kto_ray.bench import data as bench
 
     sizes = rows or [100_000, 300_000, 1_000_000]
@@ -140,7 +148,7 @@ def bench_serve(
     set_: Overrides = None,
 ) -> None:
     """Tokens a second of the policy's engine on a CPU: without adapters, with them, and as vLLM serves them."""
-    settings = settings_of(config, set_)
+    settings = bench_settings(config, set_)
     from kto_ray.bench import serve as bench
 
     report = bench.bench_serve(settings, at_once or [16, 32], rounds, repeats, out_dir, progress)
@@ -158,7 +166,7 @@ def bench_peeking(
     set_: Overrides = None,
 ) -> None:
     """The A/B test's error rate where it is looked at after every user, and how many users it needs."""
-    settings = settings_of(config, set_)
+    settings = bench_settings(config, set_)
     from kto_ray.bench import peeking as bench
 
     report = bench.bench_peeking(settings, runs, users, patience, out_dir, progress)

@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from kto_ray.config import Config
 from kto_ray.evaluate.records import GuardAnswer, Tokens
 from kto_ray.paths import ADAPTER_CONFIG, ADAPTER_WEIGHTS
+from kto_ray.processor import precision
 
 Who = Literal["candidate", "champion", "base"]
 
@@ -35,10 +36,11 @@ class Scorer:
     ) -> None:
         torch.set_num_threads(config.train.threads)
         self.device = "cuda" if config.train.device == "gpu" else "cpu"
+        served = precision(config.train.device, config.model.dtype)  # the controller has named what is served
         self.batch_tokens = batch_tokens
         self.tokenizer: Any = AutoTokenizer.from_pretrained(model_path, revision=config.model.revision)
         base: Any = AutoModelForCausalLM.from_pretrained(
-            model_path, revision=config.model.revision, dtype=getattr(torch, config.model.dtype)
+            model_path, revision=config.model.revision, dtype=getattr(torch, served.dtype)
         )
         self.model: Any = PeftModel.from_pretrained(
             base, _checked(adapter_dir), adapter_name="candidate", autocast_adapter_dtype=False

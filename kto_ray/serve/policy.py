@@ -27,6 +27,7 @@ from kto_ray import adapter as adapter_files
 from kto_ray.config import Config
 from kto_ray.environment import cpu_engine
 from kto_ray.model import resolve_model
+from kto_ray.processor import precision
 from kto_ray.serve.engine import AdapterEngine
 from kto_ray.store import adapters, open_store, rollouts
 from kto_ray.types import CHAMPION, AdapterVersion, ReplicaReport
@@ -82,7 +83,11 @@ class Policy(LLMServer):
     _default_engine_cls = AdapterEngine
 
     async def __init__(self, config: Config) -> None:
-        # The model is found here, not where the application was built: another machine, another cache.
+        # Model and precision are found here, not where the application was built: another machine, another cache.
+        self._precision = precision(config.serve.device, config.model.dtype)
+        if self._precision.emulated:
+            log.warning("model.dtype is %s: %s", self._precision.dtype, self._precision.why)
+        config = config.with_dtype(self._precision.dtype)
         await super().__init__(llm_config(config, await asyncio.to_thread(resolve_model, config.model)))
         self._config = config
         self._store = await asyncio.to_thread(open_store, config.database_url)
@@ -229,6 +234,8 @@ class Policy(LLMServer):
             held=tuple(sorted(self._held)),
             heartbeat_at=time.time(),
             errors=self._errors,
+            dtype=self._precision.dtype,
+            dtype_why=self._precision.why,
         )
         with self._store.write() as tx:
             rollouts.report_replica(tx, report)

@@ -194,6 +194,8 @@ replicas = Table(
     Column("held", JSON, nullable=False),
     Column("errors", JSON, nullable=False),
     Column("heartbeat_at", Double, nullable=False),
+    Column("dtype", String(16), nullable=False, server_default="auto"),
+    Column("dtype_why", Text, nullable=False, server_default=""),
 )
 
 requests = Table(

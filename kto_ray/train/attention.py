@@ -1,4 +1,4 @@
-"""Attention in bfloat16 on a CPU: products of whole matrices, which its matrix unit runs, a layer's weights at a time.
+"""Attention on a CPU: products of whole matrices, which its matrix unit runs, a layer's weights at a time.
 
 torch's own kernel for CPUs works through small blocks that the unit hardly serves. Transformers' "eager" is as fast as
 this, but keeps every layer's weights for the backward pass; here they are made again, from the queries and keys that

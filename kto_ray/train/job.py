@@ -13,7 +13,6 @@ from kto_ray.environment import cpu_compute
 from kto_ray.paths import Paths, filesystem, is_local, join, write_atomic
 from kto_ray.train import track
 from kto_ray.train.records import (
-    StepRecord,
     TrainingDiverged,
     TrainingFailed,
     TrainJob,
@@ -95,7 +94,7 @@ def _fit(
         raise TrainingDiverged(outcome.failure)
     assert result.checkpoint is not None, "the last step is always saved"
     checkpoint = os.path.basename(result.checkpoint.path)
-    return summarize(outcome.history, join(_storage(config), run_name, checkpoint, "checkpoint"))
+    return summarize(outcome, join(_storage(config), run_name, checkpoint, "checkpoint"))
 
 
 def read_progress(config: Config, run_name: str) -> TrainProgress | None:
@@ -126,8 +125,9 @@ def check_snapshot(config: Config, snapshot: SnapshotManifest) -> None:
         )
 
 
-def summarize(history: tuple[StepRecord, ...], adapter_dir: str) -> TrainResult:
+def summarize(outcome: TrainOutcome, adapter_dir: str) -> TrainResult:
     """The figures of a finished run."""
+    history = outcome.history
     late = history[-max(1, len(history) // 4) :]
     seconds = sum(step.seconds for step in history)
     return TrainResult(
@@ -141,6 +141,7 @@ def summarize(history: tuple[StepRecord, ...], adapter_dir: str) -> TrainResult:
         train_s=seconds,
         steps=len(history),
         history=history,
+        dtype=outcome.dtype,
     )
 
 
@@ -192,7 +193,7 @@ def _train_on_worker(loop_config: dict[str, Any]) -> TrainOutcome:
 def _job(config: Config, run_name: str, snapshot: SnapshotManifest, start: AdapterVersion | None) -> TrainJob:
     return TrainJob(
         model=config.model,
-        dtype=config.train.dtype,
+        dtype=config.train_dtype,
         device=config.train.device,
         kto=config.kto,
         rows=snapshot.n_desirable + snapshot.n_undesirable,

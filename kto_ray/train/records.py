@@ -21,7 +21,7 @@ class TrainJob:
     """All that a worker needs beside its stream of rows. Weights, order and batch were sealed with the snapshot."""
 
     model: ModelSection  # found by the worker: another machine, another cache
-    dtype: str
+    dtype: str  # "auto": the worker decides
     device: str
     kto: KtoSection
     rows: int
@@ -69,6 +69,7 @@ class TrainOutcome:
     """What the first worker returns. `failure` says why the run diverged, None if it did not."""
 
     history: tuple[StepRecord, ...]
+    dtype: str  # that it computed in
     failure: str | None = None
 
 
@@ -104,3 +105,4 @@ class TrainResult:
     train_s: float
     steps: int
     history: tuple[StepRecord, ...]
+    dtype: str  # that it computed in

@@ -18,7 +18,7 @@ from kto_ray.store import Store, rounds
 from kto_ray.train import track
 from kto_ray.train.job import summarize
 from kto_ray.train.plot import draw
-from kto_ray.train.records import StepRecord, TrainProgress
+from kto_ray.train.records import StepRecord, TrainOutcome, TrainProgress
 
 RUN = "round-1"
 
@@ -163,7 +163,9 @@ def test_prometheus_shows_the_training_while_it_runs_and_after(sqlite_store: Sto
         assert f"\nkto_ray_train_{line}\n" in text
     assert "kto_ray_train_reward_margin" not in text, "a step of one class has no margin"
     with sqlite_store.write() as tx:
-        rounds.update(tx, replace(begun, train_metrics=asdict(summarize(tuple(steps(9)), "adapter"))))
+        rounds.update(
+            tx, replace(begun, train_metrics=asdict(summarize(TrainOutcome(tuple(steps(9)), "float32"), "adapter")))
+        )
     text = state.metrics(sqlite_store, settings).decode()
     for line in ("step 9.0", "steps 9.0", "tokens_per_second 200.0", "seconds 4.5"):
         assert f"\nkto_ray_train_{line}\n" in text

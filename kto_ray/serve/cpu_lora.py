@@ -1,4 +1,4 @@
-"""LoRA for vLLM on a CPU: one matrix product per adapter in the batch (see `lora_cpu` for why and how it is installed).
+"""LoRA for vLLM on a CPU: one matrix product per adapter in the batch (see `cpu` for why and how it is installed).
 
 A wrapper belongs to a model and is told before a forward pass which adapter slot each row uses. The rows are grouped
 by slot there, once, instead of in each of the several hundred LoRA layers of a forward pass. A row without an adapter

@@ -2,7 +2,9 @@
 
 LoRA: vLLM's own CPU path copies the adapter's whole matrix for every token of every layer, which costs 4 to 6 times the
 throughput. It also takes slot -1 (no adapter) as a Python index, so that a base-model request batched with adapter
-requests gets whatever the last slot holds. `lora_cpu_wrapper` does one matrix product per adapter in the batch instead.
+requests gets whatever the last slot holds. `cpu_lora` does one matrix product per adapter in the batch instead.
+
+Sampling: vLLM sorts the whole vocabulary for each token that is sampled with top-p; `cpu_sampler` looks at its head.
 
 Waiting: engine and worker are processes that wait for each other by spinning, for a whole second before they sleep.
 That is right where the model runs on a GPU; here the spinning takes a core from the model, and from its neighbours.
@@ -22,7 +24,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from vllm.distributed.device_communicators.shm_broadcast import SpinCondition
 
-WRAPPER = "kto_ray.serve.lora_cpu_wrapper.GroupedPunicaWrapper"
+WRAPPER = "kto_ray.serve.cpu_lora.GroupedPunicaWrapper"
 SPIN_S = 0.0002
 
 
@@ -33,7 +35,11 @@ def register() -> None:
     if not current_platform.is_cpu():
         return
     from vllm.distributed.device_communicators import shm_broadcast
+    from vllm.v1.sample.ops import topk_topp_sampler
 
+    from kto_ray.serve.cpu_sampler import apply_top_k_top_p
+
+    topk_topp_sampler.apply_top_k_top_p = apply_top_k_top_p
     # The platform names its wrapper by a dotted path, which vLLM resolves when it builds the LoRA manager.
     type(current_platform).get_punica_wrapper = classmethod(_wrapper_path)
     shm_broadcast.SpinCondition.__init__.__defaults__ = (SPIN_S,)  # of its one optional argument, busy_loop_s

@@ -1,4 +1,4 @@
-"""The grouped LoRA wrapper against vLLM's own CPU wrapper, and against a row-by-row reference where vLLM's leaks."""
+"""What makes vLLM fast on a CPU gives what vLLM gives, or, where its LoRA leaks, what a reference row by row gives."""
 
 import subprocess
 import sys
@@ -16,9 +16,10 @@ from vllm.lora.punica_wrapper.punica_cpu import PunicaWrapperCPU
 from vllm.platforms.cpu import CpuPlatform
 from vllm.platforms.interface import UnspecifiedPlatform
 from vllm.utils.network_utils import get_open_zmq_ipc_path
+from vllm.v1.sample.ops import topk_topp_sampler
 
-from kto_ray.serve import lora_cpu
-from kto_ray.serve.lora_cpu_wrapper import GroupedPunicaWrapper, RowGroups, group_rows
+from kto_ray.serve import cpu, cpu_sampler
+from kto_ray.serve.cpu_lora import GroupedPunicaWrapper, RowGroups, group_rows
 
 SLOTS, RANK, WIDE = 4, 8, 48
 IDS = [101, 102, 103, None]  # adapter ids by slot; the last slot is free and stays zero, unless a test loads it
@@ -187,22 +188,24 @@ def test_empty_batch_and_unknown_rows():
 def test_register_installs_on_a_cpu_and_nowhere_else(monkeypatch):
     monkeypatch.setattr(SpinCondition.__init__, "__defaults__", SpinCondition.__init__.__defaults__)
     monkeypatch.setattr(SpinCondition, "notify", SpinCondition.notify)
+    monkeypatch.setattr(topk_topp_sampler, "apply_top_k_top_p", cpu_sampler.vllm_apply)
     for platform in (CpuPlatform, UnspecifiedPlatform):  # put back what register() sets
         monkeypatch.setattr(platform, "get_punica_wrapper", platform.get_punica_wrapper)
     unchanged = UnspecifiedPlatform.get_punica_wrapper
     monkeypatch.setattr(vllm.platforms, "current_platform", UnspecifiedPlatform())
-    lora_cpu.register()
+    cpu.register()
     assert UnspecifiedPlatform.get_punica_wrapper == unchanged
 
     monkeypatch.setattr(vllm.platforms, "current_platform", CpuPlatform())
     monkeypatch.setattr("vllm.lora.punica_wrapper.punica_selector.current_platform", CpuPlatform())
     assert type(get_punica_wrapper(16, max_batches=4, device="cpu")) is PunicaWrapperCPU
     for _ in range(2):
-        lora_cpu.register()
+        cpu.register()
         assert type(get_punica_wrapper(16, max_batches=4, device="cpu")) is GroupedPunicaWrapper
     waiting = SpinCondition(is_reader=True, context=zmq.Context.instance(), notify_address="inproc://nobody")
-    assert waiting.busy_loop_s == lora_cpu.SPIN_S
-    assert SpinCondition.notify is lora_cpu._notify
+    assert waiting.busy_loop_s == cpu.SPIN_S
+    assert SpinCondition.notify is cpu._notify
+    assert topk_topp_sampler.apply_top_k_top_p is cpu_sampler.apply_top_k_top_p
 
 
 def test_no_notification_is_dropped_however_soon_it_follows():
@@ -212,14 +215,14 @@ def test_no_notification_is_dropped_however_soon_it_follows():
     inbox = reader.local_notify_socket
     deadline = time.monotonic() + 10
     while not inbox.poll(10):  # until the writer knows of the reader
-        lora_cpu._notify(writer)
+        cpu._notify(writer)
         assert time.monotonic() < deadline
     dropped = 0
     for _ in range(50):
         while inbox.poll(20):
             inbox.recv()
         for _ in range(2):
-            lora_cpu._notify(writer)
+            cpu._notify(writer)
             if inbox.poll(1000):
                 inbox.recv()
             else:
@@ -228,6 +231,27 @@ def test_no_notification_is_dropped_however_soon_it_follows():
     assert dropped == 0
 
 
+def test_top_p_keeps_the_tokens_that_a_whole_sort_keeps():
+    """Rows of all kinds in one batch: sharp ones that the first look settles, flat ones that need the whole sort."""
+    sharpness = torch.tensor([12.0, 6.0, 4.5, 3.5, 2.0, 1.0, 0.0, 6.0, 6.0, 6.0])
+    p = torch.tensor([0.9, 0.9, 0.9, 0.95, 0.9, 0.9, 0.9, 1e-6, 1.0, 0.5])
+    logits = torch.randn(len(p), 5000) * sharpness[:, None] + torch.rand(len(p), 5000) * 1e-3  # without ties
+    ours = cpu_sampler.apply_top_k_top_p(logits.clone(), None, p)
+    torch.testing.assert_close(ours, cpu_sampler.vllm_apply(logits.clone(), None, p), rtol=0, atol=0)
+    kept = ours.isfinite().sum(dim=1).tolist()
+    assert kept[0] < 64 < kept[3] < 1024 < kept[5] and kept[7] == 1 and kept[8] == 5000
+    tiny = torch.randn(3, 7)  # a vocabulary smaller than the first look
+    agreed = cpu_sampler.vllm_apply(tiny.clone(), None, p[:3])
+    torch.testing.assert_close(cpu_sampler.apply_top_k_top_p(tiny.clone(), None, p[:3]), agreed)
+
+
+def test_top_k_and_no_filter_are_left_to_vllm():
+    logits, k, p = torch.randn(2, 300), torch.tensor([5, 300]), torch.tensor([0.9, 0.9])
+    for top_k, top_p in ((k, p), (k, None), (None, None)):
+        expected = cpu_sampler.vllm_apply(logits.clone(), top_k, top_p)
+        torch.testing.assert_close(cpu_sampler.apply_top_k_top_p(logits.clone(), top_k, top_p), expected)
+
+
 def test_importing_the_entry_point_costs_nothing():
-    code = "import sys, kto_ray.serve.lora_cpu; sys.exit(bool({'torch', 'vllm'} & set(sys.modules)))"
+    code = "import sys, kto_ray.serve.cpu; sys.exit(bool({'torch', 'vllm'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
