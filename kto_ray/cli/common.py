@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout
 from typing import Annotated, Any, TypeVar
@@ -18,6 +19,10 @@ T = TypeVar("T")
 out = Console()
 err = Console(stderr=True)
 
+# The panels of `kto-ray --help`, by task.
+BEGIN, RUN, LEARN, ANSWER = "Begin", "Run it", "Learn by hand", "Answer for it"
+MENTIONED_S = 2.0  # what takes longer leaves a line
+
 ConfigFile = Annotated[str | None, typer.Option("--config", help="YAML file; see configs/.")]
 Overrides = Annotated[list[str] | None, typer.Option("--set", help="Override one field: --set a.b=c. Repeatable.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
@@ -30,6 +35,41 @@ def plain(text: str) -> str:
 
 def settings_of(path: str | None, overrides: list[str] | None) -> Config:
     return load_config(path, tuple(overrides or ()))
+
+
+@contextmanager
+def step(words: str) -> Iterator[Callable[[str], None]]:
+    """One thing that may take long: on a terminal a moving line that leaves its time, elsewhere a line at its start.
+
+    What it yields says what is being done now.
+    """
+    began = time.monotonic()
+
+    def detail(now: str) -> None:
+        if err.is_terminal:
+            moving.update(plain(f"{words}: {now}"))
+        else:
+            err.print(plain(f"{words}: {now}"), soft_wrap=True)
+
+    if not err.is_terminal:
+        err.print(plain(words), soft_wrap=True)
+    with err.status(plain(words)) as moving:
+        yield detail
+    took = time.monotonic() - began
+    if err.is_terminal and took > MENTIONED_S:
+        err.print(plain(f"{words}: {took:.0f} s"), soft_wrap=True)
+
+
+def warn_of_emulation(config: Config) -> None:
+    """Say so where this machine is to compute in a precision that it has no instructions for."""
+    if config.ray.address is not None:
+        return  # other machines compute
+    from kto_ray.processor import precision
+
+    found = precision(config.serve.device, config.model.dtype), precision(config.train.device, config.train_dtype)
+    for name, of in zip(("model.dtype", "train.dtype"), found, strict=True):
+        if of.emulated:
+            err.print(f"[yellow]warning[/] {name} is {of.dtype}, {plain(of.why)}; auto is faster", soft_wrap=True)
 
 
 def read_store(config: Config, query: Callable[[Any], T]) -> T:
@@ -53,7 +93,7 @@ def ray_up(config: Config) -> Iterator[None]:
     already = ray.is_initialized()
     with redirect_stdout(sys.stderr):
         try:
-            with err.status("starting Ray"):
+            with step("starting Ray"):
                 start_ray(config)
             yield
         finally:

@@ -8,7 +8,19 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from kto_ray.cli.common import AsJson, ConfigFile, Overrides, err, ray_up, read_store, settings_of, tell
+from kto_ray.cli.common import (
+    LEARN,
+    AsJson,
+    ConfigFile,
+    Overrides,
+    err,
+    ray_up,
+    read_store,
+    settings_of,
+    step,
+    tell,
+    warn_of_emulation,
+)
 from kto_ray.config import Config
 
 if TYPE_CHECKING:
@@ -18,7 +30,7 @@ if TYPE_CHECKING:
 app = typer.Typer()
 
 
-@app.command()
+@app.command(rich_help_panel=LEARN)
 def train(
     repeat: Annotated[
         str | None, typer.Option("--repeat", help="Train this version once more and compare the bytes.")
@@ -29,6 +41,7 @@ def train(
 ) -> None:
     """Freeze the stored feedback, train one adapter on it and publish it. It is not rolled out."""
     settings = settings_of(config, set_)
+    warn_of_emulation(settings)
     if repeat is not None:
         _repeat(settings, repeat, as_json)
         return
@@ -39,8 +52,8 @@ def train(
     open_store(settings.database_url).close()  # migrates, and fails here, before anything heavy
     freezing = "freezing the feedback into a snapshot"
     with ray_up(settings):
-        with err.status(freezing) as shown:
-            manifest = jobs.snapshot(settings, tell=lambda stage: shown.update(f"{freezing}: {stage}"))
+        with step(freezing) as now:
+            manifest = jobs.snapshot(settings, tell=now)
         trained = train_on(settings, manifest)
     figures = {k: v for k, v in trained.metrics.items() if k != "history"}
     plot = Paths(settings.home).training_plot(_run(manifest, trained.version.number))
@@ -123,7 +136,7 @@ def _with_progress(config: Config, run: str, work: Callable[[], Any]) -> Any:
                 bar.update(task, completed=progress.step, total=progress.steps, description=words)
 
 
-@app.command()
+@app.command(rich_help_panel=LEARN)
 def evaluate(
     adapter: Annotated[str, typer.Argument(help="The version to judge, such as policy@v1-3fa9c1.")],
     as_json: AsJson = False,
@@ -149,7 +162,7 @@ def evaluate(
         raise ValueError(
             f"adapter {adapter!r} has no snapshot in the store, so there is no held-out feedback to judge by"
         )
-    with err.status("scoring held-out feedback under the base model and the adapter"):
+    with step("scoring held-out feedback under the base model and the adapter"):
         directory = adapter_files.fetch(version.uri, settings.serve.max_lora_rank, version.sha256)
         rows = held_out(read_split(uri, load_manifest(uri), "holdout"))
         scorer = Scorer(settings, resolve_model(settings.model), directory, None)

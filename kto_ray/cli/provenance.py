@@ -8,7 +8,20 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from kto_ray.cli.common import AsJson, ConfigFile, Overrides, err, out, plain, ray_up, read_store, settings_of, tell
+from kto_ray.cli.common import (
+    ANSWER,
+    AsJson,
+    ConfigFile,
+    Overrides,
+    err,
+    out,
+    plain,
+    ray_up,
+    read_store,
+    settings_of,
+    step,
+    tell,
+)
 from kto_ray.config import Config
 
 if TYPE_CHECKING:
@@ -18,7 +31,7 @@ if TYPE_CHECKING:
 app = typer.Typer()
 
 
-@app.command()
+@app.command(rich_help_panel=ANSWER)
 def lineage(
     name: Annotated[str, typer.Argument(help="A completion id, a user, or an adapter version.")],
     config: ConfigFile = None,
@@ -31,7 +44,7 @@ def lineage(
     out.print_json(data=read_store(settings, lambda tx: trace(tx, settings, name)), default=str)
 
 
-@app.command()
+@app.command(rich_help_panel=ANSWER)
 def purge(
     user: Annotated[str, typer.Argument(help="The user as the service knows them.")],
     retrain: Annotated[
@@ -45,7 +58,7 @@ def purge(
 ) -> None:
     """Erase a user: their rows in the store and the snapshots that hold any. Adapters stay until they are replaced."""
     settings = settings_of(config, set_)
-    with err.status("looking for the user in the store and in every snapshot"):
+    with step("looking for the user in the store and in every snapshot"):
         from kto_ray import purge as deed
         from kto_ray.store import open_store
 
@@ -60,7 +73,7 @@ def purge(
         for key, value in told.items():
             err.print(plain(f"{key}: {value}"), soft_wrap=True)
         typer.confirm("Delete these rows and the shards of these snapshots, for good?", abort=True, err=True)
-    with err.status("erasing the user"):
+    with step("erasing the user"):
         told = _told(deed.purge(store, settings, user))
     replaced = _retrain(settings, store, reach) if retrain else []
     store.close()
@@ -85,7 +98,7 @@ def _retrain(settings: Config, store: Store, reach: Reach) -> list[dict[str, Any
     affected, replaced = deed.to_replace(reach), []
     with ray_up(settings) if affected else nullcontext():
         for version in affected:
-            with err.status(f"sealing the snapshot of {version.name} without the user"):
+            with step(f"sealing the snapshot of {version.name} without the user"):
                 manifest, made = deed.rebuild(store, settings, version)
             made = made or train_on(deed.replacing(settings, version), manifest).version
             replaced.append(

@@ -8,20 +8,57 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from kto_ray.cli.common import AsJson, ConfigFile, Overrides, err, out, plain, read_store, settings_of
+from kto_ray.cli.common import (
+    BEGIN,
+    RUN,
+    AsJson,
+    ConfigFile,
+    Overrides,
+    err,
+    out,
+    plain,
+    read_store,
+    settings_of,
+    step,
+    warn_of_emulation,
+)
 from kto_ray.config import Config
 
 app = typer.Typer()
 
 
-@app.command()
+@app.command(rich_help_panel=BEGIN)
+def demo(
+    taste: Annotated[
+        str, typer.Option(help="What the simulated users like: short, name, question or noise.")
+    ] = "short",
+    out_dir: Annotated[str, typer.Option("--out", help="Where the report goes.")] = "runs/demo",
+    seed: int = 0,
+    keep: Annotated[bool, typer.Option("--keep", help="Leave the service up to chat with.")] = False,
+    defaults: Annotated[
+        bool, typer.Option("--defaults", help="Learn and test as `kto-ray serve` does, without what suits a demo.")
+    ] = False,
+    as_json: AsJson = False,
+    config: ConfigFile = None,
+    set_: Overrides = None,
+) -> None:
+    """Close the loop once before your eyes: chat, thumbs, training, gate, A/B test, promotion."""
+    settings = settings_of(config, set_)
+    warn_of_emulation(settings)
+    from kto_ray.demo.run import run_demo
+
+    raise typer.Exit(run_demo(settings, taste, out_dir, seed, keep, as_json, defaults))
+
+
+@app.command(rich_help_panel=RUN)
 def serve(config: ConfigFile = None, set_: Overrides = None) -> None:
     """Run the whole service: gateway, policy replicas and the loop's controller. Ctrl-C or SIGTERM ends it."""
     settings = settings_of(config, set_)
+    warn_of_emulation(settings)
     from kto_ray.serve.app import running
 
-    with err.status("starting Ray, vLLM, gateway and controller (about a minute on two cores)"):
-        service = running(settings)
+    with step("starting (about a minute on two cores)") as now:
+        service = running(settings, now)
         url = service.__enter__()
     try:
         out.print(f"ready: {url}/v1  (OpenAI-compatible; state: kto-ray status --watch)")
@@ -33,26 +70,7 @@ def serve(config: ConfigFile = None, set_: Overrides = None) -> None:
         service.__exit__(None, None, None)
 
 
-@app.command()
-def demo(
-    taste: Annotated[
-        str, typer.Option(help="What the simulated users like: short, name, question or noise.")
-    ] = "short",
-    out_dir: Annotated[str, typer.Option("--out", help="Where the report goes.")] = "runs/demo",
-    seed: int = 0,
-    keep: Annotated[bool, typer.Option("--keep", help="Leave the service up to chat with.")] = False,
-    as_json: AsJson = False,
-    config: ConfigFile = None,
-    set_: Overrides = None,
-) -> None:
-    """Close the loop once before your eyes: chat, thumbs, training, gate, A/B test, promotion."""
-    settings = settings_of(config, set_)
-    from kto_ray.demo.run import run_demo
-
-    raise typer.Exit(run_demo(settings, taste, out_dir, seed, keep, as_json))
-
-
-@app.command()
+@app.command(rich_help_panel=RUN)
 def status(
     watch: Annotated[bool, typer.Option("--watch", help="Refresh every second until Ctrl-C.")] = False,
     as_json: AsJson = False,

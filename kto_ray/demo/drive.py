@@ -32,7 +32,7 @@ class DemoStopped(RuntimeError):
 class Sampling:
     """How the users' client asks for answers."""
 
-    max_tokens: int = 64
+    max_tokens: int = 48
     temperature: float = 0.6
     top_p: float = 0.9
 

@@ -15,6 +15,7 @@ matplotlib.use("svg")  # no display is needed
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 
+from kto_ray.config import Config
 from kto_ray.demo.report import Condition, Report
 
 CHAMPION, CHALLENGER, NEUTRAL = "#2563a8", "#d4691e", "#6b7280"  # told apart by the colour-blind too
@@ -56,6 +57,7 @@ def render(report: Report, met: Sequence[Condition]) -> str:
         f"<h1>kto-ray demo: taste “{escape(report['taste'])}”</h1>",
         f"<p class=muted>The simulated users’ hidden taste: {escape(report['taste_words'])}. "
         f"Seed {report['seed']}, {report['stage_s']['total']:.0f} s in all.</p>",
+        f"<p class=muted>{_machine(report['machine'])}</p>",
         f"<div class='verdict {'good' if ok else 'bad'}'>{_headline(report, ok)}</div>",
         _tiles(report),
         _section("What had to hold", _conditions(met)),
@@ -73,6 +75,7 @@ def render(report: Report, met: Sequence[Condition]) -> str:
     parts += [
         _section("Where the time went", _figure(lambda ax: _draw_stages(ax, report), height=2.8)),
         _section("Answers before and after", _answers(report["answers"])),
+        _section("What is tuned for the demo", _tuned(report["tuned"])),
     ]
     title = f"kto-ray demo: {escape(report['taste'])}"
     head = f"<meta charset=utf-8><meta name=viewport content='width=device-width'><title>{title}</title>"
@@ -87,6 +90,37 @@ def _headline(report: Report, ok: bool) -> str:
     if report["taste"] == "noise":
         return "The thumbs were random, and nothing was promoted."
     return f"{escape(str(report['champion']))} was trained, gated, A/B-tested and promoted, and users like it better."
+
+
+def _machine(machine: Report) -> str:
+    if "processor" not in machine:
+        return "The machine was not asked."
+    speed = machine["answers_per_s"]
+    words = f"{machine['cores']} cores of {machine['processor']} ({', '.join(machine['instructions'])}), computing in "
+    words += f"{machine['dtype']}: {machine['dtype_why']}"
+    return escape(words if speed is None else f"{words}; {speed:.1f} answers a second while 24 users chat")
+
+
+def _tuned(tuned: Report) -> str:
+    """What differs from the defaults of `kto-ray serve`, setting by setting."""
+    if not tuned:
+        return "<p>Nothing: learning and tests are those of <code>kto-ray serve</code>.</p>"
+    rows = "".join(
+        f"<tr><td>{escape(f'{section}.{name}')}</td><td>{escape(str(value))}</td><td>{escape(str(default))}</td></tr>"
+        for section, fields in tuned.items()
+        for name, value in fields.items()
+        for default in (_default(section, name),)
+    )
+    words = (
+        "<p class=muted>The tastes are learnt with the defaults too, in more steps "
+        "(<code>kto-ray demo --defaults</code>); these settings make a demo short.</p>"
+    )
+    return f"{words}<table><tr><th>setting</th><th>here</th><th>default</th></tr>{rows}</table>"
+
+
+def _default(section: str, name: str) -> object:
+    value = getattr(getattr(Config(), section), name)
+    return [f"{stage.name} {stage.weight:g}" for stage in value] if name == "stages" else value
 
 
 def _tiles(report: Report) -> str:

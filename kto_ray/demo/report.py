@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from kto_ray.demo.drive import Tally, Turn
+from kto_ray.processor import here
 
 Report = dict[str, Any]  # the shape of report.json, which `build` writes out once
 DECIDED = ("promoted", "rejected", "inconclusive", "aborted")  # ends of a round that somebody decided
@@ -109,6 +111,18 @@ def requests_record(tally: Tally) -> Report:
     }
 
 
+def machine_record(dtype: str, why: str) -> Report:
+    """Where the demo ran; times without it mean little."""
+    processor = here()
+    return {
+        "processor": processor.name,
+        "instructions": list(processor.instructions),
+        "cores": len(os.sched_getaffinity(0)),
+        "dtype": dtype,
+        "dtype_why": why,
+    }
+
+
 def round_record(page: Report, snapshot: Report | None, adapters: Sequence[Report], newest: Report | None) -> Report:
     """One round of GET /v1/loop, joined with its snapshot's manifest, its adapter's gate and its rollout.
 
@@ -160,7 +174,7 @@ def judgement_records(turns: Sequence[Turn]) -> list[Report]:
 def conditions(report: Report) -> list[Condition]:
     """What must hold for exit code 0, each in words with its figure. Pure: reads the report only."""
     first = report["rounds"][0] if report["rounds"] else None
-    finished = Condition(report["stopped"] is None, report["stopped"] or "every phase came to its end in time")
+    finished = Condition(report["stopped"] is None, report["stopped"] or "every phase came to its end")
     own = _nothing_promoted(report, first) if report["taste"] == "noise" else _promoted_and_better(report, first)
     return [finished, *own, *_nothing_dropped_or_lost(report)]
 

@@ -17,31 +17,40 @@ from kto_ray.demo.show import Narrator, console
 from kto_ray.demo.story import HABITS, Story
 from kto_ray.demo.tastes import TASTES, Taste
 
-# Found by trying: the desirable half weighs double and the pull to the base is strong, so that few steps at a high
-# learning rate win a taste and leave the text whole; a small adapter suffices for that.
+# What suits a demo, found by trying; the report tells it. Learning: the desirable half weighs double and the
+# pull to the base is strong, so that few steps at a high learning rate win a taste and leave the text whole; a small
+# adapter suffices for that. Time: short answers, and a canary that need not wait long for the few users of a demo.
 RECIPE = {"beta": 0.3, "loss_aversion": 0.5, "learning_rate": 5e-4, "rank": 8, "alpha": 16}
+TUNED: dict[str, Any] = {
+    "model": {"max_model_len": 512},
+    "data": {"max_length": 256, "holdout_share": 0.3},
+    "kto": RECIPE,
+    "rollout": {
+        "stages": [
+            {"name": "canary", "weight": 0.25, "min_users": 5},
+            {"name": "ab", "weight": 0.5, "decides": True, "min_users": 20},
+        ],
+        "max_users": 400,
+    },
+    "loop": {"min_labels": 256, "tick_s": 0.5},
+}
 
 
-def demo_config(config: Config, out_dir: str, seed: int) -> Config:
-    """The demo's settings under those that the user's file or --set names; always a fresh, embedded store.
+def demo_config(config: Config, out_dir: str, seed: int, defaults: bool = False) -> Config:
+    """The demo's settings under those that the user's file or --set names; always a fresh, embedded store, one round.
+
+    With `defaults`, nothing is set that bears on what is learnt or decided: these are those of `kto-ray serve`.
 
     Raises:
         pydantic.ValidationError: the user's settings and the demo's do not fit together.
     """
     ours: dict[str, Any] = {
-        "model": {"max_model_len": 512},
-        "data": {"max_length": 256, "holdout_share": 0.3, "seed": seed},
-        "kto": RECIPE,
-        "rollout": {
-            "stages": [
-                {"name": "canary", "weight": 0.25, "min_users": 5},
-                {"name": "ab", "weight": 0.5, "decides": True, "min_users": 20},
-            ],
-            "max_users": 400,
-        },
-        "loop": {"min_labels": 320, "max_rounds": 1, "tick_s": 0.5},
+        "data": {"seed": seed},
+        "loop": {"max_rounds": 1},
         "http": {"port": _free_port()},
     }
+    if not defaults:
+        ours = _merged(ours, TUNED)
     fixed = {
         "home": f"{Path(out_dir).absolute()}/home-{time.strftime('%Y%m%d-%H%M%S')}",
         "store_url": None,
@@ -65,7 +74,13 @@ def _merged(under: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
 
 
 def run_demo(
-    config: Config, taste_name: str, out_dir: str = "runs/demo", seed: int = 0, keep: bool = False, json: bool = False
+    config: Config,
+    taste_name: str,
+    out_dir: str = "runs/demo",
+    seed: int = 0,
+    keep: bool = False,
+    json: bool = False,
+    defaults: bool = False,
 ) -> int:
     """Run the demo against a service of its own; the exit code: 0 when every condition holds, else 1.
 
@@ -79,7 +94,7 @@ def run_demo(
         raise ValueError(f"there is no taste {taste_name!r}; choose one of {', '.join(TASTES)}")
     from kto_ray.serve.app import running  # starts Ray and vLLM: only once the arguments are known to be good
 
-    settings, started = demo_config(config, out_dir, seed), time.monotonic()
+    settings, started = demo_config(config, out_dir, seed, defaults), time.monotonic()
     narrator = Narrator(console(stderr=json))
     _introduce(narrator, taste, seed)
     result = sys.stdout
@@ -87,10 +102,9 @@ def run_demo(
         if json:
             stack.enter_context(redirect_stdout(sys.stderr))  # whatever Ray has to say
         with narrator.phase("start", "Ray, vLLM, gateway and controller come up", "simulated users chat") as bar:
-            bar.show(0, None, "loading the model")
-            url = stack.enter_context(running(settings))
+            url = stack.enter_context(running(settings, lambda now: bar.show(0, None, now)))
             bar.show(1, 1, f"ready at {url}")
-        story = Story(settings, taste, seed, narrator, url, time.monotonic() - started)
+        story = Story(settings, {} if defaults else TUNED, taste, seed, narrator, url, time.monotonic() - started)
         found = asyncio.run(story.tell())
         met = report.conditions(found)
         found["conditions"] = [{"met": c.met, "words": c.words} for c in met]

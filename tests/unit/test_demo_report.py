@@ -12,7 +12,7 @@ from kto_ray.config import Config
 from kto_ray.demo import page, report
 from kto_ray.demo.drive import Tally, Turn
 from kto_ray.demo.report import Report
-from kto_ray.demo.run import demo_config, run_demo
+from kto_ray.demo.run import TUNED, demo_config, run_demo
 
 CANDIDATE = "policy@v1-3fa9c1"
 
@@ -92,6 +92,8 @@ def good_report(taste: str = "short") -> Report:
         "answers": [{"question": "1 < 2?", "before": "No & yes", "after": "Yes."}],
         "judgements": report.judgement_records(seen),
         "stopped": None,
+        "tuned": TUNED,
+        "machine": {**report.machine_record("float32", "no <bf16>"), "answers_per_s": 2.5, "expected_s": 500.0},
     }
 
 
