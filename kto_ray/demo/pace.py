@@ -13,8 +13,8 @@ TRICKLE_SHARE, TRICKLE_PAUSE_S = 0.1, 10.0  # with at least so long a pause betw
 
 # What the round costs, in answers of the first phase (of about 45 tokens, 24 at a time): a training step of 8 rows,
 # gate and last examination. Measured in fp32 on AVX2 and in bf16, whose ratios to an answer are about alike.
-STEP_ANSWERS, GATE_ANSWERS, EXAMINE_ANSWERS = 10.0, 90.0, 30.0
-AB_ANSWERS = 70.0  # that the test usually takes
+STEP_ANSWERS, GATE_ANSWERS, EXAMINE_ANSWERS = 22.0, 220.0, 80.0
+AB_ANSWERS = 150.0  # that the test usually takes
 FIXED_S = 45.0  # Ray Data and Ray Train start their processes; replicas load the adapter
 START_S = 60.0  # Ray, vLLM and the model, before the first answer
 

@@ -83,7 +83,10 @@ def start_ray(config: Config) -> None:
         os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
         os.environ.setdefault("RAY_AUTH_MODE", "disabled")
         os.environ.setdefault("RAY_worker_maximum_startup_concurrency", "16")  # few cores, many small actors: no alarm
-        os.environ.setdefault("RAY_SERVE_CONTROL_LOOP_INTERVAL_S", "0.5")  # ten times a second costs 3% of a core
+        os.environ.setdefault("RAY_SERVE_CONTROL_LOOP_INTERVAL_S", "0.5")  # every 0.1 s is 3% of a core
+        # One thread for a replica's router and code: handing each message over takes from the model
+        os.environ.setdefault("RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP", "0")
+        os.environ.setdefault("RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD", "0")
         os.environ.setdefault("RAY_worker_niceness", "0")  # serving is what this machine is for
         # Ray Train asks the dashboard, which is not there, at the end of every run, and would wait 12 s for it; a port
         # where nobody listens refuses at once.

@@ -13,6 +13,7 @@ from kto_ray.evaluate.guard import guard_messages
 from kto_ray.evaluate.records import GuardAnswer
 from kto_ray.model import resolve_model
 from kto_ray.paths import Paths
+from kto_ray.processor import precision
 from kto_ray.store import completions, feedback, open_store
 from kto_ray.types import Arm, Completion, Feedback, FeedbackKind, GateDecision, GateReport
 
@@ -78,9 +79,10 @@ def answers(config: Config, adapter: str | None) -> list[GuardAnswer]:
     from peft import PeftModel
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    torch.set_num_threads(config.train.threads)
     path = resolve_model(config.model)
     tokenizer = AutoTokenizer.from_pretrained(path, padding_side="left")
-    model: Any = AutoModelForCausalLM.from_pretrained(path, dtype=torch.bfloat16)
+    model: Any = AutoModelForCausalLM.from_pretrained(path, dtype=precision("cpu", "auto").dtype)
     if adapter:
         model = PeftModel.from_pretrained(model, adapter)
     prompts = [dict(messages[0]) for messages in guard_messages()]

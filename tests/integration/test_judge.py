@@ -18,6 +18,7 @@ from kto_ray.evaluate.judge import evaluate, score
 from kto_ray.evaluate.logprobs import Scorer
 from kto_ray.evaluate.records import GuardAnswer, HeldOut, Tokens
 from kto_ray.model import resolve_model
+from kto_ray.processor import precision
 from kto_ray.types import GateDecision
 
 pytestmark = pytest.mark.integration
@@ -40,7 +41,7 @@ def model_path() -> str:
 @pytest.fixture(scope="module")
 def adapters(model_path: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """A zero-initialised adapter (B = 0: exactly the base model) and one with random B (a damaged model)."""
-    base = AutoModelForCausalLM.from_pretrained(model_path, dtype=torch.bfloat16)
+    base = AutoModelForCausalLM.from_pretrained(model_path, dtype=precision("cpu", "auto").dtype)
     model = get_peft_model(base, LoraConfig(r=4, lora_alpha=8, target_modules=["q_proj", "v_proj"]))
     folders = {name: tmp_path_factory.mktemp(name) for name in ("zero", "random")}
     model.save_pretrained(folders["zero"])
