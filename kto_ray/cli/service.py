@@ -115,7 +115,8 @@ def _status_table(told: dict[str, Any]) -> Table:
     ready = "ready" if told["readiness"]["ready"] else "not ready"
     table.add_row("policy", f"{ready}, {len(replicas)} live replica(s), champion {told['readiness']['champion']}")
     for replica in replicas:
-        table.add_row("", f"{replica['replica']} on {replica['node']} holds {', '.join(replica['held']) or 'the base'}")
+        held = ", ".join(replica["held"]) or "the base"
+        table.add_row("", f"{replica['replica']} on {replica['node']} holds {held}, in {replica['dtype']}")
     labels = loop["labels"]
     table.add_row("completions", str(loop["completions"]))
     table.add_row(

@@ -11,6 +11,7 @@ from contextlib import ExitStack, redirect_stdout, suppress
 from pathlib import Path
 from typing import Any
 
+from kto_ray import preflight
 from kto_ray.config import Config
 from kto_ray.demo import page, report
 from kto_ray.demo.show import Narrator, console
@@ -87,11 +88,12 @@ def run_demo(
     Writes report.json and report.html to `out_dir`. With `json`, the report goes to stdout and the story to stderr.
 
     Raises:
-        ValueError: there is no such taste.
+        ValueError: there is no such taste, or the machine is too small.
     """
     taste = TASTES.get(taste_name)
     if taste is None:
         raise ValueError(f"there is no taste {taste_name!r}; choose one of {', '.join(TASTES)}")
+    preflight.demand(config.serve.device, installed=True)
     from kto_ray.serve.app import running  # starts Ray and vLLM: only once the arguments are known to be good
 
     settings, started = demo_config(config, out_dir, seed, defaults), time.monotonic()

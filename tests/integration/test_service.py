@@ -12,6 +12,7 @@ import httpx
 import openai
 import pytest
 
+from kto_ray.processor import precision
 from kto_ray.store import adapters, completions, feedback
 from kto_ray.types import AdapterVersion
 from tests.service import Service, Traffic, give_labels, service
@@ -180,6 +181,8 @@ def test_the_loop_trains_gates_tests_promotes_and_rolls_back(run: Service) -> No
     told = run.get("/v1/adapters")
     champion = told["aliases"]["champion"]
     assert champion == ended["adapter"] and told["aliases"]["previous"] == "policy@base"
+    sections, served = told["adapters"][-1]["manifest"]["config"], run.get("/readyz")["replicas"][0]["dtype"]
+    assert served == precision("cpu", "auto").dtype == sections["model"]["dtype"] == sections["train"]["dtype"]
     gate = told["adapters"][-1]["gate"]
     assert gate["decision"] == "promote-to-canary" and gate["metrics"]["n_guard"] > 0
     test = run.get("/v1/rollout")["rollout"]
