@@ -20,7 +20,7 @@ if [ -z "$python" ]; then echo "error: Python 3.11 to 3.13 is needed, and none i
 
 log=$(mktemp) work=""
 trap '[ -z "$work" ] || kill -- -"$work" 2>/dev/null' EXIT
-trap 'exit 130' INT TERM
+trap 'echo "set-up was cut off; run it again" >&2; exit 130' INT TERM
 # Run a step: one line with its time; on a terminal the line moves, and says what the log told last.
 step() {
   local name=$1 began=$SECONDS code=0; shift

@@ -34,7 +34,7 @@ def application(config: Config) -> Any:
 
     from kto_ray.controller import Controller
     from kto_ray.serve.gateway import Gateway
-    from kto_ray.serve.policy import Policy, llm_config
+    from kto_ray.serve.policy import ONE_LOOP, Policy, llm_config
 
     open_store(config.database_url).close()  # migrate once, and fail here where a person sees it
     options = Policy.get_deployment_options(llm_config(config, config.model.id))
@@ -54,7 +54,7 @@ def application(config: Config) -> Any:
         name="Gateway",
         num_replicas=config.serve.gateways,
         max_ongoing_requests=1024,
-        ray_actor_options=light,
+        ray_actor_options={**light, "runtime_env": {"env_vars": ONE_LOOP}},
     )
     return gateway.bind(config, bound, controller)
 
@@ -84,9 +84,6 @@ def start_ray(config: Config) -> None:
         os.environ.setdefault("RAY_AUTH_MODE", "disabled")
         os.environ.setdefault("RAY_worker_maximum_startup_concurrency", "16")  # few cores, many small actors: no alarm
         os.environ.setdefault("RAY_SERVE_CONTROL_LOOP_INTERVAL_S", "0.5")  # every 0.1 s is 3% of a core
-        # One thread for a replica's router and code: handing each message over takes from the model
-        os.environ.setdefault("RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP", "0")
-        os.environ.setdefault("RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD", "0")
         os.environ.setdefault("RAY_worker_niceness", "0")  # serving is what this machine is for
         # Ray Train asks the dashboard, which is not there, at the end of every run, and would wait 12 s for it; a port
         # where nobody listens refuses at once.

@@ -35,6 +35,8 @@ from kto_ray.types import CHAMPION, AdapterVersion, ReplicaReport
 log = logging.getLogger(__name__)
 
 STREAM_TOKENS = 4  # of a chunk, on a CPU
+# Of replicas: one event loop for Serve's router and our code, for handing messages over takes from the model.
+ONE_LOOP = {"RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "0", "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0"}
 
 
 def llm_config(config: Config, model_source: str) -> LLMConfig:
@@ -45,7 +47,7 @@ def llm_config(config: Config, model_source: str) -> LLMConfig:
     """
     section, model = config.serve, config.model
     gpu = section.device == "gpu"
-    env = {"RAY_USAGE_STATS_ENABLED": "0", "VLLM_NO_USAGE_STATS": "1", "TOKENIZERS_PARALLELISM": "false"}
+    env = {"RAY_USAGE_STATS_ENABLED": "0", "VLLM_NO_USAGE_STATS": "1", "TOKENIZERS_PARALLELISM": "false", **ONE_LOOP}
     engine: dict[str, Any] = dict(
         dtype=model.dtype,
         max_model_len=model.max_model_len,
