@@ -7,15 +7,18 @@ from collections.abc import Sequence
 from typing import Any
 
 from kto_ray.config import Config, KtoSection
-from kto_ray.demo.run import RECIPE
 from kto_ray.demo.tastes import Ask, Habits, Taste, ask, react, users
 from kto_ray.types import Message
 
 Row = dict[str, Any]
 
 
-def demo_recipe(config: Config, seed: int) -> Config:
-    """The config with the demo's training recipe and a seed."""
+# Of the panel's benchmarks: the desirable half weighs double and the pull to the base is strong.
+RECIPE = {"beta": 0.3, "loss_aversion": 0.5, "learning_rate": 5e-4, "rank": 8, "alpha": 16}
+
+
+def panel_recipe(config: Config, seed: int) -> Config:
+    """The config with the panel's training recipe and a seed."""
     kto = KtoSection.model_validate({**config.kto.model_dump(), **RECIPE})
     data = config.data.model_copy(update={"seed": seed})
     return config.model_copy(update={"kto": kto, "data": data})

@@ -15,7 +15,7 @@ from typing import Any, Literal
 from rich.table import Table
 
 from kto_ray.bench.lab import Found, Tell, Work, kept
-from kto_ray.bench.panel import Row, demo_recipe, judgements, liked, messages, questions
+from kto_ray.bench.panel import Row, judgements, liked, messages, panel_recipe, questions
 from kto_ray.config import Config
 from kto_ray.demo.tastes import TASTES, Habits, Taste
 from kto_ray.evaluate.guard import guard_messages
@@ -63,7 +63,7 @@ def _chain(
         ask = [*messages(measured), *map(list, guard_messages()), *messages(asked)]
         method: Literal["none", "kto"] = "kto" if number else "none"
         work = Work(method, window, ask=ask, start=start, save=adapter if number else None)
-        found = kept(out / "learn", demo_recipe(config, number), work, f"{reference}, round {number}", tell)
+        found = kept(out / "learn", panel_recipe(config, number), work, f"{reference}, round {number}", tell)
         lines.append({"round": number, "rows": len(window), **_figures(taste, found, measured)})
         told = judgements(taste, asked, found.answers[-chats:], Habits(), f"judge {number}")
         if reference == "champion":
