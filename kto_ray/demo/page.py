@@ -112,8 +112,8 @@ def _tuned(tuned: Report) -> str:
         for default in (_default(section, name),)
     )
     words = (
-        "<p class=muted>These make a demo short. How it learns is not tuned, and <code>kto-ray demo --defaults</code> "
-        "tunes nothing at all.</p>"
+        "<p class=muted>These make one short round suffice; <code>kto-ray demo --defaults</code> learns and decides "
+        "as <code>kto-ray serve</code> does.</p>"
     )
     return f"{words}<table><tr><th>setting</th><th>here</th><th>default</th></tr>{rows}</table>"
 
