@@ -94,7 +94,7 @@ class DataSection(Section):
 class KtoSection(Section):
     """The learning rules; see the README's table for where the defaults come from."""
 
-    beta: float = Field(0.1, gt=0)
+    beta: float = Field(0.3, gt=0)  # the pull to the reference: higher stays closer
     loss_aversion: float = Field(1.0, gt=0)  # 1/r: how much the undesirable mass counts against the desirable mass
     loss_type: Literal["kto", "apo_zero_unpaired"] = "kto"
     # What a policy starts from and is held to: the base model, so that no round's errors reach the next; or the

@@ -90,7 +90,7 @@ def test_publishes_two_files_and_a_manifest(config, tmp_path):
     assert (version.parent, version.reference, version.snapshot) == ("policy@v6-aaaaaa", "policy@base", snapshot().id)
     manifest = json.loads((published / "manifest.json").read_text())
     assert manifest == version.manifest
-    assert manifest["seed"] == 7 and manifest["config"]["kto"]["beta"] == 0.1
+    assert manifest["seed"] == 7 and manifest["config"]["kto"]["beta"] == 0.3
     assert manifest["versions"]["trl"] and manifest["versions"]["torch"]
     check_adapter(version.uri, MAX_RANK)
 

@@ -131,7 +131,7 @@ def test_mlflow_gets_every_step_once(tmp_path: Path) -> None:
         assert experiment is not None
         (found,) = client.search_runs([experiment.experiment_id])
         assert found.info.run_name == RUN and found.info.status == status
-    assert found.data.tags["snapshot"] == "snapshot-9" and found.data.params["beta"] == "0.1"
+    assert found.data.tags["snapshot"] == "snapshot-9" and found.data.params["beta"] == "0.3"
     for name, want in (("loss", [r.loss for r in steps(4)]), ("margin", [0.3, 0.9, 1.2])):
         logged = client.get_metric_history(found.info.run_id, name)
         assert [m.value for m in sorted(logged, key=lambda m: m.step)] == pytest.approx(want)
