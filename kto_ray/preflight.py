@@ -3,6 +3,7 @@ Python: `python3 -m kto_ray.preflight cpu`. `kto-ray doctor` shows the same chec
 
 from __future__ import annotations
 
+import ctypes
 import os
 import platform
 import shutil
@@ -38,7 +39,8 @@ def examine(flavour: str, installed: bool) -> list[Check]:
         flavour: "cpu" or "gpu", the requirements that are installed.
         installed: the virtual environment is there, so that only the demo's own files need room.
     """
-    return [python(), machine(flavour), memory(), disk(DEMO_DISK_GIB if installed else DISK_GIB[flavour])]
+    room = disk(DEMO_DISK_GIB if installed else DISK_GIB[flavour])
+    return [python(), machine(flavour), *([libnuma()] if flavour == "cpu" else []), memory(), room]
 
 
 def python() -> Check:
@@ -62,6 +64,16 @@ def machine(flavour: str) -> Check:
     if flavour == "cpu" and "avx2" not in this.flags:
         return Check("processor", False, words, "use a processor with AVX2, which vLLM for CPUs is built for")
     return Check("processor", True, words)
+
+
+def libnuma() -> Check:
+    """vLLM for CPUs is linked to it, its wheel does not bring it, and small images of Debian and Fedora lack it."""
+    try:
+        ctypes.CDLL("libnuma.so.1")
+    except OSError as error:
+        fix = "apt-get install libnuma1 (Debian, Ubuntu), or dnf install numactl-libs (Fedora)"
+        return Check("libnuma", False, str(error), fix)
+    return Check("libnuma", True, "libnuma.so.1")
 
 
 def memory() -> Check:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import shutil
 import subprocess
 import sys
@@ -31,6 +32,7 @@ def wrong(flavour: str = "cpu", installed: bool = False) -> str:
 @pytest.fixture(autouse=True)
 def _a_good_machine(monkeypatch):
     monkeypatch.setattr(processor, "here", lambda: AVX2)
+    monkeypatch.setattr(ctypes, "CDLL", lambda _: None)
     monkeypatch.setattr(preflight, "memory_gib", lambda: 16.0)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage(0, 0, 50 * preflight.GIB))
 
@@ -66,8 +68,17 @@ def test_an_old_python(monkeypatch):
     assert "install Python 3.11 to 3.13, or set PYTHON=" in wrong()
 
 
+def test_a_small_image_lacks_a_library_of_vllm(monkeypatch):
+    def missing(name: str) -> None:
+        raise OSError(f"{name}: cannot open shared object file: No such file or directory")
+
+    monkeypatch.setattr(ctypes, "CDLL", missing)
+    assert "libnuma.so.1: cannot open" in wrong() and "apt-get install libnuma1" in wrong()
+    assert wrong("gpu") == ""
+
+
 def test_it_runs_without_a_single_package():
     run = [sys.executable, "-I", "-S", "-c", f"import sys; sys.path.insert(0, {str(ROOT)!r}); "]
     code = "from kto_ray import preflight; print(len(preflight.examine('cpu', False)))"
     done = subprocess.run([*run[:-1], run[-1] + code], capture_output=True, text=True, check=False)
-    assert done.stdout.strip() == "4", done.stderr
+    assert done.stdout.strip() == "5", done.stderr
