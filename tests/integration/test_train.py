@@ -128,7 +128,14 @@ def manifest(shards: tuple[Shard, ...]) -> SnapshotManifest:
 
 
 def config(home: Path, **kto) -> Config:
-    learning = {"micro_batch": MICRO, "accumulate": 1, "learning_rate": 2e-3, "warmup_share": 0.0, **kto}
+    learning = {
+        "beta": 0.1,  # what the tolerances below are for: losses move by its multiples
+        "micro_batch": MICRO,
+        "accumulate": 1,
+        "learning_rate": 2e-3,
+        "warmup_share": 0.0,
+        **kto,
+    }
     return Config.model_validate(
         {"home": str(home), "kto": learning, "train": {"checkpoint_steps": CHECKPOINT_STEPS, "max_failures": 1}}
     )
@@ -299,6 +306,7 @@ def test_loss_is_that_of_plain_trl(whole_run, sealed, tmp_path):
             use_cpu=True,
             bf16=result.dtype == "bfloat16",
             gradient_checkpointing=False,
+            beta=kto.beta,
             desirable_weight=1.25,
             per_device_train_batch_size=MICRO,
             num_train_epochs=1,
