@@ -19,18 +19,18 @@ if [ -z "$python" ]; then echo "error: Python 3.11 to 3.13 is needed, and none i
 "$python" -m kto_ray.preflight "$flavour"
 
 log=$(mktemp) work=""
-trap '[ -z "$work" ] || kill -- -"$work" 2>/dev/null' EXIT
-trap 'echo "set-up was cut off; run it again" >&2; exit 130' INT TERM
-# Run a step: one line with its time; on a terminal the line moves, and says what the log told last.
+trap '[ -z "$work" ] || kill -- -"$work" 2>/dev/null; rm -f "$log"' EXIT
+trap 'printf "\nset-up was cut off; run it again\n" >&2; exit 130' INT TERM
+# Run a step: one line with its time; on a terminal the line moves, and tells what the command `shown` says of it.
 step() {
-  local name=$1 began=$SECONDS code=0; shift
+  local name=$1 shown=$2 began=$SECONDS code=0; shift 2
   set -m  # a process group of its own, so that all of it can be ended
   "$@" </dev/null >>"$log" 2>&1 &
   work=$!
   set +m
   if [ -t 1 ]; then
     while kill -0 $work 2>/dev/null; do
-      printf '\r\033[K  %s: %d s  %.60s' "$name" $((SECONDS - began)) "$(tail -n 1 "$log" | tr -cd '[:print:]')"
+      printf '\r\033[K  %s: %d s%s' "$name" $((SECONDS - began)) "$($shown)"
       sleep 0.5
     done
     printf '\r\033[K'
@@ -43,6 +43,7 @@ step() {
   echo "  $name: $((SECONDS - began)) s"
 }
 
+installed() { echo ", $(find .venv/lib -maxdepth 3 -name '*.dist-info' 2>/dev/null | wc -l) of $(wc -l <"$requirements")"; }
 environment() {
   [ ! -e .venv/unfinished ] || rm -rf .venv
   mkdir -p .venv && touch .venv/unfinished && rm -f .venv/installed.txt
@@ -67,8 +68,8 @@ model() {
 }
 
 echo "set-up, once ($("$python" --version), $flavour, $(wc -l <"$requirements") packages)"
-step "virtual environment" environment
-step "packages" packages
-step "embedded model and bytecode" model
-rm -f .venv/unfinished "$log"
+step "virtual environment" : environment
+step "packages" installed packages
+step "embedded model and bytecode" : model
+rm -f .venv/unfinished
 echo "$state" >.venv/installed.txt

@@ -283,6 +283,11 @@ class Config(Section):
                 f"data.max_length is {self.data.max_length}, above model.max_model_len "
                 f"{self.model.max_model_len}; lower it"
             )
+        if self.store_url is None and "://" in self.home:
+            raise ValueError(
+                f"home is {self.home!r} and store_url is not set: the store cannot be a file there; "
+                "set store_url to a postgresql+psycopg:// URL, or to sqlite:///FILE on one machine"
+            )
         if not self.embedded and self.database_url.startswith("sqlite"):
             raise ValueError(
                 f"store_url is {self.database_url!r}: SQLite serves one machine; "

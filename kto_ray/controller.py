@@ -47,7 +47,6 @@ from kto_ray.types import (
 
 log = logging.getLogger(__name__)
 
-LEASE = "controller"
 LEASE_TTL_S = 10.0
 
 
@@ -91,7 +90,7 @@ class Loop:
     def _act(self) -> Iterator[sa.Connection]:
         """A transaction that only the lease's holder can commit."""
         with self._store.write() as tx:
-            if not rounds.take_lease(tx, LEASE, self._holder, os.getpid(), time.time(), LEASE_TTL_S):
+            if not rounds.take_lease(tx, rounds.CONTROLLER, self._holder, os.getpid(), time.time(), LEASE_TTL_S):
                 raise LostLease("another controller holds the lease")
             yield tx
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.metadata
 import importlib.util
 import os
@@ -26,18 +27,20 @@ def examine(config: Config) -> list[Check]:
     """Run every check; none starts a server."""
     flavour = "gpu" if "gpu" in (config.serve.device, config.train.device) else "cpu"
     dtype = precision(config.serve.device, config.model.dtype)
+    packages = [*_packages(), _vllm()]
+    usable = all(check.ok for check in packages)
+    measured = usable and config.serve.device == "cpu" and config.model.id == EMBEDDED_MODEL
     return [
         *preflight.examine(flavour, installed=True),
         _dtype(dtype),
         _cores(config),
-        *_packages(),
-        _vllm(),
+        *packages,
         _lora_plugin(),
         _no_torchvision(),
         _model(config),
         _store(config),
         _port(config),
-        *(_speed(config, dtype) if config.serve.device == "cpu" and config.model.id == EMBEDDED_MODEL else ()),
+        *(_speed(config, dtype) if measured else ()),
     ]
 
 
@@ -50,9 +53,12 @@ def _packages() -> list[Check]:
     found = []
     for name in PACKAGES:
         try:
-            found.append(Check(name, True, importlib.metadata.version(name)))
-        except importlib.metadata.PackageNotFoundError:
-            found.append(Check(name, False, "not installed", REINSTALL))
+            version = importlib.metadata.version(name)
+            importlib.import_module(name)
+        except (ImportError, OSError) as error:  # not there, or a library that it is linked to is not
+            found.append(Check(name, False, str(error).splitlines()[0], REINSTALL))
+        else:
+            found.append(Check(name, True, version))
     return found
 
 
@@ -107,7 +113,7 @@ def _port(config: Config) -> Check:
         check_port(config)
     except ValueError as error:
         return Check("port", False, str(error))
-    return Check("port", True, f"{config.http.host}:{config.http.port} is free")
+    return Check("port", True, f"{config.http.host}:{config.http.port} is free; Ray finds free ports itself")
 
 
 def _cores(config: Config) -> Check:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 import warnings
@@ -26,6 +27,7 @@ def quiet() -> None:
         warnings.simplefilter("ignore")
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
+    logging.disable(logging.WARNING)  # Ray, Alembic, vLLM and bitsandbytes tell much that is no one's business here
 
 
 def cpu_compute(threads: int) -> dict[str, str]:

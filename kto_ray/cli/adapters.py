@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from kto_ray.cli.common import RUN, AsJson, ConfigFile, Overrides, out, read_store, settings_of, tell
+from kto_ray.cli.common import RUN, AsJson, ConfigFile, Overrides, out, read_store, settings_of, step, tell
 
 app = typer.Typer()
 
@@ -66,14 +66,18 @@ def rollout(
     if action not in actions:
         raise ValueError(f"rollout {action!r} does not exist; use get or one of: {', '.join(actions)}")
     store = open_store(settings.database_url)
+    with store.read() as tx:
+        if rounds.lease_holder(tx, rounds.CONTROLLER, time.time()) is None:
+            raise ValueError(f"no service runs on {settings.home!r} to {action}; start it with `kto-ray serve`")
     with store.write() as tx:
         request = rounds.ask(tx, action, time.time())
     deadline = time.monotonic() + 30
     result = None
-    while result is None and time.monotonic() < deadline:
-        time.sleep(0.2)
-        with store.read() as tx:
-            result = rounds.answered(tx, request)
+    with step("asking the controller"):
+        while result is None and time.monotonic() < deadline:
+            time.sleep(0.2)
+            with store.read() as tx:
+                result = rounds.answered(tx, request)
     tell({"action": action, "result": result or "asked; no controller has answered yet, is the service up?"}, as_json)
     if result is None or result.startswith("refused"):
         raise typer.Exit(1)

@@ -56,7 +56,11 @@ def feedback_export(
 
     ranges = read_store(settings, lambda tx: completions.key_ranges(tx, settings.data.rows_per_range))
     total = 0
-    with file.open("w", encoding="utf-8") as target:
+    try:
+        target = file.open("w", encoding="utf-8")
+    except OSError as error:
+        raise ValueError(f"FILE is {str(file)!r}, which cannot be written: {error.strerror}; name another") from None
+    with target:
         for keys in ranges:
             examples = read_examples(settings.database_url, keys)
             write_unpaired(examples, target)

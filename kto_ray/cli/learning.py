@@ -146,10 +146,6 @@ def evaluate(
     """Judge an adapter on the held-out feedback of its snapshot: KTO reward accuracy and AUC with intervals."""
     settings = settings_of(config, set_)
     from kto_ray import adapter as adapter_files
-    from kto_ray.data.snapshot import load_manifest, read_split
-    from kto_ray.evaluate.judge import reward_metrics
-    from kto_ray.evaluate.logprobs import Scorer
-    from kto_ray.evaluate.records import held_out
     from kto_ray.model import resolve_model
     from kto_ray.store import adapters
 
@@ -163,6 +159,11 @@ def evaluate(
             f"adapter {adapter!r} has no snapshot in the store, so there is no held-out feedback to judge by"
         )
     with step("scoring held-out feedback under the base model and the adapter"):
+        from kto_ray.data.snapshot import load_manifest, read_split
+        from kto_ray.evaluate.judge import reward_metrics
+        from kto_ray.evaluate.logprobs import Scorer
+        from kto_ray.evaluate.records import held_out
+
         directory = adapter_files.fetch(version.uri, settings.serve.max_lora_rank, version.sha256)
         rows = held_out(read_split(uri, load_manifest(uri), "holdout"))
         scorer = Scorer(settings, resolve_model(settings.model), directory, None)

@@ -14,7 +14,6 @@ from kto_ray.cli.common import (
     AsJson,
     ConfigFile,
     Overrides,
-    err,
     out,
     plain,
     read_store,
@@ -65,9 +64,10 @@ def serve(config: ConfigFile = None, set_: Overrides = None) -> None:
         while True:
             time.sleep(3600)
     except KeyboardInterrupt:
-        err.print("stopping")
+        pass
     finally:
-        service.__exit__(None, None, None)
+        with step("stopping"):
+            service.__exit__(None, None, None)
 
 
 @app.command(rich_help_panel=RUN)
@@ -96,6 +96,7 @@ def status(
 
 def _state(config: Config) -> dict[str, Any]:
     from kto_ray.serve import state
+    from kto_ray.store import rounds
 
     def read(tx: Any) -> dict[str, Any]:
         return {
@@ -103,6 +104,7 @@ def _state(config: Config) -> dict[str, Any]:
             "adapters": state.adapter_list(tx, config),
             "rollout": state.rollout(tx, config)["rollout"],
             "readiness": state.readiness(tx, config),
+            "running": rounds.lease_holder(tx, rounds.CONTROLLER, time.time()) is not None,
         }
 
     return read_store(config, read)
@@ -113,6 +115,8 @@ def _status_table(told: dict[str, Any]) -> Table:
     table = Table(title="kto_ray", show_header=False, title_justify="left")
     replicas = told["readiness"]["replicas"]
     ready = "ready" if told["readiness"]["ready"] else "not ready"
+    if not told["running"]:
+        ready = "no service runs here (`kto-ray serve` starts one)"
     table.add_row("policy", f"{ready}, {len(replicas)} live replica(s), champion {told['readiness']['champion']}")
     for replica in replicas:
         held = ", ".join(replica["held"]) or "the base"

@@ -118,6 +118,7 @@ def run_demo(
             print(paths[0].read_text(), file=result, flush=True)
         if keep:
             _keep(narrator, url, settings.model.served_name)
+        narrator.say("Stopping the service.")
     return 0 if all(condition.met for condition in met) else 1
 
 

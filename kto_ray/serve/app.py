@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import errno
 import io
-import logging
 import os
 import signal
 import socket
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout
+from pathlib import Path
 from typing import Any
 
 import httpx
 
 from kto_ray.config import Config, load_config
-from kto_ray.store import open_store
+from kto_ray.environment import quiet
+from kto_ray.store import open_store, rounds
 
 READY_TIMEOUT_S = 600.0
 
@@ -61,22 +63,43 @@ def application(config: Config) -> Any:
 
 def check_port(config: Config) -> None:
     """Raises:
-    ValueError: the port is taken.
+    ValueError: nobody can listen there; the message says why.
     """
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((config.http.host, config.http.port))
         except OSError as error:
+            where, port = config.http.host, config.http.port
+            if error.errno == errno.EADDRINUSE:
+                raise ValueError(
+                    f"http.port is {port}, which is taken on {where} ({error.strerror}); "
+                    "stop what listens there, or use --set http.port=N"
+                ) from None
             raise ValueError(
-                f"http.port is {config.http.port}, which is taken on {config.http.host} ({error.strerror}); "
-                "stop what listens there, or use --set http.port=N"
+                f"http.host is {where!r} and http.port {port}, where this machine cannot listen ({error.strerror}); "
+                "name one of its own addresses, and a port that you may use (from 1024 on)"
             ) from None
+
+
+def check_home(config: Config) -> None:
+    """Raises:
+    ValueError: another service on this machine keeps its state in the same store.
+    """
+    store = open_store(config.database_url)
+    with store.read() as tx:
+        holder = rounds.lease_holder(tx, rounds.CONTROLLER, time.time())
+    store.close()
+    if holder is not None and holder.node == os.uname().nodename and Path(f"/proc/{holder.pid}").exists():
+        raise ValueError(
+            f"home is {config.home!r}, whose store another service uses (process {holder.pid}); "
+            "stop that one, or name another folder with --set home=DIR"
+        )
 
 
 def start_ray(config: Config) -> None:
     """Join the cluster that the config names, or start a local one on loopback."""
-    logging.disable(logging.WARNING)  # of this process: Ray, Alembic and vLLM tell much that is no one's business here
+    quiet()
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     if config.ray.address is None:
         # Ray's way to say that a node speaks on loopback only; then tokens would protect nothing.
@@ -108,25 +131,28 @@ def start_ray(config: Config) -> None:
 def running(config: Config, tell: Callable[[str], None]) -> Iterator[str]:
     """Start the whole service, wait until it is ready, yield its base URL, and shut it down. `tell` hears the stages.
 
-    SIGTERM, by which Docker and systemd end a service, then raises KeyboardInterrupt, as Ctrl-C does: Ray's own handler
-    would end its processes in the middle of requests. To be called from the main thread.
+    SIGTERM, by which Docker and systemd end a service, then does as Ctrl-C does: Ray's own handler would end its
+    processes in the middle of requests. To be called from the main thread.
 
     Raises:
-        ValueError: the port is taken, the model is not there or the store cannot be opened.
+        ValueError: the port or the home is taken, the model is not there or the store cannot be opened.
         RuntimeError: the service did not become ready; the message is Serve's.
     """
     from kto_ray.model import is_prepared, resolve_model
 
     check_port(config)
+    if config.ray.address is None:
+        check_home(config)
     if not is_prepared(config.model):
         tell("preparing the embedded model, once")
     resolve_model(config.model)
     tell("Ray")
     start_ray(config)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))  # as asyncio handles that one
     import ray
     from ray import serve
 
+    up = False
     try:
         serve.start(
             http_options={"host": config.http.host, "port": config.http.port}, logging_config={"log_level": "WARNING"}
@@ -136,8 +162,11 @@ def running(config: Config, tell: Callable[[str], None]) -> Iterator[str]:
         serve.run(app, name="kto-ray", route_prefix="/")
         url = f"http://{config.http.host}:{config.http.port}"
         _wait_ready(url)
+        up = True
         yield url
     finally:
+        if not up:
+            tell("stopping")
         # Serve kills its controller in the middle of calls, and Ray's listener tells of each on standard output.
         with redirect_stdout(io.StringIO()):
             serve.shutdown()

@@ -82,7 +82,7 @@ def open_store(url: str) -> Store:
     try:
         store = Store(url)
         store.migrate()
-    except (sa.exc.OperationalError, sa.exc.ArgumentError, sa.exc.NoSuchModuleError, OSError) as error:
+    except (sa.exc.DatabaseError, sa.exc.ArgumentError, sa.exc.NoSuchModuleError, OSError) as error:
         shown = sa.make_url(url).render_as_string(hide_password=True) if "://" in url else url
         reason = str(error).splitlines()[0]
         raise ValueError(

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import sqlalchemy as sa
 
 from kto_ray.store.schema import leases, requests, rounds
 from kto_ray.types import Round, Stage
+
+CONTROLLER = "controller"  # the name of the lease that keeps controllers apart
 
 
 def insert(tx: sa.Connection, now: float) -> Round:
@@ -56,6 +58,14 @@ def answered(tx: sa.Connection, request: int) -> str | None:
     return tx.execute(sa.select(requests.c.result).where(requests.c.id == request)).scalar()
 
 
+@dataclass(frozen=True, slots=True)
+class Holder:
+    """Who acts: the process that holds a lease."""
+
+    node: str
+    pid: int
+
+
 def take_lease(tx: sa.Connection, name: str, holder: str, pid: int, now: float, ttl_s: float) -> bool:
     """Take or renew a lease; False while another holder's has not expired."""
     mine = (leases.c.holder == holder) | (leases.c.expires_at < now)
@@ -72,6 +82,12 @@ def take_lease(tx: sa.Connection, name: str, holder: str, pid: int, now: float, 
     except sa.exc.IntegrityError:  # another took it between the two statements
         return False
     return True
+
+
+def lease_holder(tx: sa.Connection, name: str, now: float) -> Holder | None:
+    """Who holds a lease that has not expired."""
+    row = tx.execute(sa.select(leases).where(leases.c.name == name, leases.c.expires_at >= now)).first()
+    return None if row is None else Holder(str(row.holder).partition(":")[0], row.pid)
 
 
 def lease_pid(tx: sa.Connection, name: str) -> int | None:

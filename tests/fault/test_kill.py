@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 
-from kto_ray.controller import LEASE
 from kto_ray.store import feedback, rounds
 from tests.service import Service, Traffic, give_labels, kill, service
 
@@ -26,7 +25,7 @@ def run(tmp_path_factory: pytest.TempPathFactory, free_port: Any) -> Iterator[Se
 
 def controller_pid(run: Service) -> int:
     with run.store.read() as tx:
-        pid = rounds.lease_pid(tx, LEASE)
+        pid = rounds.lease_pid(tx, rounds.CONTROLLER)
     assert pid is not None
     return pid
 

@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
+
+from kto_ray.config import load_config
+from kto_ray.serve.app import check_home
+from kto_ray.store import open_store, rounds
+from kto_ray.store.schema import leases
 
 KTO_RAY = [sys.executable, "-m", "kto_ray"]
 
@@ -65,6 +72,48 @@ def test_a_taken_port_and_a_missing_model_are_told_before_anything_starts(tmp_pa
     assert told.returncode == 2 and str(port) in told.stderr and "http.port" in told.stderr
     told = run("serve", "--set", f"home={tmp_path}", "--set", f"model.id={tmp_path}/none", "--set", f"http.port={port}")
     assert told.returncode == 2 and "model.id" in told.stderr
+
+
+def test_an_address_of_another_machine_is_not_called_taken(tmp_path: Path) -> None:
+    elsewhere = ("--set", "http.host=192.0.2.1", "--set", "http.behind_proxy=true")
+    told = run("serve", "--set", f"home={tmp_path}", *elsewhere)
+    assert told.returncode == 2 and "http.host is '192.0.2.1'" in told.stderr and "taken" not in told.stderr
+
+
+def test_a_home_that_another_service_uses_is_told_before_anything_starts(tmp_path: Path) -> None:
+    config = load_config(None, (f"home={tmp_path}", "http.port=18123"))
+    lease = (rounds.CONTROLLER, f"{os.uname().nodename}:x", os.getpid())
+    with open_store(config.database_url).write() as tx:
+        rounds.take_lease(tx, *lease, now=time.time(), ttl_s=60.0)
+    told = run("serve", "--set", f"home={tmp_path}", "--set", "http.port=18123")
+    assert told.returncode == 2 and f"process {os.getpid()}" in told.stderr and "--set home=DIR" in told.stderr
+    with open_store(config.database_url).write() as tx:  # what is left of one that was killed
+        tx.execute(leases.update().values(pid=2**22 + 1))
+    check_home(config)
+
+
+def test_nothing_is_asked_of_a_service_that_does_not_run(tmp_path: Path) -> None:
+    told = run("rollout", "promote", "--set", f"home={tmp_path}")
+    assert told.returncode == 2 and "start it with `kto-ray serve`" in told.stderr
+    with open_store(f"sqlite:///{tmp_path}/kto.db").read() as tx:
+        assert rounds.asked(tx) == []
+    assert "no service runs here" in run("status", "--set", f"home={tmp_path}").stdout
+
+
+def test_a_file_that_is_no_database_and_one_that_cannot_be_written(tmp_path: Path) -> None:
+    (tmp_path / "kto.db").write_text("this is a note, and not a database\n" * 40)
+    told = run("status", "--set", f"home={tmp_path}")
+    assert told.returncode == 2 and "file is not a database" in told.stderr
+    told = run("feedback", "export", f"{tmp_path}/none/x", "--set", f"home={tmp_path}/home")
+    assert told.returncode == 2 and "none/x" in told.stderr and "cannot be written" in told.stderr
+
+
+def test_doctor_tells_of_a_missing_package_what_mends_it(tmp_path: Path) -> None:
+    code = "import sys; sys.modules['torch'] = None; from kto_ray.cli import main; main()"
+    without = [sys.executable, "-c", code, "doctor", "--json", "--set", f"home={tmp_path}"]
+    told = subprocess.run(without, capture_output=True, text=True, timeout=120)
+    (torch,) = [check for check in json.loads(told.stdout) if check["name"] == "torch"]
+    assert told.returncode == 1 and not torch["ok"] and "make setup" in torch["fix"]
 
 
 def test_unknown_adapter_and_actions(tmp_path: Path) -> None:

@@ -108,7 +108,7 @@ def test_other_weights_get_another_name(config, tmp_path):
 
 
 def test_works_on_object_storage_uris(tmp_path):
-    config = Config(home="memory://bucket/kto")
+    config = Config(home="memory://bucket/kto", store_url="sqlite:////tmp/unused.db")
     version = publish(config, tmp_path / "checkpoint")
     check_adapter(version.uri, MAX_RANK)
     assert version.uri.startswith("memory://")
