@@ -6,10 +6,13 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 flavour=${1:-cpu}
 requirements=deploy/requirements-$flavour.txt
+[ -f "$requirements" ] || { echo "error: FLAVOUR is '$flavour'; use cpu or gpu" >&2; exit 1; }
 state="$flavour $(cat "$requirements" pyproject.toml deploy/setup.sh | sha256sum | cut -c1-16)"
 exec 9<deploy  # one set-up at a time; its children hold the lock too, should it be killed
 flock -n 9 || { echo "another set-up is at work; waiting for it"; flock 9; }
-[ "$(cat .venv/installed.txt 2>/dev/null)" != "$state" ] || exit 0
+# Neither moved nor without its Python.
+sound() { [ "$(cat .venv/place.txt 2>/dev/null)" = "$PWD" ] && .venv/bin/python -c '' 2>/dev/null; }
+if [ "$(cat .venv/installed.txt 2>/dev/null)" = "$state" ] && sound; then exit 0; fi
 
 python=""
 for candidate in ${PYTHON:-} python3.11 python3.12 python3.13 python3; do
@@ -45,8 +48,8 @@ step() {
 
 installed() { echo ", $(find .venv/lib -maxdepth 3 -name '*.dist-info' 2>/dev/null | wc -l) of $(wc -l <"$requirements")"; }
 environment() {
-  [ ! -e .venv/unfinished ] || rm -rf .venv
-  mkdir -p .venv && touch .venv/unfinished && rm -f .venv/installed.txt
+  if [ -e .venv/unfinished ] || ! sound; then rm -rf .venv; fi
+  mkdir -p .venv && touch .venv/unfinished && echo "$PWD" >.venv/place.txt && rm -f .venv/installed.txt
   [ -x .venv/bin/pip ] || "$python" -m venv .venv
   .venv/bin/python -m pip install -qq --disable-pip-version-check "uv>=0.9"
 }

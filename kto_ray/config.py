@@ -345,8 +345,10 @@ def load_config(path: str | Path | None = None, overrides: tuple[str, ...] = ())
             tree = yaml.safe_load(Path(path).read_text()) or {}
         except FileNotFoundError:
             raise ConfigError(f"config file {str(path)!r} does not exist; see configs/ for examples") from None
-        except yaml.YAMLError as error:
-            raise ConfigError(f"config file {str(path)!r} is not YAML: {error}") from None
+        except OSError as error:
+            raise ConfigError(f"config file {str(path)!r} cannot be read: {error.strerror}; name a YAML file") from None
+        except (UnicodeDecodeError, yaml.YAMLError) as error:
+            raise ConfigError(f"config file {str(path)!r} is not YAML: {error}; see configs/ for examples") from None
         if not isinstance(tree, dict):
             raise ConfigError(f"config file {str(path)!r} must hold a mapping, got {type(tree).__name__}")
     for name in sorted(os.environ):
@@ -356,7 +358,11 @@ def load_config(path: str | Path | None = None, overrides: tuple[str, ...] = ())
         key, equals, text = item.partition("=")
         if not equals:
             raise ConfigError(f"--set wants a.b=c, got {item!r}")
-        _set(tree, key.strip(), yaml.safe_load(text))
+        try:
+            value = yaml.safe_load(text)
+        except yaml.YAMLError:
+            raise ConfigError(f"--set {key.strip()} has the value {text!r}, which is not YAML; quote it") from None
+        _set(tree, key.strip(), value)
     try:
         return Config.model_validate(tree)
     except ValidationError as error:

@@ -18,8 +18,9 @@ PACKAGES = ("ray", "torch", "transformers", "trl", "peft", "pydantic")
 REINSTALL = "run `make setup`, or pip install -r deploy/requirements-cpu.txt (requirements-gpu.txt) --no-deps"
 # A decoding step's products, of the embedded model and 24 requests: hidden by MLP, and hidden by vocabulary.
 DECODE_SHAPES = ((24, 576, 1536), (24, 576, 49152))
-DECODE_SHARE = 0.5  # of what these products alone would allow, that vLLM reaches beside attention, sampling and Python
+DECODE_SHARE = 0.4  # of what these products alone would allow, that vLLM reaches beside attention, sampling and Python
 PARAMETERS = 134_515_008  # of the embedded model
+BUSY_LOAD = 0.7  # processes that want a core, before doctor adds its own
 ANSWER_TOKENS = 45  # of a demo's answer
 
 
@@ -129,12 +130,14 @@ def _speed(config: Config, dtype: Precision) -> list[Check]:
     from kto_ray.demo.run import demo_config
     from kto_ray.demo.story import demo_plan
 
+    load = os.getloadavg()[0]
+    beside = f"; measured beside other work (load {load:.1f}), without which it is faster" if load > BUSY_LOAD else ""
     rate = decode_rate(dtype.dtype, config.serve.threads)
     plan = demo_plan(demo_config(config, "runs/demo", seed=0))
     expected_s = START_S + plan.seconds(rate / ANSWER_TOKENS)
     return [
-        Check("speed", True, f"about {rate:.0f} tokens/s at 24 requests, the embedded model in {dtype.dtype}"),
-        Check("make demo", True, f"about {minutes(expected_s)} on this machine with nothing else running"),
+        Check("speed", True, f"about {rate:.0f} tokens/s at 24 requests, the embedded model in {dtype.dtype}{beside}"),
+        Check("make demo", True, f"about {minutes(expected_s)} at this speed"),
     ]
 
 

@@ -66,8 +66,12 @@ def warn_of_emulation(config: Config) -> None:
         return  # other machines compute
     from kto_ray.processor import precision
 
-    found = precision(config.serve.device, config.model.dtype), precision(config.train.device, config.train_dtype)
-    for name, of in zip(("model.dtype", "train.dtype"), found, strict=True):
+    named = {
+        "model.dtype": (config.serve.device, config.model.dtype),
+        "train.dtype": (config.train.device, config.train.dtype),
+    }
+    for name, (device, dtype) in named.items():
+        of = precision(device, dtype)
         if of.emulated:
             err.print(f"[yellow]warning[/] {name} is {of.dtype}, {plain(of.why)}; auto is faster", soft_wrap=True)
 

@@ -104,7 +104,11 @@ def run_demo(
         if json:
             stack.enter_context(redirect_stdout(sys.stderr))  # whatever Ray has to say
         with narrator.phase("start", "Ray, vLLM, gateway and controller come up", "simulated users chat") as bar:
-            url = stack.enter_context(running(settings, lambda now: bar.show(0, None, now)))
+            try:
+                url = stack.enter_context(running(settings, lambda now: bar.show(0, None, now)))
+            except KeyboardInterrupt:
+                narrator.say("Stopped: ended by the user while the service came up; there is nothing to report.")
+                raise
             bar.show(1, 1, f"ready at {url}")
         story = Story(settings, {} if defaults else TUNED, taste, seed, narrator, url, time.monotonic() - started)
         found = asyncio.run(story.tell())

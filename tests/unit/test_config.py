@@ -115,3 +115,12 @@ def test_a_user_never_switches_arms_between_stages() -> None:
     stages = "[{name: a, weight: 0.5}, {name: b, weight: 0.2, decides: true}]"
     with pytest.raises(ConfigError, match="switch arms"):
         load_config(None, (f"rollout.stages={stages}",))
+
+
+def test_what_is_no_yaml_is_told_with_its_name(tmp_path):
+    (tmp_path / "binary").write_bytes(b"\xa1\xa2")
+    for path in (tmp_path, tmp_path / "binary"):
+        with pytest.raises(ConfigError, match=str(path)):
+            load_config(path)
+    with pytest.raises(ConfigError, match=r"--set model.id has the value '\['"):
+        load_config(None, ("model.id=[",))
