@@ -148,7 +148,7 @@ def running(config: Config, tell: Callable[[str], None]) -> Iterator[str]:
     resolve_model(config.model)
     tell("Ray")
     start_ray(config)
-    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))  # as asyncio handles that one
+    signal.signal(signal.SIGTERM, _as_ctrl_c)
     import ray
     from ray import serve
 
@@ -172,6 +172,13 @@ def running(config: Config, tell: Callable[[str], None]) -> Iterator[str]:
             serve.shutdown()
             if config.ray.address is None:
                 ray.shutdown()
+
+
+def _as_ctrl_c(*_: Any) -> None:
+    """By SIGINT, which asyncio turns into a cancellation; but a shell's background jobs ignore that one."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        raise KeyboardInterrupt
+    signal.raise_signal(signal.SIGINT)
 
 
 def _wait_ready(url: str) -> None:

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
+
+import pytest
 
 from kto_ray.config import load_config
-from kto_ray.serve.app import check_home
+from kto_ray.serve.app import _as_ctrl_c, check_home
 from kto_ray.store import open_store, rounds
 from kto_ray.store.schema import leases
 
@@ -123,3 +127,15 @@ def test_unknown_adapter_and_actions(tmp_path: Path) -> None:
     assert run("rollout", "explode", "--set", home).returncode == 2
     nobody = run("purge", "nobody", "--yes", "--set", home)
     assert nobody.returncode == 2 and "in neither the store nor a snapshot" in nobody.stderr
+
+
+@pytest.mark.parametrize(
+    "handler", [signal.default_int_handler, signal.SIG_IGN], ids=["a terminal", "a background job"]
+)
+def test_sigterm_ends_a_service_as_ctrl_c_does(handler: Any) -> None:
+    before = signal.signal(signal.SIGINT, handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            _as_ctrl_c()
+    finally:
+        signal.signal(signal.SIGINT, before)
