@@ -100,7 +100,6 @@ def check_home(config: Config) -> None:
 def start_ray(config: Config) -> None:
     """Join the cluster that the config names, or start a local one on loopback."""
     quiet()
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     if config.ray.address is None:
         # Ray's way to say that a node speaks on loopback only; then tokens would protect nothing.
         os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")

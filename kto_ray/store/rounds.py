@@ -90,10 +90,6 @@ def lease_holder(tx: sa.Connection, name: str, now: float) -> Holder | None:
     return None if row is None else Holder(str(row.holder).partition(":")[0], row.pid)
 
 
-def lease_pid(tx: sa.Connection, name: str) -> int | None:
-    return tx.execute(sa.select(leases.c.pid).where(leases.c.name == name)).scalar()
-
-
 def _columns(value: Round) -> dict[str, Any]:
     return {**asdict(value), "stage": value.stage.value}
 

@@ -23,18 +23,19 @@ def run(tmp_path_factory: pytest.TempPathFactory, free_port: Any) -> Iterator[Se
         yield started
 
 
-def controller_pid(run: Service) -> int:
+def controller_pid(run: Service) -> int | None:
+    """Of the controller that acts; None while the lease of a killed one runs out."""
     with run.store.read() as tx:
-        pid = rounds.lease_pid(tx, rounds.CONTROLLER)
-    assert pid is not None
-    return pid
+        holder = rounds.lease_holder(tx, rounds.CONTROLLER, time.time())
+    return holder.pid if holder else None
 
 
 def kill_controller(run: Service) -> None:
     """Kill the controller and wait until another holds the lease."""
     old = controller_pid(run)
+    assert old is not None
     kill(old)
-    run.wait("another controller", lambda: True if controller_pid(run) != old else None, 90)
+    run.wait("another controller", lambda: True if controller_pid(run) not in (None, old) else None, 90)
 
 
 def training(run: Service, step: int) -> Any:
