@@ -291,7 +291,7 @@ def serve_errors(config: Any, root: Path) -> list[str]:
         errors += [f"{where}.runtime_env: {unknown(key, known)}" for key in environment if key not in known]
         errors += import_errors(application["import_path"], where, root)
         args = application.get("args", {})
-        known = ["config", "set"]  # of kto_ray.serve.app.build
+        known = ["config", "set"]  # of kto_ray.app.build
         errors += [f"{where}.args: {unknown(key, known)}" for key in args if key not in known]
     return errors
 

@@ -8,7 +8,6 @@ held-out questions: by how many nats the odds of the short answer against the lo
 
 from __future__ import annotations
 
-import json
 import random
 from collections.abc import Sequence
 from dataclasses import replace
@@ -20,11 +19,16 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.table import Table
 
-from kto_ray.bench.lab import Tell, Work, kept
-from kto_ray.bench.panel import Row, messages, panel_recipe, questions, row
+from kto_ray.bench.experiment import Tell, Work, kept
 from kto_ray.config import Config
-from kto_ray.demo.tastes import TASTES, Ask, edit_short
-from kto_ray.paths import write_atomic
+from kto_ray.people.panel import (
+    Row,
+    messages,
+    panel_recipe,
+    questions,
+    row,
+)
+from kto_ray.people.tastes import TASTES, Ask, edit_short
 
 TASTE = TASTES["short"]
 ARMS = ("thumbs", "edits", "half as many edits")
@@ -33,7 +37,7 @@ Event = tuple[Ask, str, str]  # the question, the policy's answer, the user's ow
 
 
 def bench_edits(config: Config, events: int, held_out: int, seeds: int, out: str, tell: Tell) -> dict[str, Any]:
-    """Train on thumbs, on as many edits, on half as many (so with the rows of the thumbs); write `out`/edits.json.
+    """Train on thumbs, on as many edits, on half as many (so with the rows of the thumbs); `out` keeps what was made.
 
     Raises:
         ValueError: the base model gave too few answers that a user would shorten.
@@ -71,7 +75,6 @@ def bench_edits(config: Config, events: int, held_out: int, seeds: int, out: str
         "edit_over_thumb_ratio": fmean(ratios),
         "edit_over_thumb_by_seed": ratios,
     }
-    write_atomic(str(Path(out) / "edits.json"), json.dumps(report, indent=1).encode())
     return report
 
 

@@ -26,9 +26,11 @@ from kto_ray.config import Config
 from kto_ray.data import passes, tokens
 from kto_ray.data.balance import Balance, balance, interleave
 from kto_ray.data.heads import Heads, Index
+from kto_ray.data.rows import write_index
 from kto_ray.data.select import Selection, by_id, cap, select
 from kto_ray.data.shards import HOLDOUT_SCHEMA, TRAIN, TRAIN_SCHEMA, verified
-from kto_ray.types import Example, Shard, SnapshotManifest
+from kto_ray.records.examples import Example
+from kto_ray.records.snapshots import Shard, SnapshotManifest
 
 R = TypeVar("R")
 logger = logging.getLogger(__name__)
@@ -185,8 +187,9 @@ def _publish(home: paths.Paths, staging: str, manifest: SnapshotManifest) -> Sna
     _, target = paths.filesystem(final)
     fs.makedirs(target, exist_ok=True)
     # Also over an existing snapshot: the bytes are the same, and a damaged shard is healed.
-    for shard in manifest.shards:
-        fs.mv(paths.join(source, shard.name), paths.join(target, shard.name))
+    write_index(staging, manifest.shards)
+    for name in (paths.SNAPSHOT_ROWS, *(shard.name for shard in manifest.shards)):
+        fs.mv(paths.join(source, name), paths.join(target, name))
     grave = paths.join(target, paths.SNAPSHOT_TOMBSTONE)
     if fs.exists(grave):  # what was purged was given again
         fs.rm(grave)

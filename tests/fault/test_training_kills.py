@@ -21,15 +21,16 @@ import ray
 from ray._private import ray_constants
 from ray.cluster_utils import Cluster
 
-from kto_ray import jobs
 from kto_ray.config import Config
 from kto_ray.data.snapshot import freeze, read_split
+from kto_ray.loop import work
 from kto_ray.paths import Paths
+from kto_ray.records.examples import Example
+from kto_ray.records.snapshots import SnapshotManifest
+from kto_ray.records.training import TrainProgress, TrainResult
 from kto_ray.train.job import RECORD_FILE, read_progress
-from kto_ray.train.records import TrainProgress, TrainResult
-from kto_ray.types import Example, SnapshotManifest
-from tests.tiny import tiny_model
-from tests.training import train_noting_pid
+from tests.support.tiny import tiny_model
+from tests.support.training import train_noting_pid
 
 pytestmark = [pytest.mark.fault, pytest.mark.timeout(900)]
 
@@ -170,7 +171,7 @@ class Run:
 
     def _start(self) -> None:
         arguments = (self.name, self.sealed.manifest, self.sealed.uri, str(self.note))
-        self.ref = jobs.start(train_noting_pid, self.settings, *arguments)
+        self.ref = work.start(train_noting_pid, self.settings, *arguments)
         self.starts += 1
 
     @property

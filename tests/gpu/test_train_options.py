@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from kto_ray.adapter import read_sound
+from kto_ray.adapters.files import read_sound
 from kto_ray.config import Config
-from kto_ray.train.records import TrainResult
+from kto_ray.records.training import TrainResult
 from tests.integration.test_train import Sealed, config, sealed, train_task  # noqa: F401  # a fixture
 
 pytestmark = [pytest.mark.gpu, pytest.mark.timeout(900)]

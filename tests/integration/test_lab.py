@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
-from kto_ray.bench.lab import Work
-from kto_ray.bench.lab_once import run
+from kto_ray.bench.experiment import Work
+from kto_ray.bench.inside.experiment import run
 from kto_ray.config import Config
-from tests.tiny import tiny_model
+from tests.support.tiny import tiny_model
 
 pytestmark = pytest.mark.integration
 
@@ -26,7 +27,7 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Config:
     )
 
 
-def rows(n: int) -> list[dict]:
+def rows(n: int) -> list[dict[str, Any]]:
     return [
         {
             "prompt": [{"role": "user", "content": f"Number {i // 2}?"}],

@@ -1,5 +1,7 @@
 """Snapshots by real Ray Data with the real tokenizer."""
 
+from __future__ import annotations
+
 import dataclasses
 import io
 import json
@@ -10,6 +12,7 @@ import types
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pytest
@@ -23,7 +26,7 @@ from kto_ray.data.snapshot import freeze, load_manifest, read_split
 from kto_ray.data.stream import PAUSE_S, training_dataset
 from kto_ray.model import resolve_model
 from kto_ray.paths import Paths
-from kto_ray.types import Example
+from kto_ray.records.examples import Example
 
 pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("ray_local")]
 
@@ -55,7 +58,7 @@ def thumbs(n: int = 90, users: int = 30) -> list[Example]:
     return [example(i, f"user{i % users}", (i + i // users) % 3 != 0) for i in range(n)]
 
 
-def config(home: Path, **data) -> Config:
+def config(home: Path, **data: Any) -> Config:
     return Config.model_validate(
         {
             "home": str(home),
@@ -65,7 +68,9 @@ def config(home: Path, **data) -> Config:
     )
 
 
-def take(home: Path, model_path: str, examples: list[Example], blocks: int = 2, dropped=None, **data):
+def take(
+    home: Path, model_path: str, examples: list[Example], blocks: int = 2, dropped: Any = None, **data: Any
+) -> Any:
     ranges = [(start, blocks) for start in range(blocks)] + [(len(examples), 1)]  # the last is empty
 
     def read(key: tuple[int, int]) -> list[Example]:
@@ -75,17 +80,17 @@ def take(home: Path, model_path: str, examples: list[Example], blocks: int = 2, 
     return freeze(config(home, **data), model_path, ranges, read, dropped or {}, 2000.0)
 
 
-def files(home: Path, manifest) -> dict[str, bytes]:
+def files(home: Path, manifest: Any) -> dict[str, bytes]:
     folder = Path(Paths(str(home)).snapshot(manifest.id))
     return {f.name: f.read_bytes() for f in folder.iterdir() if f.name != "manifest.json"}
 
 
-def splits(home: Path, manifest) -> tuple[list[dict], list[dict]]:
+def splits(home: Path, manifest: Any) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     uri = Paths(str(home)).snapshot(manifest.id)
     return tuple(read_split(uri, manifest, s).to_pylist() for s in ("train", "holdout"))
 
 
-def test_same_examples_same_bytes_whatever_the_order_of_reading(tmp_path, model_path):
+def test_same_examples_same_bytes_whatever_the_order_of_reading(tmp_path: Path, model_path: Any) -> None:
     examples = thumbs()
     first = take(tmp_path / "a", model_path, examples, blocks=2)
     shuffled = random.Random(1).sample(examples, len(examples))
@@ -100,7 +105,7 @@ def test_same_examples_same_bytes_whatever_the_order_of_reading(tmp_path, model_
     assert not list((tmp_path / "a" / "staging").iterdir())
 
 
-def test_counts_splits_order_and_kl_pairs(tmp_path, model_path):
+def test_counts_splits_order_and_kl_pairs(tmp_path: Path, model_path: Any) -> None:
     examples = thumbs()
     manifest = take(tmp_path, model_path, examples, dropped={"task": 3})
     train, holdout = splits(tmp_path, manifest)
@@ -125,7 +130,7 @@ def test_counts_splits_order_and_kl_pairs(tmp_path, model_path):
     assert f"thumb: {labels[True]} desirable, {labels[False]} undesirable" in shown and "max_user_share 0.5" in shown
     mass_desirable = manifest.desirable_weight * labels[True]
     assert mass_desirable == pytest.approx(manifest.undesirable_weight * labels[False])
-    by_split = Counter()
+    by_split: Counter[str] = Counter()
     for shard in manifest.shards:
         by_split[shard.split] += shard.rows
         assert shard.rows <= 30 and (shard.split == "holdout" or shard.rows % MICRO == 0)
@@ -138,7 +143,7 @@ def test_counts_splits_order_and_kl_pairs(tmp_path, model_path):
             assert row["prompt_ids"] != batch[i - 1]["prompt_ids"]
 
 
-def test_filters(tmp_path, model_path):
+def test_filters(tmp_path: Path, model_path: Any) -> None:
     rows = thumbs(120, 40)
     flood = [example(1000 + i, "flood", True) for i in range(100)]
     latest = dataclasses.replace(rows[0], id="f" * 32, desirable=not rows[0].desirable, created_at=5000.0)
@@ -160,14 +165,14 @@ def test_filters(tmp_path, model_path):
     assert len(examples) == len(kept) + sum(manifest.dropped.values())
 
 
-def test_window_keeps_the_newest(tmp_path, model_path):
+def test_window_keeps_the_newest(tmp_path: Path, model_path: Any) -> None:
     manifest = take(tmp_path, model_path, thumbs(), max_rows=40, older_share=0.0)
     train, holdout = splits(tmp_path, manifest)
     assert min(r["created_at"] for r in (*train, *holdout)) >= 1050.0
     assert manifest.dropped["window"] == 50
 
 
-def test_tokens_pairs_and_truncation_are_trls(tmp_path, model_path):
+def test_tokens_pairs_and_truncation_are_trls(tmp_path: Path, model_path: Any) -> None:
     from datasets import Dataset
     from transformers import AutoTokenizer
     from trl import KTOConfig
@@ -217,7 +222,7 @@ def test_tokens_pairs_and_truncation_are_trls(tmp_path, model_path):
     assert 0 < truncated < len(train)
 
 
-def test_a_cut_off_answer_loses_only_its_end_of_turn(tmp_path, model_path):
+def test_a_cut_off_answer_loses_only_its_end_of_turn(tmp_path: Path, model_path: Any) -> None:
     from transformers import AutoTokenizer
 
     examples = [dataclasses.replace(e, ended=e.desirable) for e in thumbs()]
@@ -229,7 +234,7 @@ def test_a_cut_off_answer_loses_only_its_end_of_turn(tmp_path, model_path):
         assert tokenizer.decode(row["completion_ids"]) == of_id[row["example_id"]].answer + end
 
 
-def test_damage_is_told(tmp_path, model_path):
+def test_damage_is_told(tmp_path: Path, model_path: Any) -> None:
     manifest = take(tmp_path, model_path, thumbs())
     uri = Paths(str(tmp_path)).snapshot(manifest.id)
     name = next(s.name for s in manifest.shards if s.split == "train")
@@ -266,14 +271,16 @@ def test_damage_is_told(tmp_path, model_path):
         ([example(1, "a", True), example(2, "b", False)], "fewer than one micro-batch"),
     ],
 )
-def test_unusable_training_sets_leave_nothing(tmp_path, model_path, examples, message):
+def test_unusable_training_sets_leave_nothing(tmp_path: Path, model_path: Any, examples: Any, message: Any) -> None:
     with pytest.raises(ValueError, match=message):
         take(tmp_path, model_path, examples, holdout_share=0.001)
     assert not list(tmp_path.rglob("*.*"))
     assert not (tmp_path / "snapshots").exists()
 
 
-def test_stream_keeps_order_and_whole_micro_batches(tmp_path, model_path, monkeypatch):
+def test_stream_keeps_order_and_whole_micro_batches(
+    tmp_path: Path, model_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("kto_ray.data.shards.GROUP_BYTES", 1)  # one micro-batch a row group: many blocks
     manifest = take(tmp_path, model_path, thumbs())
     uri = Paths(str(tmp_path)).snapshot(manifest.id)
@@ -288,7 +295,7 @@ def test_stream_keeps_order_and_whole_micro_batches(tmp_path, model_path, monkey
 
 
 @pytest.fixture
-def large_groups(tmp_path, model_path, monkeypatch):
+def large_groups(tmp_path: Path, model_path: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
     """A stream of GROUPS row groups of 2 MiB each; the folder where every read leaves a mark; the pauses made."""
     manifest = take(tmp_path, model_path, thumbs())
     marks = tmp_path / "read"
@@ -317,7 +324,7 @@ def eventually(holds: Callable[[], bool]) -> bool:
     return holds()
 
 
-def test_the_stream_rests_when_the_object_store_is_full(large_groups):
+def test_the_stream_rests_when_the_object_store_is_full(large_groups: Any) -> None:
     dataset, marks, pauses = large_groups
     dataset.context.execution_options.resource_limits = ExecutionResources.for_limits(object_store_memory=8 * 2**20)
     batches = iter(dataset.iter_batches(batch_size=MICRO, batch_format="pyarrow"))
@@ -330,7 +337,7 @@ def test_the_stream_rests_when_the_object_store_is_full(large_groups):
     assert sum(1 for _ in batches) == GROUPS - 1
 
 
-def test_the_stream_reads_ahead_without_a_rest(large_groups):
+def test_the_stream_reads_ahead_without_a_rest(large_groups: Any) -> None:
     dataset, marks, pauses = large_groups
     batches = iter(dataset.iter_batches(batch_size=MICRO, batch_format="pyarrow"))
     next(batches)

@@ -1,0 +1,180 @@
+"""One tick on a real store, the jobs made up: what was decided is there, all of it, and a lease keeps two apart."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kto_ray.config import Config, load_config
+from kto_ray.loop.actor import Controller
+from kto_ray.loop.decide import Failed
+from kto_ray.loop.step import Loop, LostLease
+from kto_ray.records.adapters import AdapterVersion
+from kto_ray.records.evaluation import GateDecision, GateReport
+from kto_ray.records.replicas import ReplicaReport
+from kto_ray.records.requests import Act, Done
+from kto_ray.records.rounds import Ended, Outcome, Stage
+from kto_ray.records.training import Trained
+from kto_ray.store import Store, adapters, completions, feedback, replicas, requests, rollouts, rounds, trainings
+from tests.support.provenance import completion, seal, thumb
+
+V1 = "policy@v1-aaaaaa"
+
+
+class Jobs:
+    """Results in place of Ray tasks: each is there at the next tick."""
+
+    def __init__(self, folder: Path) -> None:
+        self.manifest, _ = seal(folder, {"train": [("c1", "ann")]}, 1)
+        self.started: list[str] = []
+        self.results: dict[str, Any] = {
+            "seal": self.manifest,
+            "learn": Trained(
+                AdapterVersion(V1, 1, 1.0, "uri", "0" * 64, self.manifest.id, None, "policy@base", 8),
+                ({"step": 1, "loss": 0.5},),
+                {"steps": 1, "tokens_per_s": 9.0, "train_s": 1.0},
+            ),
+            "examine": GateReport(V1, self.manifest.id, 1.0, GateDecision.PROMOTE_TO_CANARY, ("sane",), {}),
+        }
+
+    def start(self, function: Any, *_: Any) -> str:
+        self.started.append(function.__name__)
+        return str(function.__name__)
+
+    def get(self, ref: str) -> Any:
+        found = self.results[ref]
+        if isinstance(found, Exception):
+            raise found
+        return found
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Config:
+    return load_config(None, (f"home={tmp_path}", "loop.min_labels=8"))
+
+
+@pytest.fixture
+def jobs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Jobs]:
+    made = Jobs(tmp_path)
+    monkeypatch.setattr("kto_ray.loop.work.start", made.start)
+    monkeypatch.setattr("ray.wait", lambda refs, timeout: (refs, []))
+    monkeypatch.setattr("ray.get", made.get)
+    yield made
+
+
+@pytest.fixture
+def loop(config: Config, sqlite_store: Store, jobs: Jobs) -> Loop:
+    return Loop(config, policy=None)
+
+
+def labels(store: Store, number: int = 8) -> None:
+    with store.write() as tx:
+        for i in range(number):
+            completions.insert(tx, completion(f"c{i}", f"u{i}"))
+            feedback.record(tx, thumb(f"f{i}", f"c{i}", f"u{i}"))
+
+
+def hold(store: Store, *held: str) -> None:
+    with store.write() as tx:
+        replicas.report(tx, ReplicaReport("r", "node", 1, held, time.time(), dtype="float32"))
+
+
+def until(loop: Loop, store: Store, stage: Stage) -> Any:
+    for _ in range(10):
+        loop.step()
+        with store.read() as tx:
+            newest = rounds.newest(tx)
+        if newest is not None and newest.stage is stage:
+            return newest
+    raise AssertionError(f"{newest} has not come to {stage}")
+
+
+def test_a_round_walks_to_its_test(loop: Loop, sqlite_store: Store, jobs: Jobs) -> None:
+    labels(sqlite_store, 7)
+    loop.step()
+    assert jobs.started == []
+    labels_more = completion("more", "u9")
+    with sqlite_store.write() as tx:
+        completions.insert(tx, labels_more)
+        feedback.record(tx, thumb("f-more", "more", "u9"))
+    loading = until(loop, sqlite_store, Stage.LOAD)
+    assert jobs.started == ["seal", "learn"] and loading.state.adapter == V1
+    loop.step()
+    with sqlite_store.read() as tx:
+        assert adapters.aliases(tx, "policy@base")["challenger"] == V1
+        assert [v.name for v in adapters.desired(tx)] == [V1]
+        run = trainings.get(tx, "round-1")
+        assert run is not None and run.adapter == V1 and run.history == ({"step": 1, "loss": 0.5},)
+        current = rounds.current(tx)
+        assert current is not None and current.stage is Stage.LOAD, "no replica holds it yet"
+    hold(sqlite_store, V1)
+    testing = until(loop, sqlite_store, Stage.ROLLOUT)
+    with sqlite_store.read() as tx:
+        test = rollouts.live(tx)
+        assert test is not None and (test.id, test.challenger) == (testing.state.rollout, V1)
+        assert adapters.get_gate(tx, V1) is not None and rounds.new_labels(tx) == 0
+
+
+def test_another_controller_goes_on_where_one_was_killed(
+    loop: Loop, config: Config, sqlite_store: Store, jobs: Jobs
+) -> None:
+    labels(sqlite_store)
+    until(loop, sqlite_store, Stage.TRAIN)
+    loop.step()  # the job runs, and its process dies with the controller
+    other = Loop(config, policy=None)
+    with pytest.raises(LostLease):
+        other.step()
+    with sqlite_store.write() as tx:
+        tx.exec_driver_sql("UPDATE leases SET expires_at = 0")
+    until(other, sqlite_store, Stage.LOAD)
+    assert jobs.started == ["seal", "learn", "learn"]
+
+
+def test_a_failure_is_tried_again_and_a_hopeless_one_is_not(loop: Loop, sqlite_store: Store, jobs: Jobs) -> None:
+    labels(sqlite_store)
+    jobs.results["seal"] = Failed("RayError: a node was lost", hopeless=False)
+    loop.step()
+    loop.step()
+    loop.step()
+    with sqlite_store.read() as tx:
+        current = rounds.current(tx)
+        assert current is not None and (current.attempts, current.failure) == (1, "RayError: a node was lost")
+    jobs.results["seal"] = Failed("ValueError: one class", hopeless=True)
+    ended = until(loop, sqlite_store, Stage.DONE)
+    assert isinstance(ended.state, Ended) and ended.state.outcome is Outcome.FAILED
+    assert ended.state.reason == "snapshot: ValueError: one class"
+
+
+def test_an_operator_is_obeyed_and_answered_at_once(loop: Loop, sqlite_store: Store) -> None:
+    labels(sqlite_store, 1)
+    with sqlite_store.write() as tx:
+        request = requests.ask(tx, Act.RUN, time.time())
+    loop.step()
+    with sqlite_store.read() as tx:
+        assert requests.answered(tx, request) == Done("round 1 begins")
+        assert rounds.current(tx) is not None
+
+
+def test_feedback_that_two_transactions_missed_is_joined(loop: Loop, sqlite_store: Store) -> None:
+    with sqlite_store.write() as tx:
+        feedback.record(tx, replace(thumb("late", "c1", "ann")))
+        completions.insert(tx, completion("other", "ann"))
+        tx.exec_driver_sql("UPDATE completions SET id = 'c1' WHERE id = 'other'")  # arrived unseen by the event
+    loop.step()
+    with sqlite_store.read() as tx:
+        assert [event.id for event in feedback.events(tx, "c1")] == ["late"]
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_the_controller_says_when_its_loop_has_ended(config: Config, sqlite_store: Store, jobs: Jobs) -> None:
+    controller = Controller(config, policy=None)
+    controller.check_health()
+    controller._loop.step = None  # type: ignore[method-assign, assignment]
+    controller._thread.join(timeout=10)
+    with pytest.raises(RuntimeError, match="loop ended"):
+        controller.check_health()
