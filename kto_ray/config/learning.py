@@ -34,7 +34,7 @@ class KtoSection(Section):
     # What a policy starts from and is held to: the base model, so that no round's errors reach the next; or the
     # champion, so that rounds add up, within gate.max_kl_base in all
     reference: Literal["base", "champion"] = "base"
-    learning_rate: float = Field(1e-3, gt=0)
+    learning_rate: float = Field(5e-4, gt=0)
     epochs: int = Field(1, ge=1)
     micro_batch: int = Field(8, ge=4)  # rows of a step on one worker; the KL pairs are rotated within it
     accumulate: int = Field(1, ge=1)  # micro-batches of an optimizer step on one worker
