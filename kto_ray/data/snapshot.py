@@ -12,7 +12,8 @@ import json
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -89,15 +90,21 @@ def freeze(
     tell("write")
     home = paths.Paths(config.home)
     train, holdout = heads.id[plan.train], heads.id[plan.holdout]
-    staging = home.snapshot_staging("snapshot-" + hashlib.sha256(train.tobytes() + holdout.tobytes()).hexdigest()[:16])
-    try:
+    rows = hashlib.sha256(train.tobytes() + holdout.tobytes()).hexdigest()[:16]
+    with _staging(home.snapshot_staging(f"snapshot-{rows}")) as staging:
         written = passes.write(tokenized, train, holdout, staging, config.kto.micro_batch, config)
         every = Counter(dropped) + plan.dropped
         manifest = _manifest(config, plan, heads, written, hashes, every, newest_feedback_at)
         return _publish(home, staging, manifest)
+
+
+@contextmanager
+def _staging(uri: str) -> Iterator[str]:
+    """A folder that is gone afterwards. Named by the rows: what a freeze that was killed left, the next one clears."""
+    try:
+        yield uri
     finally:
-        # Named by the rows, so what a freeze that was killed left here is cleared away when it is tried again.
-        fs, path = paths.filesystem(staging)
+        fs, path = paths.filesystem(uri)
         if fs.exists(path):
             fs.rm(path, recursive=True)
 

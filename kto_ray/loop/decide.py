@@ -34,7 +34,7 @@ from kto_ray.rollout import machine
 
 @dataclass(frozen=True, slots=True)
 class Running:
-    """The stage's job runs; `progress` is that of a training that has taken a step."""
+    """The stage's job runs; `progress` is that of a training that has taken a step since the last look."""
 
     progress: TrainProgress | None = None
 

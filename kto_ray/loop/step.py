@@ -27,7 +27,7 @@ from kto_ray.loop.operators import obey
 from kto_ray.records.adapters import CHAMPION
 from kto_ray.records.requests import Act
 from kto_ray.records.rounds import Judging, OnTrial, Round, Sealing, Stage, Training
-from kto_ray.records.training import TrainingDiverged
+from kto_ray.records.training import TrainingDiverged, TrainProgress
 from kto_ray.store import adapters, joining, leases, open_store, replicas, requests, rollouts, rounds, tallies
 from kto_ray.train.job import read_progress
 
@@ -51,6 +51,7 @@ class Loop:
         self._holder = f"{os.uname().nodename}:{os.getpid()}:{uuid.uuid4().hex[:8]}"
         self._renewed = float("-inf")
         self._job: tuple[tuple[int, Stage, int], ray.ObjectRef] | None = None
+        self._shown: TrainProgress | None = None
         self._joined = ""  # pending feedback has been looked at up to here
 
     def step(self) -> None:
@@ -99,8 +100,7 @@ class Loop:
         ref = self._job[1]
         done, _ = ray.wait([ref], timeout=0)
         if not done:
-            training = isinstance(current.state, Training)
-            return Running(read_progress(self._config, current.run) if training else None)
+            return Running(self._news(current))
         try:
             result: Job = ray.get(ref)
             return result
@@ -108,6 +108,14 @@ class Loop:
             return _failed(error.cause)
         except ray.exceptions.RayError as error:  # the worker died: out of memory, a lost node
             return _failed(error)
+
+    def _news(self, current: Round) -> TrainProgress | None:
+        """How far a training is, where it went on since the last look."""
+        progress = read_progress(self._config, current.run) if isinstance(current.state, Training) else None
+        if progress == self._shown:
+            return None
+        self._shown = progress
+        return progress
 
     # ---- act
 
