@@ -120,8 +120,9 @@ async def _pages(config: Config, store: Store, repeats: int) -> dict[str, float]
             took = []
             for _ in range(repeats):
                 began = time.perf_counter()
-                await client.get(page)
+                answer = await client.get(page)
                 took.append(time.perf_counter() - began)
+                answer.raise_for_status()
             found[page] = 1000 * median(took)
     return found
 

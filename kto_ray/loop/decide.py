@@ -14,7 +14,7 @@ from kto_ray.loop.moves import Begin, Change, KeepSnapshot, Move, Point, Start
 from kto_ray.paths import Paths
 from kto_ray.records.adapters import CHALLENGER, CHAMPION, PREVIOUS
 from kto_ray.records.evaluation import GateDecision, GateReport
-from kto_ray.records.replicas import ReplicaReport
+from kto_ray.records.replicas import ReplicaReport, held_by_all
 from kto_ray.records.rollouts import ArmCount, Look, RolloutState, RolloutStatus
 from kto_ray.records.rounds import (
     Ended,
@@ -76,8 +76,8 @@ class Seen:
     nonce: str = ""  # fresh and random: names a new test
 
     def all_hold(self, adapter: str) -> bool:
-        """Whether there is a live replica, and every one holds the adapter."""
-        return bool(self.live) and all(adapter in replica.held for replica in self.live)
+        """Whether every live replica holds the adapter, and there is one."""
+        return adapter in held_by_all(self.live)
 
 
 def decide(config: Config, seen: Seen) -> Move:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 
@@ -18,3 +18,8 @@ class ReplicaReport:
     errors: Mapping[str, str] = field(default_factory=dict)  # adapter name -> why it could not be loaded
     dtype: str = "auto"  # the precision that it decided on, which training and gate then take too
     dtype_why: str = ""
+
+
+def held_by_all(live: Sequence[ReplicaReport]) -> frozenset[str]:
+    """The adapters that every live replica holds, which any of them can serve; none where none is live."""
+    return frozenset.intersection(*(frozenset(replica.held) for replica in live)) if live else frozenset()

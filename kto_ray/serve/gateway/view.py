@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import sqlalchemy as sa
 
 from kto_ray.config import Config
+from kto_ray.records.replicas import held_by_all
 from kto_ray.records.rollouts import RolloutState
 from kto_ray.rollout import assignment
 from kto_ray.serve.gateway.errors import ApiError
@@ -48,10 +49,9 @@ class Viewer:
     def _read(self) -> View:
         config = self._config
         with self._store.read() as tx:
-            held = [set(r.held) for r in replicas.live(tx, time.time(), config.serve.heartbeat_timeout_s)]
-            common = set.intersection(*held) if held else set()
+            live = replicas.live(tx, time.time(), config.serve.heartbeat_timeout_s)
             aliases, test = adapters.aliases(tx, config.base_name), rollouts.live(tx)
-        return View(aliases, test, frozenset(common | {config.base_name}))
+        return View(aliases, test, held_by_all(live) | {config.base_name})
 
     def refresh(self) -> None:
         self.view = self._read()
