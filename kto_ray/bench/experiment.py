@@ -1,7 +1,7 @@
 """One learning experiment: train an adapter, score answers with it, answer prompts with it; or any part of that.
 
 All methods see the same rows in the same sealed order, from the same initial adapter. Who asks needs neither torch nor
-TRL: these are in the process that answers (`lab_once`).
+TRL: these are in the process that answers (`inside/experiment.py`).
 """
 
 from __future__ import annotations

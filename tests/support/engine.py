@@ -1,4 +1,5 @@
-"""The one stand-in of the engine: it answers as `Policy.generate` does, at once and without a model."""
+"""The one stand-in of the engine, without a model: as the gateway sees it (`StandIn` answers as `Policy.generate`
+does), and as a replica does (`adapter_engine`)."""
 
 from __future__ import annotations
 
@@ -63,3 +64,33 @@ class StandIn:
 
     def _event(self, told: Mapping[str, Any]) -> str:
         return f"data: {json.dumps(told)}\n\n"
+
+
+def adapter_engine(refuses: tuple[str, ...] = ()) -> Any:
+    """Ray's engine with our two calls, `AdapterEngine`, but for what computes: it holds names and answers "Hi".
+
+    Args:
+        refuses: adapters that it does not load.
+    """
+    from ray.serve.llm.openai_api_models import ChatCompletionRequest, ChatCompletionResponse  # with vLLM: 10 s
+
+    from kto_ray.serve.policy.engine import AdapterEngine
+
+    class Engine(AdapterEngine):
+        def __init__(self) -> None:
+            self.held: dict[str, str] = {}
+
+        async def load_adapter(self, name: str, directory: str) -> None:
+            if name in refuses:
+                raise ValueError(f"{name} is not of this model")
+            self.held[name] = directory
+
+        async def unload_adapter(self, name: str) -> None:
+            del self.held[name]
+
+        async def chat(self, request: ChatCompletionRequest, *_: Any) -> AsyncIterator[ChatCompletionResponse]:
+            choice = {"index": 0, "message": {"role": "assistant", "content": "Hi"}, "finish_reason": "stop"}
+            usage = {"prompt_tokens": 1, "completion_tokens": 1, "total_tokens": 2}
+            yield ChatCompletionResponse(model=request.model, choices=[choice], usage=usage)
+
+    return Engine()

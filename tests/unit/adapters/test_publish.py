@@ -17,26 +17,9 @@ from kto_ray.adapters.publish import publish
 from kto_ray.config import Config
 from kto_ray.records.adapters import AdapterVersion
 from kto_ray.records.snapshots import SnapshotManifest
+from tests.support.adapters import LAYER, RANK, tensors, write
 
-LAYER = "base_model.model.model.layers.0.self_attn.q_proj"
-RANK = 4
 MAX_RANK = 16
-
-
-def tensors(rank: int = RANK, dtype: torch.dtype = torch.float32) -> dict[str, torch.Tensor]:
-    return {
-        f"{LAYER}.lora_A.weight": torch.linspace(-1, 1, rank * 8, dtype=dtype).reshape(rank, 8),
-        f"{LAYER}.lora_B.weight": torch.linspace(-1, 1, rank * 8, dtype=dtype).reshape(8, rank),
-    }
-
-
-def write(folder: Path, weights: dict[str, torch.Tensor] | None = None, **settings: Any) -> str:
-    folder.mkdir(parents=True, exist_ok=True)
-    config = {"peft_type": "LORA", "r": RANK, "lora_alpha": 8, "target_modules": ["q_proj"], **settings}
-    (folder / "adapter_config.json").write_text(json.dumps(config))
-    save_file(weights or tensors(), folder / "adapter_model.safetensors")
-    (folder / "optimizer.pt").write_bytes(b"trainer state lies beside the adapter in a checkpoint")
-    return str(folder)
 
 
 def snapshot() -> SnapshotManifest:
