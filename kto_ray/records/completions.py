@@ -12,15 +12,6 @@ Message = Mapping[str, Any]
 Json = Mapping[str, Any]
 
 
-class Arm(enum.StrEnum):
-    """Which side of the A/B test answered. PINNED requests named a version and never count in a test."""
-
-    CHAMPION = "champion"
-    CHALLENGER = "challenger"
-    PINNED = "pinned"
-    IMPORT = "import"
-
-
 @dataclass(frozen=True, slots=True)
 class ExternalRef:
     """How another system (Open WebUI, LibreChat) names a completion."""
@@ -56,3 +47,12 @@ class Completion:
     params: Json = field(default_factory=dict)
     latency_s: float = 0.0
     first_token_s: float | None = None
+
+
+class Arm(enum.StrEnum):
+    """Which side of the A/B test answered. PINNED requests named a version and never count in a test."""
+
+    CHAMPION = "champion"
+    CHALLENGER = "challenger"
+    PINNED = "pinned"
+    IMPORT = "import"

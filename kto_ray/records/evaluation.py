@@ -61,12 +61,6 @@ def held_out(table: Any) -> tuple[HeldOut, ...]:
     )
 
 
-class GateDecision(enum.StrEnum):
-    PROMOTE_TO_CANARY = "promote-to-canary"
-    REJECT = "reject"
-    INCONCLUSIVE = "inconclusive"
-
-
 @dataclass(frozen=True, slots=True)
 class GateReport:
     """The gate's verdict on one adapter: `metrics` are the figures, `reasons` say the verdict in words."""
@@ -78,3 +72,9 @@ class GateReport:
     reasons: tuple[str, ...]
     metrics: Mapping[str, float]
     answers: tuple[Mapping[str, str], ...] = ()  # guard prompts: prompt, champion, candidate
+
+
+class GateDecision(enum.StrEnum):
+    PROMOTE_TO_CANARY = "promote-to-canary"
+    REJECT = "reject"
+    INCONCLUSIVE = "inconclusive"

@@ -8,12 +8,6 @@ from dataclasses import dataclass, field
 from kto_ray.records.completions import ExternalRef, Json
 
 
-class FeedbackKind(enum.StrEnum):
-    THUMB = "thumb"
-    EDIT = "edit"
-    COMMENT = "comment"
-
-
 @dataclass(frozen=True, slots=True)
 class Feedback:
     """One event of the append-only feedback log. `value` belongs to a thumb, `text` to an edit."""
@@ -32,3 +26,9 @@ class Feedback:
     idempotency_key: str | None = None
     body_hash: str | None = None
     withdrawn_at: float | None = None
+
+
+class FeedbackKind(enum.StrEnum):
+    THUMB = "thumb"
+    EDIT = "edit"
+    COMMENT = "comment"

@@ -6,17 +6,6 @@ import enum
 from dataclasses import dataclass
 
 
-class Act(enum.StrEnum):
-    """What can be asked."""
-
-    RUN = "run"  # begin a round now
-    PROMOTE = "promote"
-    ABORT = "abort"
-    PAUSE = "pause"
-    RESUME = "resume"
-    ROLLBACK = "rollback"
-
-
 @dataclass(frozen=True, slots=True)
 class Done:
     """It was done; `words` say what happened."""
@@ -32,3 +21,14 @@ class Refused:
 
 
 Answer = Done | Refused
+
+
+class Act(enum.StrEnum):
+    """What can be asked."""
+
+    RUN = "run"  # begin a round now
+    PROMOTE = "promote"
+    ABORT = "abort"
+    PAUSE = "pause"
+    RESUME = "resume"
+    ROLLBACK = "rollback"

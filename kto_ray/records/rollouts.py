@@ -6,13 +6,6 @@ import enum
 from dataclasses import dataclass
 
 
-class RolloutStatus(enum.StrEnum):
-    RUNNING = "running"
-    PAUSED = "paused"
-    PROMOTED = "promoted"
-    ABORTED = "aborted"
-
-
 @dataclass(frozen=True, slots=True)
 class RolloutState:
     """Where an A/B test stands. `stage` indexes the configured stages; `weight` is the challenger's share of users."""
@@ -65,3 +58,10 @@ class Look:
     @property
     def saw(self) -> tuple[int, tuple[ArmCount, ArmCount]]:
         return self.stage, self.arms
+
+
+class RolloutStatus(enum.StrEnum):
+    RUNNING = "running"
+    PAUSED = "paused"
+    PROMOTED = "promoted"
+    ABORTED = "aborted"

@@ -19,14 +19,6 @@ class Stage(enum.StrEnum):
     DONE = "done"
 
 
-class Outcome(enum.StrEnum):
-    PROMOTED = "promoted"
-    REJECTED = "rejected"
-    INCONCLUSIVE = "inconclusive"
-    ABORTED = "aborted"
-    FAILED = "failed"
-
-
 @dataclass(frozen=True, slots=True)
 class Sealing:
     """The feedback is frozen into a snapshot."""
@@ -118,3 +110,11 @@ class Round:
     def ended(self, outcome: Outcome, reason: str | None, now: float) -> Round:
         held = {name: getattr(self.state, name, None) for name in ("snapshot", "adapter", "rollout")}
         return self.to(Ended(outcome, reason, now, **held), now)
+
+
+class Outcome(enum.StrEnum):
+    PROMOTED = "promoted"
+    REJECTED = "rejected"
+    INCONCLUSIVE = "inconclusive"
+    ABORTED = "aborted"
+    FAILED = "failed"

@@ -30,13 +30,6 @@ Counts = Mapping[str, tuple[ArmCount, ArmCount]]  # stage name -> (champion, cha
 _NONE = (ArmCount(0, 0), ArmCount(0, 0))
 
 
-class Action(enum.StrEnum):
-    HOLD = "hold"
-    ADVANCE = "advance"
-    PROMOTE = "promote"
-    ABORT = "abort"
-
-
 @dataclass(frozen=True, slots=True)
 class Decision:
     """What to do now and why, in words. `interval` is that of p_challenger - p_champion in the present stage."""
@@ -44,6 +37,13 @@ class Decision:
     action: Action
     reason: str
     interval: tuple[float, float]
+
+
+class Action(enum.StrEnum):
+    HOLD = "hold"
+    ADVANCE = "advance"
+    PROMOTE = "promote"
+    ABORT = "abort"
 
 
 def start(config: RolloutSection, champion: str, challenger: str, rollout: str, salt: str, now: float) -> RolloutState:

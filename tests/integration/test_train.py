@@ -26,7 +26,7 @@ from kto_ray.data.stream import training_dataset
 from kto_ray.model import resolve_model
 from kto_ray.processor import precision
 from kto_ray.records.snapshots import Shard, SnapshotManifest
-from kto_ray.records.training import TrainingDiverged, TrainResult
+from kto_ray.records.training import TrainingDiverged, TrainProgress, TrainResult
 from kto_ray.train.job import read_progress
 from kto_ray.train.track import read_steps
 from tests.support.tiny import tiny_model
@@ -258,6 +258,16 @@ def test_two_workers_that_share_the_base_take_the_steps_of_one(
     assert shapes[0] == shapes[1], "the adapter is saved whole"
 
 
+def killed_past_its_first_checkpoint(settings: Config) -> TrainProgress:
+    """Where the worker of the run "killed" stood when it was killed."""
+    deadline = time.monotonic() + 240
+    while (progress := read_progress(settings, "killed")) is None or progress.step <= CHECKPOINT_STEPS:
+        assert time.monotonic() < deadline, "the run never passed its first checkpoint"
+        time.sleep(0.02)
+    os.kill(progress.pid, signal.SIGKILL)
+    return progress
+
+
 @pytest.mark.slow
 def test_a_killed_sharded_worker_goes_on_from_its_checkpoint(small: Any, sealed: Any, tmp_path: Path) -> None:
     """One epoch after another, so that the second finds all reference scores cached: no worker computes them alone."""
@@ -265,11 +275,7 @@ def test_a_killed_sharded_worker_goes_on_from_its_checkpoint(small: Any, sealed:
     settings = small_config(tmp_path, model, SHARDED, epochs=30)
     whole = ray.get(train_task.remote(settings, "whole", sealed_for_it, sealed.uri))
     run = train_task.remote(settings, "killed", sealed_for_it, sealed.uri)
-    deadline = time.monotonic() + 240
-    while (progress := read_progress(settings, "killed")) is None or progress.step <= CHECKPOINT_STEPS:
-        assert time.monotonic() < deadline, "the run never passed its first checkpoint"
-        time.sleep(0.02)
-    os.kill(progress.pid, signal.SIGKILL)
+    progress = killed_past_its_first_checkpoint(settings)
     result = ray.get(run)
     assert progress.step < result.steps
     assert losses(result) == losses(whole)
@@ -352,11 +358,7 @@ def test_a_4_bit_base_learns_nearly_what_the_whole_one_does(whole_run: Any, seal
 def test_a_killed_worker_goes_on_from_its_checkpoint(whole_run: Any, sealed: Any, tmp_path: Path) -> None:
     settings = config(tmp_path)
     run = train_task.remote(settings, "killed", sealed.manifest, sealed.uri)
-    deadline = time.monotonic() + 240
-    while (progress := read_progress(settings, "killed")) is None or progress.step <= CHECKPOINT_STEPS:
-        assert time.monotonic() < deadline, "the run never passed its first checkpoint"
-        time.sleep(0.02)
-    os.kill(progress.pid, signal.SIGKILL)
+    progress = killed_past_its_first_checkpoint(settings)
     result = ray.get(run)
     after = read_progress(settings, "killed")
     assert progress.step < STEPS and after is not None and after.pid != progress.pid
