@@ -22,13 +22,13 @@ from kto_ray.bench.experiment import (
 from kto_ray.config import Config
 from kto_ray.evaluate.suites import guard_messages
 from kto_ray.evaluate.texts import looks_truncated, repeats_itself
-from kto_ray.people.panel import (
+from kto_ray.people.offline import (
     Row,
     judgements,
     liked,
     messages,
-    panel_recipe,
     questions,
+    recipe,
 )
 from kto_ray.people.tastes import TASTES, Habits, Taste
 
@@ -72,7 +72,7 @@ def _chain(
         ask = [*messages(measured), *map(list, guard_messages()), *messages(asked)]
         method: Literal["none", "kto"] = "kto" if number else "none"
         work = Work(method, window, ask=ask, start=start, save=adapter if number else None)
-        found = kept(out / "learn", panel_recipe(config, number), work, f"{reference}, round {number}", tell)
+        found = kept(out / "learn", recipe(config, number), work, f"{reference}, round {number}", tell)
         lines.append({"round": number, "rows": len(window), **_figures(taste, found, measured)})
         told = judgements(taste, asked, found.answers[-chats:], Habits(), f"judge {number}")
         if reference == "champion":

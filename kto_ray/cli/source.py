@@ -57,7 +57,7 @@ class Source:
 
         store = open_store(self._config.database_url)
         try:
-            return lineage(store, self._config, name)
+            return asdict(lineage(store, self._config, name))
         finally:
             store.close()
 

@@ -27,7 +27,7 @@ from kto_ray.config import Config
 from kto_ray.data import passes, tokens
 from kto_ray.data.balance import Balance, balance, interleave
 from kto_ray.data.heads import Heads, Index
-from kto_ray.data.rows import write_index
+from kto_ray.data.row_index import write_index
 from kto_ray.data.select import Selection, by_id, cap, select
 from kto_ray.data.shards import HOLDOUT_SCHEMA, TRAIN, TRAIN_SCHEMA, verified
 from kto_ray.records.examples import Example

@@ -8,21 +8,20 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import asdict, dataclass
+from typing import Literal
 
 import sqlalchemy as sa
 
 from kto_ray.config import Config
-from kto_ray.data import rows
+from kto_ray.data import row_index
 from kto_ray.data.snapshot import load_manifest
 from kto_ray.data.tombstone import Purged, read_tombstone
 from kto_ray.records.adapters import AdapterVersion
 from kto_ray.records.completions import Completion
+from kto_ray.records.lineage import AdapterLineage, AnsweredBy, InTest, RowLineage, RowsIn, Version
 from kto_ray.records.users import user_hash
 from kto_ray.store import Store, adapters, completions, feedback, rollouts, rounds
-
-Told = dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,14 +38,8 @@ class Held:
     purged_at: float | None = None
 
 
-def lineage(store: Store, config: Config, name: str) -> Told:
+def lineage(store: Store, config: Config, name: str) -> RowLineage | AdapterLineage:
     """What `name`, an adapter version, a completion id or a user, touched. Files are read outside of transactions.
-
-    Returns:
-        kind, id and, for a completion or a user: completions, feedback, answered_by (adapter and arm), snapshots (split
-        and rows of each), adapters trained on these, and unknown (snapshots purged of others, which cannot be asked
-        any more). For an adapter: snapshot, purged_at of that, ancestors, descendants, round, rollouts, and how many
-        completions it gave.
 
     Raises:
         ValueError: nothing of that name is known.
@@ -64,8 +57,7 @@ def lineage(store: Store, config: Config, name: str) -> Told:
             f"{name!r} is no adapter version, no completion and no user that the store or a snapshot knows"
         )
     with store.read() as tx:
-        told = _of_rows(tx, config, asked.found, held)
-    return {"kind": asked.kind, "id": name, "feedback": asked.feedback, **told}
+        return _of_rows(tx, config, name, asked, held)
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +65,7 @@ class _Asked:
     """What the store knows of a completion or a user: `found` are completions that they asked for or judged,
     `completions` the ids of those that they asked for, `feedback` ids of what was said."""
 
-    kind: str
+    kind: Literal["completion", "user"]
     found: Sequence[Completion]
     completions: Sequence[str]
     feedback: Sequence[str]
@@ -94,7 +86,7 @@ def held_rows(snapshots: Iterable[tuple[str, str]], user: str | None, asked: Seq
     held = []
     for snapshot, uri in snapshots:
         try:
-            here = Held(snapshot, uri, rows.held(uri, load_manifest(uri), user, asked))
+            here = Held(snapshot, uri, row_index.held(uri, load_manifest(uri), user, asked))
         except Purged as gone:
             grave = gone.tombstone
             here = Held(snapshot, uri, grave.rows if grave.user_hash == user else None, grave.purged_at)
@@ -103,27 +95,28 @@ def held_rows(snapshots: Iterable[tuple[str, str]], user: str | None, asked: Seq
     return held
 
 
-def _of_rows(tx: sa.Connection, config: Config, found: Sequence[Completion], held: Sequence[Held]) -> Told:
+def _of_rows(tx: sa.Connection, config: Config, name: str, asked: _Asked, held: Sequence[Held]) -> RowLineage:
     """Who gave these completions, and which snapshots and adapters hold rows of them."""
-    tests = {c.rollout: rollouts.get(tx, c.rollout) for c in found if c.rollout}
+    tests = {c.rollout: rollouts.get(tx, c.rollout) for c in asked.found if c.rollout}
     statuses = {name: state.status.value for name, state in tests.items() if state is not None}
-    answered = Counter((c.adapter, c.arm.value, c.rollout or "") for c in found)
+    answered = Counter((c.adapter, c.arm.value, c.rollout or "") for c in asked.found)
     trained = {h.snapshot for h in held if h.rows and "train" in h.rows}
-    return {
-        "completions": [c.id for c in found],
-        "answered_by": [
-            {"adapter": adapter, "arm": arm, "rollout": test, "status": statuses.get(test), "completions": n}
+    return RowLineage(
+        kind=asked.kind,
+        id=name,
+        completions=tuple(c.id for c in asked.found),
+        feedback=tuple(asked.feedback),
+        answered_by=tuple(
+            AnsweredBy(adapter, arm, test, statuses.get(test), n)
             for (adapter, arm, test), n in sorted(answered.items())
-        ],
-        "snapshots": [
-            {"snapshot": h.snapshot, "rows": dict(h.rows), "purged_at": h.purged_at} for h in held if h.rows is not None
-        ],
-        "adapters": [_summary(tx, config, v) for v in adapters.every(tx) if v.snapshot in trained],
-        "unknown": [h.snapshot for h in held if h.rows is None],
-    }
+        ),
+        snapshots=tuple(RowsIn(h.snapshot, dict(h.rows), h.purged_at) for h in held if h.rows is not None),
+        adapters=tuple(_version(tx, config, v) for v in adapters.every(tx) if v.snapshot in trained),
+        unknown=tuple(h.snapshot for h in held if h.rows is None),
+    )
 
 
-def _of_adapter(tx: sa.Connection, config: Config, version: AdapterVersion) -> Told:
+def _of_adapter(tx: sa.Connection, config: Config, version: AdapterVersion) -> AdapterLineage:
     by_name = {v.name: v for v in adapters.every(tx)}
     ancestors, parent = [], version.parent
     while parent in by_name and parent not in ancestors:
@@ -131,33 +124,24 @@ def _of_adapter(tx: sa.Connection, config: Config, version: AdapterVersion) -> T
         parent = by_name[parent].parent
     uri = adapters.snapshot_uri(tx, version.snapshot or "")
     grave = read_tombstone(uri) if uri else None
-    return {
-        "kind": "adapter",
-        "id": version.name,
-        **_summary(tx, config, version),
-        "purged_at": grave.purged_at if grave else None,
-        "reference": version.reference,
-        "ancestors": ancestors,
-        "children": [v.name for v in by_name.values() if v.parent == version.name],
-        "rounds": rounds.of_adapter(tx, version.name),
-        "rollouts": [
-            {
-                "rollout": state.id,
-                "arm": "champion" if state.champion == version.name else "challenger",
-                "status": state.status.value,
-            }
+    return AdapterLineage(
+        **asdict(_version(tx, config, version)),
+        kind="adapter",
+        id=version.name,
+        purged_at=grave.purged_at if grave else None,
+        reference=version.reference,
+        ancestors=tuple(ancestors),
+        children=tuple(v.name for v in by_name.values() if v.parent == version.name),
+        rounds=tuple(rounds.of_adapter(tx, version.name)),
+        rollouts=tuple(
+            InTest(state.id, "champion" if state.champion == version.name else "challenger", state.status.value)
             for state in rollouts.of_adapter(tx, version.name)
-        ],
-        "completions": completions.count_of_adapter(tx, version.name),
-    }
+        ),
+        completions=completions.count_of_adapter(tx, version.name),
+    )
 
 
-def _summary(tx: sa.Connection, config: Config, version: AdapterVersion) -> Told:
+def _version(tx: sa.Connection, config: Config, version: AdapterVersion) -> Version:
     gate = adapters.get_gate(tx, version.name)
-    held = [alias for alias, name in adapters.aliases(tx, config.base_name).items() if name == version.name]
-    return {
-        "adapter": version.name,
-        "snapshot": version.snapshot,
-        "gate": gate.decision.value if gate else None,
-        "aliases": held,
-    }
+    held = tuple(alias for alias, name in adapters.aliases(tx, config.base_name).items() if name == version.name)
+    return Version(version.name, version.snapshot, gate.decision.value if gate else None, held)

@@ -6,7 +6,7 @@ import sqlalchemy as sa
 
 from kto_ray.records.completions import Completion
 from kto_ray.store import joining, tallies
-from kto_ray.store.rows import columns_of, completion_of
+from kto_ray.store.mapping import columns_of, completion_of
 from kto_ray.store.schema import completions, feedback
 from kto_ray.store.tallies import Tally
 

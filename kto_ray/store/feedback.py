@@ -10,7 +10,7 @@ import sqlalchemy as sa
 
 from kto_ray.records.feedback import Feedback
 from kto_ray.store import joining, labels, tallies
-from kto_ray.store.rows import feedback_columns, feedback_of
+from kto_ray.store.mapping import feedback_columns, feedback_of
 from kto_ray.store.schema import completions, feedback
 from kto_ray.store.tallies import Tally
 

@@ -17,7 +17,7 @@ from kto_ray.records.completions import Completion
 from kto_ray.records.examples import Example
 from kto_ray.records.feedback import Feedback, FeedbackKind
 from kto_ray.records.labels import Label, Verdict
-from kto_ray.store.rows import completion_of, feedback_of
+from kto_ray.store.mapping import completion_of, feedback_of
 from kto_ray.store.schema import completions, feedback, labels
 from kto_ray.store.tallies import Tally
 

@@ -110,10 +110,3 @@ def test_a_store_that_is_away_is_told_and_chat_records_nothing_by_halves(api: Ap
     (tmp_path / "kto.db").mkdir()
     for answer in (api.client.get("/v1/loop"), api.say("c1"), api.chat()):
         assert answer.status_code == 503 and "store cannot be reached" in answer.json()["error"]["message"]
-
-
-def test_every_page_stands_in_the_openapi_document(api: Api) -> None:
-    document = api.client.get("/openapi.json").json()
-    for path in ("/v1/loop", "/v1/adapters", "/v1/rollout"):
-        schema = document["paths"][path]["get"]["responses"]["200"]["content"]["application/json"]["schema"]
-        assert schema["$ref"].rsplit("/", 1)[1] in document["components"]["schemas"]

@@ -10,7 +10,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from kto_ray.data.rows import write_index
+from kto_ray.data.row_index import write_index
 from kto_ray.data.shards import HOLDOUT_SCHEMA, parquet
 from kto_ray.data.snapshot import _content_id
 from kto_ray.records.adapters import AdapterVersion

@@ -17,7 +17,7 @@ from kto_ray.bench.sealed_rows import job_of
 from kto_ray.bench.serve import LOADS, Work
 from kto_ray.config import Config
 from kto_ray.model import resolve_model
-from kto_ray.people.panel import messages, questions
+from kto_ray.people.offline import messages, questions
 from kto_ray.people.tastes import TASTES
 from kto_ray.serve.policy.replica import llm_config
 from kto_ray.train.kto import lora_config

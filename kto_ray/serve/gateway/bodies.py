@@ -8,7 +8,7 @@ import time
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -32,6 +32,21 @@ class ChatAsk:
     task: str | None
     external: ExternalRef | None
     params: dict[str, Any]  # sampling parameters, logged with the completion
+
+
+class ChatBody(BaseModel):
+    """POST /v1/chat/completions: OpenAI's request, of which the gateway itself reads these; the engine reads the rest.
+
+    For the OpenAPI document: `parse_chat` takes the body as it came.
+    """
+
+    model_config = ConfigDict(extra="allow")
+    messages: list[dict[str, Any]] = Field(min_length=1)
+    model: str = Field("policy", description="policy (A/B-routed), policy@champion, policy@base or a version")
+    stream: bool | None = False
+    user: str | None = Field(None, description="a stable, opaque id: makes the A/B test sticky")
+    safety_identifier: str | None = Field(None, description="comes before user")
+    n: Literal[1] | None = 1
 
 
 def parse_json(raw: bytes) -> dict[str, Any]:

@@ -16,19 +16,28 @@ from fastapi.responses import JSONResponse, Response, StreamingResponse
 from ray.exceptions import RayActorError
 
 from kto_ray.records.completions import Completion
-from kto_ray.serve.gateway.bodies import parse_chat, parse_json
+from kto_ray.serve.gateway.bodies import ChatBody, parse_chat, parse_json
 from kto_ray.serve.gateway.capture import DONE, Capture, as_event
+from kto_ray.serve.gateway.document import body_of
 from kto_ray.serve.gateway.door import Door
 from kto_ray.serve.gateway.errors import ApiError
 from kto_ray.store import Store, completions
 
 log = logging.getLogger(__name__)
 
+ANSWERS: dict[int | str, dict[str, Any]] = {
+    200: {
+        "description": "OpenAI's chat completion, whole or as a stream of its chunks; `system_fingerprint` is the "
+        "version that answered, `id` what feedback names",
+        "content": {"application/json": {"schema": {"type": "object"}}, "text/event-stream": {}},
+    }
+}
+
 
 def router(door: Door) -> APIRouter:
     routes = APIRouter()
 
-    @routes.post("/v1/chat/completions")
+    @routes.post("/v1/chat/completions", responses=ANSWERS, openapi_extra=body_of(ChatBody.__name__))
     async def chat(request: Request) -> Response:
         body = parse_json(await request.body())
         ask = parse_chat(body, request.headers)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import sqlalchemy as sa
@@ -14,8 +15,28 @@ from starlette.exceptions import HTTPException
 log = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True, slots=True)
+class Error:
+    message: str
+    type: str
+    param: str | None  # the field or header that is wrong
+    code: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class ErrorBody:
+    error: Error
+
+
+# Of every route, for the OpenAPI document.
+RESPONSES: dict[int | str, dict[str, Any]] = {
+    "4XX": {"model": ErrorBody, "description": "What was wrong with the request, and what mends it"},
+    "5XX": {"model": ErrorBody, "description": "The service cannot answer now; ask again"},
+}
+
+
 class ApiError(Exception):
-    """An error of the contract: {"error": {"message", "type", "param", "code"}} with an HTTP status."""
+    """An error of the contract, `ErrorBody`, with an HTTP status."""
 
     def __init__(self, status: int, message: str, param: str | None = None, code: str | None = None) -> None:
         super().__init__(message)
@@ -26,7 +47,7 @@ class ApiError(Exception):
     @property
     def body(self) -> dict[str, Any]:
         kind = "invalid_request_error" if self.status < 500 else "server_error"
-        return {"error": {"message": str(self), "type": kind, "param": self.param, "code": self.code}}
+        return asdict(ErrorBody(Error(str(self), kind, self.param, self.code)))
 
 
 def install(app: FastAPI) -> None:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any
 
 from fastapi import APIRouter
 
 from kto_ray.provenance.lineage import lineage
+from kto_ray.records.lineage import AdapterLineage, RowLineage
 from kto_ray.serve.gateway.door import Door
 from kto_ray.serve.gateway.errors import ApiError
 
@@ -16,7 +16,7 @@ def router(door: Door) -> APIRouter:
     routes = APIRouter()
 
     @routes.get("/v1/lineage/{name:path}")
-    async def trace(name: str) -> dict[str, Any]:
+    async def trace(name: str) -> RowLineage | AdapterLineage:
         try:
             return await asyncio.to_thread(lineage, door.store, door.config, name)
         except ValueError as error:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
+from dataclasses import asdict, dataclass
+from typing import Any
 
 from fastapi import APIRouter
 from fastapi.responses import JSONResponse, Response
@@ -16,6 +18,17 @@ from kto_ray.store import requests
 
 ON_ROLLOUTS = tuple(act for act in Act if act is not Act.RUN)
 ANSWER_S = 10.0  # that a client waits for the controller
+
+
+@dataclass(frozen=True, slots=True)
+class Acted:
+    """What came of an operator's request, in words."""
+
+    action: Act
+    result: str
+
+
+LATER: dict[int | str, dict[str, Any]] = {202: {"model": Acted, "description": "The controller has yet to handle it"}}
 
 
 def router(door: Door) -> APIRouter:
@@ -32,7 +45,7 @@ def router(door: Door) -> APIRouter:
             raise ApiError(404, f"round {number} does not exist", param="number")
         return found
 
-    @routes.post("/v1/loop/run")
+    @routes.post("/v1/loop/run", response_model=Acted, responses=LATER)
     async def run() -> Response:
         return await _ask(door, Act.RUN)
 
@@ -44,7 +57,7 @@ def router(door: Door) -> APIRouter:
     async def rollout() -> rollouts.RolloutPage:
         return await door.read(lambda tx: rollouts.page(tx, door.config))
 
-    @routes.post("/v1/rollout/{action}")
+    @routes.post("/v1/rollout/{action}", response_model=Acted, responses=LATER)
     async def steer(action: str) -> Response:
         if action not in ON_ROLLOUTS:
             raise ApiError(404, f"rollout action {action!r} does not exist; use one of: {', '.join(ON_ROLLOUTS)}")
@@ -62,6 +75,6 @@ async def _ask(door: Door, act: Act) -> Response:
         if isinstance(answer, Refused):
             raise ApiError(409, f"refused: {answer.words}", code="conflict")
         if answer is not None:
-            return JSONResponse({"action": act, "result": answer.words})
+            return JSONResponse(asdict(Acted(act, answer.words)))
         await asyncio.sleep(0.1)
-    return JSONResponse({"action": act, "result": "accepted; the controller has not handled it yet"}, 202)
+    return JSONResponse(asdict(Acted(act, "accepted; the controller has not handled it yet")), 202)

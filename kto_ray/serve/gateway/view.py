@@ -44,7 +44,8 @@ class Viewer:
     def __init__(self, config: Config, store: Store) -> None:
         self._config, self._store = config, store
         self.view = self._read()
-        threading.Thread(target=self._refresh_forever, daemon=True).start()
+        self._closed = threading.Event()
+        threading.Thread(target=self._refresh_until_closed, daemon=True).start()
 
     def _read(self) -> View:
         config = self._config
@@ -56,9 +57,12 @@ class Viewer:
     def refresh(self) -> None:
         self.view = self._read()
 
-    def _refresh_forever(self) -> None:
-        while True:
-            time.sleep(REFRESH_S)
+    def close(self) -> None:
+        """Read no more; the last view stands."""
+        self._closed.set()
+
+    def _refresh_until_closed(self) -> None:
+        while not self._closed.wait(REFRESH_S):
             try:
                 self.refresh()
             except sa.exc.SQLAlchemyError as error:

@@ -16,7 +16,7 @@ from kto_ray.bench.edits import _edits, _thumbs
 from kto_ray.bench.experiment import Found, Work
 from kto_ray.cli import app
 from kto_ray.config import Config
-from kto_ray.people import panel
+from kto_ray.people import offline
 from kto_ray.people.tastes import TASTES, Habits
 
 
@@ -90,20 +90,20 @@ def test_conversations_have_both_replies_and_fit(tmp_path: Path) -> None:
 
 
 def test_thumbs_and_edits_teach_the_same_events() -> None:
-    asked = panel.questions(TASTES["short"], 4, "x")
-    assert asked == panel.questions(TASTES["short"], 4, "x") != panel.questions(TASTES["short"], 4, "y")
+    asked = offline.questions(TASTES["short"], 4, "x")
+    assert asked == offline.questions(TASTES["short"], 4, "x") != offline.questions(TASTES["short"], 4, "y")
     events = [(question, "A long answer. And on. And on.", "A long answer.") for question in asked]
     assert [r["label"] for r in _thumbs(events)] == [False, True, False, True]
     assert len(_edits(events)) == 2 * len(events)
 
 
 def test_the_panel_judges_as_the_demo_s_users_do() -> None:
-    asked = panel.questions(TASTES["short"], 60, "x")
+    asked = offline.questions(TASTES["short"], 60, "x")
     answers = [("This is a short answer.", "stop") if i % 2 else ("One. Two. Three. Four.", "stop") for i in range(60)]
-    rows = panel.judgements(TASTES["short"], asked, answers, Habits(flip=0, edit=0, silent=0), "judge")
+    rows = offline.judgements(TASTES["short"], asked, answers, Habits(flip=0, edit=0, silent=0), "judge")
     assert [row["label"] for row in rows] == [bool(i % 2) for i in range(60)]
-    assert panel.liked(TASTES["short"], asked, answers) == 0.5
-    edited = panel.judgements(TASTES["short"], asked, answers, Habits(flip=0, edit=1, silent=0), "judge")
+    assert offline.liked(TASTES["short"], asked, answers) == 0.5
+    edited = offline.judgements(TASTES["short"], asked, answers, Habits(flip=0, edit=1, silent=0), "judge")
     assert len(edited) == 90 and sum(row["label"] for row in edited) == 60
 
 

@@ -101,7 +101,7 @@ def snapshot_of(store: Store, version: int) -> tuple[str, str]:
         return found.snapshot, uri
 
 
-def told(store: Store, config: Config, name: str) -> dict[str, Any]:
+def told(store: Store, config: Config, name: str) -> Any:
     return lineage(store, config, name)
 
 
@@ -129,14 +129,14 @@ def test_a_purged_snapshot_is_told(learnt: Any) -> None:
     purge(store, config, "ann")
     second, third = snapshot_of(store, 2)[0], snapshot_of(store, 3)[0]
     found = told(store, config, "ann")  # the store forgot her; what learnt from her is still named
-    assert (found["completions"], found["feedback"], found["answered_by"]) == ([], [], [])
-    assert [(s["snapshot"], s["rows"]) for s in found["snapshots"]] == [(second, {"train": 1}), (third, {"train": 1})]
-    assert all(s["purged_at"] > 0 for s in found["snapshots"])
-    assert [a["adapter"] for a in found["adapters"]] == ["policy@v2-aaaaaa", "policy@v3-aaaaaa"]
+    assert (found.completions, found.feedback, found.answered_by) == ((), (), ())
+    assert [(s.snapshot, s.rows) for s in found.snapshots] == [(second, {"train": 1}), (third, {"train": 1})]
+    assert all(s.purged_at > 0 for s in found.snapshots)
+    assert [a.adapter for a in found.adapters] == ["policy@v2-aaaaaa", "policy@v3-aaaaaa"]
     bobs = told(store, config, "bob")
-    assert len(bobs["snapshots"]) == 2 and bobs["unknown"] == [second, third]
-    assert told(store, config, "policy@v2-aaaaaa")["purged_at"] > 0
-    assert told(store, config, "policy@v1-aaaaaa")["purged_at"] is None
+    assert len(bobs.snapshots) == 2 and bobs.unknown == (second, third)
+    assert told(store, config, "policy@v2-aaaaaa").purged_at > 0
+    assert told(store, config, "policy@v1-aaaaaa").purged_at is None
 
 
 def test_a_purge_that_was_killed_ends_when_called_again(learnt: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,6 +10,7 @@ import pytest
 from kto_ray.config import Config
 from kto_ray.provenance.lineage import lineage
 from kto_ray.records.completions import Arm
+from kto_ray.records.lineage import InTest
 from kto_ray.records.rollouts import RolloutState, RolloutStatus
 from kto_ray.store import Store, adapters, completions, feedback, rollouts
 from tests.support.provenance import adapter, completion, seal, thumb
@@ -37,7 +38,7 @@ def told(store: Store, tmp_path: Path) -> Any:
         adapters.set_alias(tx, "champion", v1.name, 4.0)
         rollouts.put(tx, state)
 
-    def ask(name: str) -> dict[str, Any]:
+    def ask(name: str) -> Any:
         return lineage(store, CONFIG, name)
 
     return ask
@@ -45,34 +46,34 @@ def told(store: Store, tmp_path: Path) -> Any:
 
 def test_a_completion_leads_to_the_snapshots_and_adapters_that_learnt_from_it(told: Any) -> None:
     found = told("c1")
-    assert (found["kind"], found["feedback"]) == ("completion", ["f1"])
-    assert [s["rows"] for s in found["snapshots"]] == [{"train": 1}, {"train": 1}]
-    assert [a["adapter"] for a in found["adapters"]] == ["policy@v1-aaaaaa", "policy@v2-aaaaaa"]
-    assert found["adapters"][0]["aliases"] == ["champion"]
-    assert [a["adapter"] for a in told("c2")["adapters"]] == ["policy@v2-aaaaaa"]
+    assert (found.kind, found.feedback) == ("completion", ("f1",))
+    assert [s.rows for s in found.snapshots] == [{"train": 1}, {"train": 1}]
+    assert [a.adapter for a in found.adapters] == ["policy@v1-aaaaaa", "policy@v2-aaaaaa"]
+    assert found.adapters[0].aliases == ("champion",)
+    assert [a.adapter for a in told("c2").adapters] == ["policy@v2-aaaaaa"]
 
 
 def test_a_held_out_row_trained_nothing(told: Any) -> None:
     found = told("c3")
-    assert [s["rows"] for s in found["snapshots"]] == [{"holdout": 1}, {"holdout": 1}]
-    assert found["adapters"] == []
+    assert [s.rows for s in found.snapshots] == [{"holdout": 1}, {"holdout": 1}]
+    assert found.adapters == ()
 
 
 def test_a_user_leads_to_all_that_they_touched(told: Any) -> None:
     found = told("ann")
-    assert (found["kind"], found["completions"], found["feedback"]) == ("user", ["c1"], ["f1"])
-    assert len(found["snapshots"]) == len(found["adapters"]) == 2
-    (answered,) = told("dan")["answered_by"]
-    assert (answered["adapter"], answered["arm"]) == ("policy@v1-aaaaaa", "challenger")
-    assert (answered["rollout"], answered["status"]) == ("r1", "promoted")
+    assert (found.kind, found.completions, found.feedback) == ("user", ("c1",), ("f1",))
+    assert len(found.snapshots) == len(found.adapters) == 2
+    (answered,) = told("dan").answered_by
+    assert (answered.adapter, answered.arm) == ("policy@v1-aaaaaa", "challenger")
+    assert (answered.rollout, answered.status) == ("r1", "promoted")
 
 
 def test_an_adapter_leads_back_and_on(told: Any) -> None:
     found = told("policy@v1-aaaaaa")
-    assert (found["kind"], found["ancestors"], found["children"]) == ("adapter", [], ["policy@v2-aaaaaa"])
-    assert found["rollouts"] == [{"rollout": "r1", "arm": "challenger", "status": "promoted"}]
-    assert found["completions"] == 1
-    assert told("policy@v2-aaaaaa")["ancestors"] == ["policy@v1-aaaaaa"]
+    assert (found.kind, found.ancestors, found.children) == ("adapter", (), ("policy@v2-aaaaaa",))
+    assert found.rollouts == (InTest("r1", "challenger", "promoted"),)
+    assert found.completions == 1
+    assert told("policy@v2-aaaaaa").ancestors == ("policy@v1-aaaaaa",)
 
 
 def test_an_unknown_name_is_told(told: Any) -> None:
@@ -87,5 +88,6 @@ def test_a_snapshot_that_has_no_index_is_read_itself(store: Store, tmp_path: Pat
         adapters.insert_snapshot(tx, old, old_uri)
         adapters.insert_snapshot(tx, new, new_uri)
     for user in ("ann", "cat"):
-        first, second = lineage(store, CONFIG, user)["snapshots"]
-        assert first["rows"] == second["rows"] != {}
+        found: Any = lineage(store, CONFIG, user)
+        first, second = found.snapshots
+        assert first.rows == second.rows != {}

@@ -25,7 +25,7 @@ Row = dict[str, Any]
 RECIPE = {"beta": 0.3, "loss_aversion": 0.5, "learning_rate": 5e-4, "rank": 8, "alpha": 16}
 
 
-def panel_recipe(config: Config, seed: int) -> Config:
+def recipe(config: Config, seed: int) -> Config:
     """The config with the panel's training recipe and a seed."""
     kto = KtoSection.model_validate({**config.kto.model_dump(), **RECIPE})
     data = config.data.model_copy(update={"seed": seed})
