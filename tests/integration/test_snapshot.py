@@ -5,89 +5,30 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
-import os
 import random
-import time
 import types
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pytest
-from ray.data import ExecutionResources
 from rich.console import Console
 
-from kto_ray.config import Config, load_config
-from kto_ray.data import stream
+from kto_ray.config import load_config
 from kto_ray.data.show import page
-from kto_ray.data.snapshot import freeze, load_manifest, read_split
-from kto_ray.data.stream import PAUSE_S, training_dataset
+from kto_ray.data.snapshot import load_manifest, read_split
+from kto_ray.data.stream import training_dataset
 from kto_ray.model import resolve_model
 from kto_ray.paths import Paths
-from kto_ray.records.examples import Example
+from tests.support.snapshots import MICRO, config, example, files, splits, take, thumbs
 
 pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("ray_local")]
-
-MICRO = 4
-GROUPS = 32  # of the large stream
 
 
 @pytest.fixture(scope="session")
 def model_path() -> str:
     return resolve_model(load_config().model)
-
-
-def example(i: int, user: str, desirable: bool, question: str = "", answer: str = "", source: str = "thumb") -> Example:
-    return Example(
-        id=f"{i:032x}",
-        completion_id=f"c{i}",
-        user=user,
-        messages=({"role": "user", "content": question or f"What is {i} plus one?"},),
-        answer=answer or f"It is {i + 1}, naturally.",
-        desirable=desirable,
-        source=source,
-        adapter="policy@base",
-        created_at=1000.0 + i,
-    )
-
-
-def thumbs(n: int = 90, users: int = 30) -> list[Example]:
-    """Two thirds desirable, three rows a user, one of them undesirable."""
-    return [example(i, f"user{i % users}", (i + i // users) % 3 != 0) for i in range(n)]
-
-
-def config(home: Path, **data: Any) -> Config:
-    return Config.model_validate(
-        {
-            "home": str(home),
-            "kto": {"micro_batch": MICRO},
-            "data": {"max_length": 64, "max_user_share": 0.5, "rows_per_shard": 30, **data},
-        }
-    )
-
-
-def take(
-    home: Path, model_path: str, examples: list[Example], blocks: int = 2, dropped: Any = None, **data: Any
-) -> Any:
-    ranges = [(start, blocks) for start in range(blocks)] + [(len(examples), 1)]  # the last is empty
-
-    def read(key: tuple[int, int]) -> list[Example]:
-        assert isinstance(key, tuple)
-        return examples[key[0] :: key[1]]
-
-    return freeze(config(home, **data), model_path, ranges, read, dropped or {}, 2000.0)
-
-
-def files(home: Path, manifest: Any) -> dict[str, bytes]:
-    folder = Path(Paths(str(home)).snapshot(manifest.id))
-    return {f.name: f.read_bytes() for f in folder.iterdir() if f.name != "manifest.json"}
-
-
-def splits(home: Path, manifest: Any) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    uri = Paths(str(home)).snapshot(manifest.id)
-    return tuple(read_split(uri, manifest, s).to_pylist() for s in ("train", "holdout"))
 
 
 def test_same_examples_same_bytes_whatever_the_order_of_reading(tmp_path: Path, model_path: Any) -> None:
@@ -292,55 +233,3 @@ def test_stream_keeps_order_and_whole_micro_batches(
         rows = pa.concat_tables(batches).to_pylist()
         assert [(r["completion_ids"], r["kl_completion_ids"]) for r in rows] == want
         assert all(batch.num_rows == MICRO for batch in batches)
-
-
-@pytest.fixture
-def large_groups(tmp_path: Path, model_path: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """A stream of GROUPS row groups of 2 MiB each; the folder where every read leaves a mark; the pauses made."""
-    manifest = take(tmp_path, model_path, thumbs())
-    marks = tmp_path / "read"
-    marks.mkdir()
-    pauses: list[float] = []
-
-    def read(uri: str, name: str, group: int) -> pa.Table:
-        (marks / str(group)).touch()
-        ids = pa.array([list(range(2**19 // MICRO))] * MICRO, pa.list_(pa.int32()))
-        return pa.table({"prompt_ids": ids})
-
-    def pause(seconds: float) -> None:
-        pauses.append(seconds)
-        time.sleep(seconds)
-
-    monkeypatch.setattr(stream, "_groups", lambda uri, manifest: [("shard", i) for i in range(GROUPS)])
-    monkeypatch.setattr(stream, "_read_group", read)
-    monkeypatch.setattr(stream, "time", types.SimpleNamespace(sleep=pause))
-    return training_dataset(Paths(str(tmp_path)).snapshot(manifest.id), manifest), marks, pauses
-
-
-def eventually(holds: Callable[[], bool]) -> bool:
-    until = time.monotonic() + 60
-    while not holds() and time.monotonic() < until:
-        time.sleep(0.1)
-    return holds()
-
-
-def test_the_stream_rests_when_the_object_store_is_full(large_groups: Any) -> None:
-    dataset, marks, pauses = large_groups
-    dataset.context.execution_options.resource_limits = ExecutionResources.for_limits(object_store_memory=8 * 2**20)
-    batches = iter(dataset.iter_batches(batch_size=MICRO, batch_format="pyarrow"))
-    next(batches)
-    assert eventually(lambda: PAUSE_S in pauses)
-    assert len(os.listdir(marks)) < GROUPS
-    turns = len(pauses)
-    time.sleep(4 * PAUSE_S)
-    assert len(pauses) - turns <= 5
-    assert sum(1 for _ in batches) == GROUPS - 1
-
-
-def test_the_stream_reads_ahead_without_a_rest(large_groups: Any) -> None:
-    dataset, marks, pauses = large_groups
-    batches = iter(dataset.iter_batches(batch_size=MICRO, batch_format="pyarrow"))
-    next(batches)
-    assert eventually(lambda: len(os.listdir(marks)) == GROUPS)
-    assert pauses.count(0) > GROUPS / 4  # turns that moved something are followed by the next at once
-    assert sum(1 for _ in batches) == GROUPS - 1

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import importlib.util
 import shutil
 import sys
 from pathlib import Path
-from types import ModuleType
 
+import k8s_check
 import pytest
 import yaml
 
@@ -20,18 +19,6 @@ needs_tools = pytest.mark.skipif(
     shutil.which("kubectl") is None or not SCHEMAS.is_dir(),
     reason="needs kubectl on the PATH and the KubeRay JSON Schemas in ../shared/schemas",
 )
-
-
-def load_check() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("k8s_check", ROOT / "deploy" / "k8s_check.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["k8s_check"] = module  # dataclasses look their module up there
-    spec.loader.exec_module(module)
-    return module
-
-
-k8s_check = load_check()
 
 
 @pytest.fixture

@@ -1,8 +1,9 @@
-"""A training run as the controller wires it, importable by Ray's workers."""
+"""A training run as the controller wires it, importable by Ray's workers, and what came out of it."""
 
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 from kto_ray.config import Config
 from kto_ray.data.stream import training_dataset
@@ -20,3 +21,11 @@ def train_noting_pid(settings: Config, name: str, manifest: SnapshotManifest, ur
     """The same, with the id of the process that drives the run in the file `note`, for those who want to kill it."""
     write_atomic(note, str(os.getpid()).encode())
     return train(settings, name, manifest, uri)
+
+
+def losses(result: TrainResult) -> list[float]:
+    return [record.loss for record in result.history]
+
+
+def weights(result: TrainResult) -> bytes:
+    return Path(result.adapter_dir, "adapter_model.safetensors").read_bytes()
