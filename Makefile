@@ -14,7 +14,7 @@ export TOKENIZERS_PARALLELISM := false
 export RAY_USAGE_STATS_ENABLED := 0
 export VLLM_NO_USAGE_STATS := 1
 
-.PHONY: setup demo test lint unit integration slow fault gpu bench k8s-check lock clean
+.PHONY: setup demo test lint unit integration slow fault gpu bench docs k8s-check lock clean
 
 setup:
 	@deploy/setup.sh $(FLAVOUR)
@@ -25,11 +25,13 @@ demo: setup
 test: lint unit integration
 
 lint: setup
-	.venv/bin/ruff check kto_ray tests
+	.venv/bin/ruff check kto_ray tests deploy
+	.venv/bin/ruff format --check kto_ray tests deploy
 	.venv/bin/mypy
+	.venv/bin/lint-imports --no-cache
 
 unit: setup
-	$(PYTEST) tests/unit -q
+	$(PYTEST) tests/unit tests/api tests/manifests -q
 
 integration: setup
 	$(PYTEST) tests/integration -q --durations=10 -m "not slow"
@@ -47,14 +49,20 @@ bench: setup
 	.venv/bin/kto-ray bench train --data $(DATA)
 	.venv/bin/kto-ray bench data
 	.venv/bin/kto-ray bench learn --data $(DATA)
-	.venv/bin/kto-ray bench learn --data $(DATA) --ablation
+	.venv/bin/kto-ray bench ablation --data $(DATA)
 	.venv/bin/kto-ray bench edits
 	.venv/bin/kto-ray bench rounds
 	.venv/bin/kto-ray bench serve
 	.venv/bin/kto-ray bench peeking
+	.venv/bin/kto-ray bench chat
+	.venv/bin/kto-ray bench scale --set home=runs/scale
 
 k8s-check: setup
 	@.venv/bin/python deploy/k8s_check.py
+
+# What the docs say of the code, made from the code.
+docs: setup
+	.venv/bin/python deploy/docs.py
 
 # The locks, made anew from pyproject.toml. The CPU one holds the CPU build of torch.
 lock: setup

@@ -108,7 +108,7 @@ def _store(config: Config) -> Check:
 
 
 def _port(config: Config) -> Check:
-    from kto_ray.serve.app import check_port
+    from kto_ray.app import check_port
 
     try:
         check_port(config)

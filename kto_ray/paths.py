@@ -10,6 +10,7 @@ from fsspec import AbstractFileSystem
 
 SNAPSHOT_MANIFEST = "manifest.json"
 SNAPSHOT_TOMBSTONE = "purged.json"
+SNAPSHOT_ROWS = "rows.parquet"  # the index of its rows
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 ADAPTER_MANIFEST = "manifest.json"
@@ -84,6 +85,14 @@ class Paths:
     def training(self) -> str:
         """Ray Train's storage: one folder a run, checkpoints inside."""
         return join(self.home, "training")
+
+    def run_progress(self, run: str) -> str:
+        """Where a running training stands."""
+        return join(self.training(), run, "progress.json")
+
+    def run_placement(self, run: str) -> str:
+        """Ray's id of what the run's workers hold."""
+        return join(self.training(), run, "placement_group.txt")
 
     def run_metrics(self, run: str) -> str:
         """A JSON line a step."""

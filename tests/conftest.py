@@ -10,6 +10,7 @@ import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import sqlalchemy as sa
@@ -52,13 +53,13 @@ def postgres() -> Iterator[str]:
         user = pwd.getpwnam("nobody") if os.geteuid() == 0 else None
         if user:
             os.chown(folder, user.pw_uid, user.pw_gid)
-        as_user = {"user": "nobody"} if user else {}
+        as_user: dict[str, Any] = {"user": "nobody"} if user else {}
         data = f"{folder}/data"
-        quiet = {"stdout": subprocess.DEVNULL, "cwd": "/"}
+        quiet: dict[str, Any] = {"stdout": subprocess.DEVNULL, "cwd": "/"}
         subprocess.run([binaries / "initdb", "-D", data, "-U", "kto", "-A", "trust"], check=True, **quiet, **as_user)
         options = f"-p {port} -c listen_addresses=127.0.0.1 -c unix_socket_directories={folder}"
         log = f"{folder}/log"
-        start = [binaries / "pg_ctl", "-D", data, "-o", options, "-l", log, "-w", "start"]
+        start: list[Any] = [binaries / "pg_ctl", "-D", data, "-o", options, "-l", log, "-w", "start"]
         subprocess.run(start, check=True, **quiet, **as_user)
         try:
             yield f"postgresql+psycopg://kto@127.0.0.1:{port}/postgres"

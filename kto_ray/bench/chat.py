@@ -7,7 +7,6 @@ Ray, store and the users themselves, who are simulated on the same cores.
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 import tempfile
 import time
@@ -20,12 +19,12 @@ from typing import Any
 import psutil
 from rich.table import Table
 
+from kto_ray.app import running
 from kto_ray.config import Config
-from kto_ray.demo.drive import Crowd, Sampling
-from kto_ray.demo.tastes import TASTES, Habits
-from kto_ray.paths import write_atomic
+from kto_ray.people.crowd import Crowd
+from kto_ray.people.tastes import TASTES, Habits
+from kto_ray.people.turns import Sampling
 from kto_ray.processor import here
-from kto_ray.serve.app import running
 
 WORKER = "VLLM::Worker"  # the process that runs the model, by the name that vLLM gives it
 WARM_UP_S = 15.0
@@ -33,8 +32,8 @@ SHOWN = 8  # processes in the table
 BAR = 0.85  # of the cores, for the worker
 
 
-def bench_chat(config: Config, users: int, seconds: float, out: str, tell: Callable[[str], None]) -> dict[str, Any]:
-    """Measure, write `out`/chat.json and give its content.
+def bench_chat(config: Config, users: int, seconds: float, tell: Callable[[str], None]) -> dict[str, Any]:
+    """Measure.
 
     Args:
         users: who chat and judge at once, as in the demo.
@@ -56,7 +55,6 @@ def bench_chat(config: Config, users: int, seconds: float, out: str, tell: Calla
         "worker_share_met": figures["worker_share_ratio"] >= BAR,
         "versions": {name: version(name) for name in ("ray", "torch")},
     }
-    write_atomic(str(Path(out).absolute() / "chat.json"), json.dumps(report, indent=1).encode())
     return report
 
 

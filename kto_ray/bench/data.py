@@ -11,25 +11,22 @@ is noise, and the cores are counted that Ray uses beside the training.
 
 from __future__ import annotations
 
-import json
 import math
 import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
-from pathlib import Path
 from statistics import linear_regression, median
 from typing import Any
 
 from rich.table import Table
 
-from kto_ray.bench.apart import ask
-from kto_ray.bench.filling import fill
+from kto_ray.bench.own_process import ask
+from kto_ray.cluster import cpu_compute
 from kto_ray.config import Config
-from kto_ray.environment import cpu_compute
-from kto_ray.paths import write_atomic
-from kto_ray.store import completions, open_store
+from kto_ray.people.filler import fill
+from kto_ray.store import open_store, tallies
 
 SOURCES = ("stream", "memory", "control")
 BARS = {"driver_peak_gib": 1.5, "time_slope": 1.1, "stream_cost_share": 0.03}
@@ -67,9 +64,9 @@ class Streamed:
 
 
 def bench_data(
-    config: Config, sizes: Sequence[int], steps: int, repeats: int, out: str, tell: Callable[[str], None]
+    config: Config, sizes: Sequence[int], steps: int, repeats: int, tell: Callable[[str], None]
 ) -> dict[str, Any]:
-    """Measure, write `out`/data.json and give its content.
+    """Measure.
 
     Args:
         config: all but home counts; a store_url must name an empty store, and is filled.
@@ -98,14 +95,13 @@ def bench_data(
     by_source = {name: [Fed(**one) for one in streamed[name]] for name in SOURCES}
     fed = Streamed(**by_source, drained_us=streamed["drained_us"], epoch_steps=streamed["epoch_steps"])
     report = _report(config, sizes, generated, built, fed)
-    write_atomic(str(Path(out) / "data.json"), json.dumps(report, indent=1).encode())
     return report
 
 
 def _refuse_a_used_store(config: Config) -> None:
     store = open_store(config.database_url)
     with store.read() as tx:
-        held = completions.count(tx)
+        held = tallies.total(tx).completions
     store.close()
     if held:
         raise ValueError(
@@ -124,7 +120,7 @@ def _grow(config: Config, had: int, size: int, tell: Callable[[str], None]) -> f
 def _in_process(config: Config, work: dict[str, Any]) -> dict[str, Any]:
     environment = cpu_compute(config.train.threads) if work["what"] == "stream" else {}
     request = {"work": work, "config": config.model_dump(mode="json")}
-    return ask("kto_ray.bench.data_once", request, environment, work["what"])
+    return ask("kto_ray.bench.inside.data", request, environment, work["what"])
 
 
 def _told(size: int, built: Built) -> str:

@@ -8,7 +8,6 @@ held-out questions: by how many nats the odds of the short answer against the lo
 
 from __future__ import annotations
 
-import json
 import random
 from collections.abc import Sequence
 from dataclasses import replace
@@ -20,11 +19,16 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.table import Table
 
-from kto_ray.bench.lab import Tell, Work, kept
-from kto_ray.bench.panel import Row, messages, panel_recipe, questions, row
+from kto_ray.bench.experiment import Tell, Work, kept
 from kto_ray.config import Config
-from kto_ray.demo.tastes import TASTES, Ask, edit_short
-from kto_ray.paths import write_atomic
+from kto_ray.people.offline import (
+    Row,
+    messages,
+    questions,
+    recipe,
+    row,
+)
+from kto_ray.people.tastes import TASTES, Ask, edit_short
 
 TASTE = TASTES["short"]
 ARMS = ("thumbs", "edits", "half as many edits")
@@ -33,7 +37,7 @@ Event = tuple[Ask, str, str]  # the question, the policy's answer, the user's ow
 
 
 def bench_edits(config: Config, events: int, held_out: int, seeds: int, out: str, tell: Tell) -> dict[str, Any]:
-    """Train on thumbs, on as many edits, on half as many (so with the rows of the thumbs); write `out`/edits.json.
+    """Train on thumbs, on as many edits, on half as many (so with the rows of the thumbs); `out` keeps what was made.
 
     Raises:
         ValueError: the base model gave too few answers that a user would shorten.
@@ -44,13 +48,13 @@ def bench_edits(config: Config, events: int, held_out: int, seeds: int, out: str
         raise ValueError(f"{len(found)} answers could be shortened, {events + held_out} are needed; lower the sizes")
     taught, judged = found[:events], found[events : events + held_out]
     judge = [r for question, long, short in judged for r in (row(question, short, True), row(question, long, False))]
-    base = _odds(kept(folder, panel_recipe(config, 0), Work("none", judge=judge), "base", tell).policy)
+    base = _odds(kept(folder, recipe(config, 0), Work("none", judge=judge), "base", tell).policy)
     moved: dict[str, list[float]] = {arm: [] for arm in ARMS}
     rows = {"thumbs": _thumbs(taught), "edits": _edits(taught), "half as many edits": _edits(taught[: events // 2])}
     for seed in range(1, seeds + 1):
         for arm in ARMS:
             work = Work("kto", rows[arm], judge)
-            after = kept(folder, panel_recipe(config, seed), work, f"{arm}, seed {seed}", tell)
+            after = kept(folder, recipe(config, seed), work, f"{arm}, seed {seed}", tell)
             moved[arm].append(float(np.mean(_odds(after.policy) - base)))
     n_events = {"thumbs": events, "edits": events, "half as many edits": events // 2}
     arms = {
@@ -71,7 +75,6 @@ def bench_edits(config: Config, events: int, held_out: int, seeds: int, out: str
         "edit_over_thumb_ratio": fmean(ratios),
         "edit_over_thumb_by_seed": ratios,
     }
-    write_atomic(str(Path(out) / "edits.json"), json.dumps(report, indent=1).encode())
     return report
 
 
@@ -81,7 +84,7 @@ def _events(config: Config, asked: int, folder: Path, tell: Tell) -> list[Event]
     plain = replace(TASTE, styles=("subject_question", "activity_question", "subject_talk"))
     prompts = questions(plain, asked, "edits")
     work = Work("none", ask=messages(prompts))
-    answers = kept(folder, panel_recipe(config, 0), work, f"base, {asked} answers", tell).answers
+    answers = kept(folder, recipe(config, 0), work, f"base, {asked} answers", tell).answers
     events = []
     for question, (text, _) in zip(prompts, answers, strict=True):
         short = edit_short(question, text, rng)

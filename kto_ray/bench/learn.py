@@ -11,7 +11,6 @@ Each experiment's result is kept in its own file, named by all that decides it: 
 from __future__ import annotations
 
 import hashlib
-import json
 import random
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -25,10 +24,15 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.table import Table
 
-from kto_ray.bench.lab import Method, Tell, Work, kept
-from kto_ray.config import Config, KtoSection
+from kto_ray.bench.experiment import (
+    Method,
+    Tell,
+    Work,
+    kept,
+)
+from kto_ray.config import Config
+from kto_ray.config.learning import KtoSection
 from kto_ray.feedback.files import read_unpaired
-from kto_ray.paths import write_atomic
 
 Axes = Sequence[tuple[str, tuple[float, ...]]]
 Swept = tuple[dict[str, Any], list[dict[str, Any]]]  # the best point, and all with their AUC
@@ -167,7 +171,7 @@ class Bench:
 def bench_learn(
     config: Config, data: str, sizes: Sizes, ablation: bool, jobs: int, out: str, tell: Tell
 ) -> dict[str, Any]:
-    """Sweep, train, judge, write `out`/learn.json (`learn-ablation.json`) and give its content; `jobs` at a time."""
+    """Sweep, train and judge, `jobs` at a time; `out` keeps what was made, so that a run goes on after a cut-off."""
     bench = Bench(config, data, sizes, jobs, out, tell)
     variants = ABLATION if ablation else TABLE
     with ThreadPoolExecutor(len(SWEEPS) + sizes.seeds * len(variants)) as pool:
@@ -188,8 +192,6 @@ def bench_learn(
         "lines": {v.name: {"words": v.words, **_line(by_variant[v.name], by_variant["kto"])} for v in variants},
         "versions": {name: version(name) for name in ("torch", "transformers", "trl", "peft")},
     }
-    name = "learn-ablation.json" if ablation else "learn.json"
-    write_atomic(str(Path(out) / name), json.dumps(report, indent=1).encode())
     return report
 
 
@@ -231,7 +233,7 @@ def _accuracy(ratios: Floats) -> float:
 
 
 def _auc(ratios: Floats) -> float:
-    from kto_ray.evaluate.metrics import auc
+    from kto_ray.stats.ranking import auc
 
     return auc(ratios[:, 0], ratios[:, 1])
 

@@ -7,11 +7,9 @@ Users are simulated with known rates and fall to the arms at random. The peer is
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Sequence
 from itertools import starmap
-from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -21,9 +19,8 @@ from rich.table import Table
 from scipy.stats import norm
 
 from kto_ray.config import Config
-from kto_ray.paths import write_atomic
-from kto_ray.rollout.sequential import log_evidence
-from kto_ray.types import ArmCount
+from kto_ray.records.rollouts import ArmCount
+from kto_ray.stats.sequential import log_evidence
 
 Rates = tuple[float, float]  # of thumbs up, champion and challenger
 
@@ -63,10 +60,8 @@ def decided_at(path: NDArray[np.int64], alpha: float) -> int | None:
     return None
 
 
-def bench_peeking(
-    config: Config, runs: int, users: int, patience: int, out: str, tell: Callable[[str], None]
-) -> dict[str, Any]:
-    """Simulate, write `out`/peeking.json and give its content.
+def bench_peeking(config: Config, runs: int, users: int, patience: int, tell: Callable[[str], None]) -> dict[str, Any]:
+    """Simulate.
 
     Args:
         config: rollout.alpha is used.
@@ -91,7 +86,6 @@ def bench_peeking(
     report = {
         "alpha": alpha, "runs": runs, "users": users, "patience": patience, "errors": errors, "decisions": decisions,
     }  # fmt: skip
-    write_atomic(str(Path(out) / "peeking.json"), json.dumps(report, indent=1).encode())
     return report
 
 

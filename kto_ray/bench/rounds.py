@@ -7,20 +7,30 @@ between, so that a collapse would show. Every policy answers the same fresh ques
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 from rich.table import Table
 
-from kto_ray.bench.lab import Found, Tell, Work, kept
-from kto_ray.bench.panel import Row, judgements, liked, messages, panel_recipe, questions
+from kto_ray.bench.experiment import (
+    Found,
+    Tell,
+    Work,
+    kept,
+)
 from kto_ray.config import Config
-from kto_ray.demo.tastes import TASTES, Habits, Taste
-from kto_ray.evaluate.guard import guard_messages
-from kto_ray.evaluate.metrics import looks_truncated, repeats_itself
-from kto_ray.paths import write_atomic
+from kto_ray.evaluate.suites import guard_messages
+from kto_ray.evaluate.texts import looks_truncated, repeats_itself
+from kto_ray.people.offline import (
+    Row,
+    judgements,
+    liked,
+    messages,
+    questions,
+    recipe,
+)
+from kto_ray.people.tastes import TASTES, Habits, Taste
 
 Reference = Literal["base", "champion"]
 
@@ -28,7 +38,7 @@ Reference = Literal["base", "champion"]
 def bench_rounds(
     config: Config, taste_name: str, rounds: int, chats: int, fresh: int, out: str, tell: Tell
 ) -> dict[str, Any]:
-    """Write `out`/rounds.json: figures of every policy by round (0 is the base), for both references.
+    """Figures of every policy by round (0 is the base), for both references; `out` keeps what was trained.
 
     Args:
         chats: users who ask and judge in a round.
@@ -40,7 +50,6 @@ def bench_rounds(
     for reference in ("base", "champion"):
         lines = _chain(config, taste, reference, rounds, chats, measured, Path(out), tell)
         report[reference] = lines
-    write_atomic(str(Path(out) / "rounds.json"), json.dumps(report, indent=1).encode())
     return report
 
 
@@ -63,7 +72,7 @@ def _chain(
         ask = [*messages(measured), *map(list, guard_messages()), *messages(asked)]
         method: Literal["none", "kto"] = "kto" if number else "none"
         work = Work(method, window, ask=ask, start=start, save=adapter if number else None)
-        found = kept(out / "learn", panel_recipe(config, number), work, f"{reference}, round {number}", tell)
+        found = kept(out / "learn", recipe(config, number), work, f"{reference}, round {number}", tell)
         lines.append({"round": number, "rows": len(window), **_figures(taste, found, measured)})
         told = judgements(taste, asked, found.answers[-chats:], Habits(), f"judge {number}")
         if reference == "champion":

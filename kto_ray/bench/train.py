@@ -9,22 +9,19 @@ The floor of a step is 4N FLOP a token, at the rate that large matrix products r
 
 from __future__ import annotations
 
-import json
 import random
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
-from pathlib import Path
 from statistics import median
 from typing import Any, Literal
 
 from rich.table import Table
 
-from kto_ray.bench.apart import ask
+from kto_ray.bench.own_process import ask
+from kto_ray.cluster import cpu_compute
 from kto_ray.config import Config
-from kto_ray.environment import cpu_compute
 from kto_ray.feedback.files import read_unpaired
-from kto_ray.paths import write_atomic
 
 Variant = Literal["exact", "trl_best", "trl_default"]
 VARIANTS: tuple[Variant, ...] = ("exact", "trl_best", "trl_default")
@@ -53,10 +50,8 @@ class Measured:
     matmul_flops: float
 
 
-def bench_train(
-    config: Config, data: str, steps: int, repeats: int, out: str, tell: Callable[[str], None]
-) -> dict[str, Any]:
-    """Measure, write `out`/train.json and give its content.
+def bench_train(config: Config, data: str, steps: int, repeats: int, tell: Callable[[str], None]) -> dict[str, Any]:
+    """Measure.
 
     Args:
         config: model, kto, data.max_length and train.threads are used.
@@ -92,7 +87,6 @@ def bench_train(
         "versions": {name: version(name) for name in ("torch", "transformers", "trl", "peft")},
         "raw": {name: {v: [asdict(m) for m in ms] for v, ms in by.items()} for name, by in found.items()},
     }
-    write_atomic(str(Path(out) / "train.json"), json.dumps(report, indent=1).encode())
     return report
 
 
@@ -152,7 +146,7 @@ def _enough(rows: list[dict[str, Any]], n: int, data: str) -> list[dict[str, Any
 def _in_process(config: Config, work: Work) -> Measured:
     request = {"work": asdict(work), "config": config.model_dump(mode="json")}
     environment = cpu_compute(config.train.threads)
-    return Measured(**ask("kto_ray.bench.train_once", request, environment, work.variant))
+    return Measured(**ask("kto_ray.bench.inside.train", request, environment, work.variant))
 
 
 def table(report: dict[str, Any]) -> Table:

@@ -8,7 +8,7 @@ import typer
 
 from kto_ray.cli import adapters, bench, data, doctor, feedback, learning, provenance, service
 from kto_ray.cli.common import BEGIN, LEARN, err, plain
-from kto_ray.environment import quiet
+from kto_ray.cluster import quiet
 
 HELP = """Serve a chat model, collect what its users say of the answers, and let it learn from that: thumbs and edits
 become a LoRA adapter (KTO), which a gate and an A/B test must approve before it answers everybody.

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import time
 from typing import Annotated
 
 import typer
 from rich.table import Table
 
-from kto_ray.cli.common import RUN, AsJson, ConfigFile, Overrides, out, read_store, settings_of, step, tell
+from kto_ray.cli.common import RUN, AsJson, ConfigFile, Overrides, out, settings_of, step, tell
+from kto_ray.cli.source import Source
 
 app = typer.Typer()
+STEERED = ("promote", "abort", "pause", "resume", "rollback")
 
 
 @app.command("adapters", rich_help_panel=RUN)
@@ -23,9 +24,7 @@ def adapters_(
 ) -> None:
     """List adapter versions, or `adapters show V` for all that is known of one."""
     settings = settings_of(config, set_)
-    from kto_ray.serve import state
-
-    told = read_store(settings, lambda tx: state.adapter_list(tx, settings))
+    told = Source(settings).adapters()
     if action is not None:
         if action != "show" or name is None:
             raise ValueError(f"adapters takes nothing or `show VERSION`, got {action!r} {name or ''}")
@@ -55,29 +54,12 @@ def rollout(
 ) -> None:
     """Show or steer the A/B test. Changes are asked of the controller, which answers."""
     settings = settings_of(config, set_)
-    from kto_ray.serve import state
-    from kto_ray.store import open_store, rounds
-
+    source = Source(settings)
     if action == "get":
-        told = read_store(settings, lambda tx: state.rollout(tx, settings))["rollout"]
-        out.print_json(data=told, default=str)
+        out.print_json(data=source.rollout()["rollout"], default=str)
         return
-    actions = ("promote", "abort", "pause", "resume", "rollback")
-    if action not in actions:
-        raise ValueError(f"rollout {action!r} does not exist; use get or one of: {', '.join(actions)}")
-    store = open_store(settings.database_url)
-    with store.read() as tx:
-        if rounds.lease_holder(tx, rounds.CONTROLLER, time.time()) is None:
-            raise ValueError(f"no service runs on {settings.home!r} to {action}; start it with `kto-ray serve`")
-    with store.write() as tx:
-        request = rounds.ask(tx, action, time.time())
-    deadline = time.monotonic() + 30
-    result = None
+    if action not in STEERED:
+        raise ValueError(f"rollout {action!r} does not exist; use get or one of: {', '.join(STEERED)}")
     with step("asking the controller"):
-        while result is None and time.monotonic() < deadline:
-            time.sleep(0.2)
-            with store.read() as tx:
-                result = rounds.answered(tx, request)
-    tell({"action": action, "result": result or "asked; no controller has answered yet, is the service up?"}, as_json)
-    if result is None or result.startswith("refused"):
-        raise typer.Exit(1)
+        told = source.steer(action)
+    tell(told, as_json)

@@ -92,7 +92,7 @@ def ray_up(config: Config) -> Iterator[None]:
     Ray's listener would print the raylet's warnings; tell the result afterwards."""
     import ray
 
-    from kto_ray.serve.app import start_ray
+    from kto_ray.cluster import start_ray
 
     already = ray.is_initialized()
     with redirect_stdout(sys.stderr):

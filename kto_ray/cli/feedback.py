@@ -50,11 +50,11 @@ def feedback_export(
 ) -> None:
     """Export all labelled examples in TRL's unpaired preference format."""
     settings = settings_of(config, set_)
+    from kto_ray.data.seal import read_examples
     from kto_ray.feedback.files import write_unpaired
-    from kto_ray.jobs import read_examples
-    from kto_ray.store import completions
+    from kto_ray.store import labels
 
-    ranges = read_store(settings, lambda tx: completions.key_ranges(tx, settings.data.rows_per_range))
+    ranges = read_store(settings, lambda tx: labels.key_ranges(tx, settings.data.rows_per_range))
     total = 0
     try:
         target = file.open("w", encoding="utf-8")

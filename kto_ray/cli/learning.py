@@ -24,8 +24,8 @@ from kto_ray.cli.common import (
 from kto_ray.config import Config
 
 if TYPE_CHECKING:
-    from kto_ray.jobs import Trained
-    from kto_ray.types import SnapshotManifest
+    from kto_ray.records.snapshots import SnapshotManifest
+    from kto_ray.records.training import Trained
 
 app = typer.Typer()
 
@@ -45,7 +45,7 @@ def train(
     if repeat is not None:
         _repeat(settings, repeat, as_json)
         return
-    from kto_ray import jobs
+    from kto_ray.data.seal import seal
     from kto_ray.paths import Paths
     from kto_ray.store import open_store
 
@@ -53,32 +53,34 @@ def train(
     freezing = "freezing the feedback into a snapshot"
     with ray_up(settings):
         with step(freezing) as now:
-            manifest = jobs.snapshot(settings, tell=now)
+            manifest = seal(settings, tell=now)
         trained = train_on(settings, manifest)
-    figures = {k: v for k, v in trained.metrics.items() if k != "history"}
     plot = Paths(settings.home).training_plot(_run(manifest, trained.version.number))
-    tell({"adapter": trained.version.name, "snapshot": manifest.id, **figures, "plot": plot}, as_json)
+    tell({"adapter": trained.version.name, "snapshot": manifest.id, **trained.figures, "plot": plot}, as_json)
 
 
 def train_on(settings: Config, manifest: SnapshotManifest) -> Trained:
-    """Train one adapter on a sealed snapshot, under a progress bar, and publish both. Ray must be up."""
-    from kto_ray import jobs
+    """Train one adapter on a sealed snapshot, under a progress bar, and publish and record both. Ray must be up."""
+    from kto_ray.loop.moves import Change, KeepSnapshot, perform
     from kto_ray.paths import Paths
+    from kto_ray.records.adapters import CHAMPION
+    from kto_ray.records.trainings import ended_run
     from kto_ray.store import adapters, open_store
+    from kto_ray.train.learn import learn
 
-    store = open_store(settings.database_url)
-    uri = Paths(settings.home).snapshot(manifest.id)
+    store, began = open_store(settings.database_url), time.time()
+    snapshot = KeepSnapshot(manifest, Paths(settings.home).snapshot(manifest.id))
     with store.write() as tx:
-        adapters.insert_snapshot(tx, manifest, uri)
+        perform(tx, Change(None, (snapshot,)), began)
     with store.read() as tx:
         number = adapters.next_number(tx)
-        champion = adapters.get(tx, adapters.get_aliases(tx).get("champion", ""))
+        champion = adapters.get(tx, adapters.aliases(tx, settings.base_name)[CHAMPION])
     err.print(f"snapshot {manifest.id}: {manifest.n_desirable} desirable, {manifest.n_undesirable} undesirable rows")
     run = _run(manifest, number)
-    trained: Trained = _with_progress(settings, run, lambda: jobs.train(settings, run, number, uri, champion))
+    trained: Trained = _with_progress(settings, run, lambda: learn(settings, run, number, snapshot.uri, champion))
+    now = time.time()
     with store.write() as tx:
-        if adapters.get(tx, trained.version.name) is None:
-            adapters.insert(tx, trained.version)
+        perform(tx, Change(None, (ended_run(run, trained, began, now), trained.version)), now)
     store.close()
     return trained
 
@@ -89,9 +91,9 @@ def _run(manifest: SnapshotManifest, number: int) -> str:
 
 def _repeat(settings: Config, name: str, as_json: bool) -> None:
     """Train a version again from its own snapshot, settings and seed; exit 1 when other bytes come out."""
-    from kto_ray import jobs
+    from kto_ray.adapters.publish import as_trained, installed_versions
     from kto_ray.store import adapters
-    from kto_ray.train.export import as_trained, installed_versions
+    from kto_ray.train.learn import repeat
 
     version = read_store(settings, lambda tx: adapters.get(tx, name))
     uri = read_store(settings, lambda tx: adapters.snapshot_uri(tx, version.snapshot or "")) if version else None
@@ -106,7 +108,7 @@ def _repeat(settings: Config, name: str, as_json: bool) -> None:
     start = read_store(settings, lambda tx: adapters.get(tx, version.reference))  # None where that is the base model
     run = f"repeat-{version.number}-{int(time.time())}"
     with ray_up(same):
-        sha256 = _with_progress(same, run, lambda: jobs.repeat(same, run, uri, start))
+        sha256 = _with_progress(same, run, lambda: repeat(same, run, uri, start))
     told = {"adapter": name, "sha256": version.sha256, "repeated_sha256": sha256, "same": sha256 == version.sha256}
     tell(told, as_json)
     if sha256 != version.sha256:
@@ -145,7 +147,7 @@ def evaluate(
 ) -> None:
     """Judge an adapter on the held-out feedback of its snapshot: KTO reward accuracy and AUC with intervals."""
     settings = settings_of(config, set_)
-    from kto_ray import adapter as adapter_files
+    from kto_ray.adapters import files as adapter_files
     from kto_ray.model import resolve_model
     from kto_ray.store import adapters
 
@@ -160,9 +162,9 @@ def evaluate(
         )
     with step("scoring held-out feedback under the base model and the adapter"):
         from kto_ray.data.snapshot import load_manifest, read_split
-        from kto_ray.evaluate.judge import reward_metrics
         from kto_ray.evaluate.logprobs import Scorer
-        from kto_ray.evaluate.records import held_out
+        from kto_ray.evaluate.measure import reward_metrics
+        from kto_ray.records.evaluation import held_out
 
         directory = adapter_files.fetch(version.uri, settings.serve.max_lora_rank, version.sha256)
         rows = held_out(read_split(uri, load_manifest(uri), "holdout"))

@@ -17,15 +17,15 @@ from kto_ray.cli.common import (
     out,
     plain,
     ray_up,
-    read_store,
     settings_of,
     step,
     tell,
 )
+from kto_ray.cli.source import Source
 from kto_ray.config import Config
 
 if TYPE_CHECKING:
-    from kto_ray.purge import Reach
+    from kto_ray.provenance.erasure import Reach
     from kto_ray.store import Store
 
 app = typer.Typer()
@@ -39,9 +39,7 @@ def lineage(
 ) -> None:
     """From a thumb to every snapshot, adapter and arm it touched, and back."""
     settings = settings_of(config, set_)
-    from kto_ray.lineage import lineage as trace
-
-    out.print_json(data=read_store(settings, lambda tx: trace(tx, settings, name)), default=str)
+    out.print_json(data=Source(settings).lineage(name), default=str)
 
 
 @app.command(rich_help_panel=ANSWER)
@@ -59,12 +57,12 @@ def purge(
     """Erase a user: their rows in the store and the snapshots that hold any. Adapters stay until they are replaced."""
     settings = settings_of(config, set_)
     with step("looking for the user in the store and in every snapshot"):
-        from kto_ray import purge as deed
+        from kto_ray.provenance import erasure
         from kto_ray.store import open_store
 
         store = open_store(settings.database_url)
         with store.read() as tx:
-            reach = deed.reach_of(tx, settings, user)
+            reach = erasure.reach_of(tx, settings, user)
     told = _told(reach)
     if dry_run:
         tell({"purged": False, **told}, as_json)
@@ -74,7 +72,7 @@ def purge(
             err.print(plain(f"{key}: {value}"), soft_wrap=True)
         typer.confirm("Delete these rows and the shards of these snapshots, for good?", abort=True, err=True)
     with step("erasing the user"):
-        told = _told(deed.purge(store, settings, user))
+        told = _told(erasure.purge(store, settings, user))
     replaced = _retrain(settings, store, reach) if retrain else []
     store.close()
     tell({"purged": True, **told, "retrained": replaced, "next": _next_step(reach, retrain)}, as_json)
@@ -92,15 +90,15 @@ def _told(reach: Reach) -> dict[str, Any]:
 
 def _retrain(settings: Config, store: Store, reach: Reach) -> list[dict[str, Any]]:
     """Train what replaces the affected adapters; what an earlier purge of the user trained already is only named."""
-    from kto_ray import purge as deed
     from kto_ray.cli.learning import train_on
+    from kto_ray.provenance import erasure
 
-    affected, replaced = deed.to_replace(reach), []
+    affected, replaced = erasure.to_replace(reach), []
     with ray_up(settings) if affected else nullcontext():
         for version in affected:
             with step(f"sealing the snapshot of {version.name} without the user"):
-                manifest, made = deed.rebuild(store, settings, version)
-            made = made or train_on(deed.replacing(settings, version), manifest).version
+                manifest, made = erasure.rebuild(store, settings, version)
+            made = made or train_on(erasure.replacing(settings, version), manifest).version
             replaced.append(
                 {"adapter": made.name, "instead_of": version.name, "snapshot": manifest.id, "sha256": made.sha256}
             )

@@ -16,11 +16,11 @@ from kto_ray.cli.common import (
     Overrides,
     out,
     plain,
-    read_store,
     settings_of,
     step,
     warn_of_emulation,
 )
+from kto_ray.cli.source import Source
 from kto_ray.config import Config
 
 app = typer.Typer()
@@ -54,7 +54,7 @@ def serve(config: ConfigFile = None, set_: Overrides = None) -> None:
     """Run the whole service: gateway, policy replicas and the loop's controller. Ctrl-C or SIGTERM ends it."""
     settings = settings_of(config, set_)
     warn_of_emulation(settings)
-    from kto_ray.serve.app import running
+    from kto_ray.app import running
 
     with step("starting (about a minute on two cores)") as now:
         service = running(settings, now)
@@ -95,19 +95,14 @@ def status(
 
 
 def _state(config: Config) -> dict[str, Any]:
-    from kto_ray.serve import state
-    from kto_ray.store import rounds
-
-    def read(tx: Any) -> dict[str, Any]:
-        return {
-            "loop": state.loop(tx, config),
-            "adapters": state.adapter_list(tx, config),
-            "rollout": state.rollout(tx, config)["rollout"],
-            "readiness": state.readiness(tx, config),
-            "running": rounds.lease_holder(tx, rounds.CONTROLLER, time.time()) is not None,
-        }
-
-    return read_store(config, read)
+    source = Source(config)
+    return {
+        "loop": source.loop(),
+        "adapters": source.adapters(),
+        "rollout": source.rollout()["rollout"],
+        "readiness": source.readiness(),
+        "running": source.running,
+    }
 
 
 def _status_table(told: dict[str, Any]) -> Table:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import hashlib
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
@@ -14,7 +13,9 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from kto_ray.data.near import Bytes, Hashes, sketch
-from kto_ray.types import Example, Message
+from kto_ray.records.completions import Message
+from kto_ray.records.examples import Example
+from kto_ray.records.users import digest, user_hash
 
 Index = NDArray[np.int64]
 
@@ -64,12 +65,6 @@ def make(examples: Sequence[Example], salt: str, near_duplicate: float) -> tuple
 def canonical(messages: Sequence[Message]) -> str:
     """The same text for the same conversation."""
     return json.dumps([dict(m) for m in messages], sort_keys=True)
-
-
-@functools.lru_cache(maxsize=100_000)
-def user_hash(salt: str, user: str) -> str:
-    """How a user is named in snapshots: 32 hex digits."""
-    return _digest(salt, user)
 
 
 @functools.lru_cache(maxsize=100_000)
@@ -133,13 +128,4 @@ def _integers(values: Iterable[int]) -> Hashes:
 
 
 def _integer(*parts: str) -> int:
-    return int(_digest(*parts)[:16], 16)
-
-
-def _digest(*parts: str) -> str:
-    """32 hex digits; the lengths keep ("ab", "c") and ("a", "bc") apart."""
-    digest = hashlib.sha256()
-    for part in parts:
-        data = part.encode()
-        digest.update(len(data).to_bytes(8, "big") + data)
-    return digest.hexdigest()[:32]
+    return int(digest(*parts)[:16], 16)

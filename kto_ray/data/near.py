@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from kto_ray.types import Message
+from kto_ray.records.completions import Message
 
 PERMUTATIONS = 64
 SHINGLE = 3  # words

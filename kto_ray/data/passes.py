@@ -26,7 +26,9 @@ from kto_ray.data import heads, tokens
 from kto_ray.data.heads import Heads, Index
 from kto_ray.data.near import Hashes
 from kto_ray.data.shards import HOLDOUT, HOLDOUT_SCHEMA, TRAIN, finish, parquet
-from kto_ray.types import Example, Shard
+from kto_ray.records.examples import Example
+from kto_ray.records.snapshots import Shard
+from kto_ray.records.users import user_hash
 
 R = TypeVar("R")
 
@@ -78,7 +80,7 @@ def _raw(found: Sequence[Example], salt: str, near_duplicate: float) -> pa.Table
     texts: dict[str, list[Any]] = {
         "example_id": [e.id for e in found],
         "completion_id": [e.completion_id for e in found],
-        "user_hash": [heads.user_hash(salt, e.user) for e in found],
+        "user_hash": [user_hash(salt, e.user) for e in found],
         "source": [e.source for e in found],
         "adapter": [e.adapter for e in found],
         "messages": messages,

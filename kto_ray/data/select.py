@@ -1,4 +1,4 @@
-"""Which labelled rows enter a snapshot, and on which side of the holdout. Pure: columns in, row numbers out."""
+"""Which labelled rows enter a snapshot, and which users are held out of it. Pure: columns in, row numbers out."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from kto_ray.config import DataSection
+from kto_ray.config.learning import DataSection
 from kto_ray.data.heads import Heads, Index
 from kto_ray.data.near import Hashes, alike, mixed
 

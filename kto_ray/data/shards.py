@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from kto_ray import paths
 from kto_ray.data.balance import rotate
 from kto_ray.data.tombstone import Purged, read_tombstone
-from kto_ray.types import Shard
+from kto_ray.records.snapshots import Shard
 
 TRAIN, HOLDOUT = "train", "holdout"
 GROUP_BYTES = 16 * 2**20  # of tokens in a row group, the unit that is streamed

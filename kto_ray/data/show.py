@@ -14,7 +14,7 @@ from rich.text import Text
 
 from kto_ray.data.shards import verified
 from kto_ray.data.tokens import load_tokenizer
-from kto_ray.types import SnapshotManifest
+from kto_ray.records.snapshots import SnapshotManifest
 
 SHOWN = 300  # characters of a prompt's end and of an answer
 

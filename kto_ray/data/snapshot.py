@@ -12,7 +12,8 @@ import json
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -26,9 +27,11 @@ from kto_ray.config import Config
 from kto_ray.data import passes, tokens
 from kto_ray.data.balance import Balance, balance, interleave
 from kto_ray.data.heads import Heads, Index
+from kto_ray.data.row_index import write_index
 from kto_ray.data.select import Selection, by_id, cap, select
 from kto_ray.data.shards import HOLDOUT_SCHEMA, TRAIN, TRAIN_SCHEMA, verified
-from kto_ray.types import Example, Shard, SnapshotManifest
+from kto_ray.records.examples import Example
+from kto_ray.records.snapshots import Shard, SnapshotManifest
 
 R = TypeVar("R")
 logger = logging.getLogger(__name__)
@@ -87,15 +90,21 @@ def freeze(
     tell("write")
     home = paths.Paths(config.home)
     train, holdout = heads.id[plan.train], heads.id[plan.holdout]
-    staging = home.snapshot_staging("snapshot-" + hashlib.sha256(train.tobytes() + holdout.tobytes()).hexdigest()[:16])
-    try:
+    rows = hashlib.sha256(train.tobytes() + holdout.tobytes()).hexdigest()[:16]
+    with _staging(home.snapshot_staging(f"snapshot-{rows}")) as staging:
         written = passes.write(tokenized, train, holdout, staging, config.kto.micro_batch, config)
         every = Counter(dropped) + plan.dropped
         manifest = _manifest(config, plan, heads, written, hashes, every, newest_feedback_at)
         return _publish(home, staging, manifest)
+
+
+@contextmanager
+def _staging(uri: str) -> Iterator[str]:
+    """A folder that is gone afterwards. Named by the rows: what a freeze that was killed left, the next one clears."""
+    try:
+        yield uri
     finally:
-        # Named by the rows, so what a freeze that was killed left here is cleared away when it is tried again.
-        fs, path = paths.filesystem(staging)
+        fs, path = paths.filesystem(uri)
         if fs.exists(path):
             fs.rm(path, recursive=True)
 
@@ -185,8 +194,9 @@ def _publish(home: paths.Paths, staging: str, manifest: SnapshotManifest) -> Sna
     _, target = paths.filesystem(final)
     fs.makedirs(target, exist_ok=True)
     # Also over an existing snapshot: the bytes are the same, and a damaged shard is healed.
-    for shard in manifest.shards:
-        fs.mv(paths.join(source, shard.name), paths.join(target, shard.name))
+    write_index(staging, manifest.shards)
+    for name in (paths.SNAPSHOT_ROWS, *(shard.name for shard in manifest.shards)):
+        fs.mv(paths.join(source, name), paths.join(target, name))
     grave = paths.join(target, paths.SNAPSHOT_TOMBSTONE)
     if fs.exists(grave):  # what was purged was given again
         fs.rm(grave)

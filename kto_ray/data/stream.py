@@ -13,7 +13,7 @@ from ray.data._internal.execution.streaming_executor import StreamingExecutor
 
 from kto_ray import paths
 from kto_ray.data.shards import TRAIN, verified
-from kto_ray.types import SnapshotManifest
+from kto_ray.records.snapshots import SnapshotManifest
 
 COLUMNS = ["label", "prompt_ids", "completion_ids", "kl_completion_ids"]
 PAUSE_S = 0.5

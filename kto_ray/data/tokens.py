@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kto_ray.types import Json, Message
+from kto_ray.records.completions import Json, Message
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

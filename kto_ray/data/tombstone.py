@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 
 from kto_ray import paths
-from kto_ray.types import SnapshotManifest
+from kto_ray.records.snapshots import SnapshotManifest
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,11 +38,11 @@ class Purged(ValueError):
 
 
 def purge_rows(uri: str, manifest: SnapshotManifest, tombstone: Tombstone) -> None:
-    """Delete the shards of a snapshot. Called again after it was killed, it deletes the rest."""
+    """Delete the shards of a snapshot and their index. Called again after it was killed, it deletes the rest."""
     data = json.dumps(asdict(tombstone), indent=1).encode()
     paths.write_atomic(paths.join(uri, paths.SNAPSHOT_TOMBSTONE), data)
-    for shard in manifest.shards:
-        fs, path = paths.filesystem(paths.join(uri, shard.name))
+    for name in (*(shard.name for shard in manifest.shards), paths.SNAPSHOT_ROWS):  # the index last: it knows what goes
+        fs, path = paths.filesystem(paths.join(uri, name))
         if fs.exists(path):
             fs.rm(path)
 

@@ -1,1 +1,1 @@
-"""Simulated users with hidden tastes, who drive the real service over HTTP."""
+"""`kto-ray demo`: the loop closed once before your eyes, its verdict and its report."""

@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from kto_ray.demo.drive import Tally, Turn
+from kto_ray.people.turns import Tally, Turn
 from kto_ray.processor import here
 
 Report = dict[str, Any]  # the shape of report.json, which `build` writes out once
@@ -124,7 +124,7 @@ def machine_record(dtype: str, why: str) -> Report:
 
 
 def round_record(page: Report, snapshot: Report | None, adapters: Sequence[Report], newest: Report | None) -> Report:
-    """One round of GET /v1/loop, joined with its snapshot's manifest, its adapter's gate and its rollout.
+    """One round of GET /v1/loop/rounds/N, joined with its snapshot's manifest, its adapter's gate and its rollout.
 
     `newest` is the newest rollout of GET /v1/rollout, the one that comes with its history.
     """
@@ -147,7 +147,7 @@ def round_record(page: Report, snapshot: Report | None, adapters: Sequence[Repor
         "loss_first": train.get("loss_first"),
         "loss_last": train.get("loss_last"),
         "tokens_per_s": train.get("tokens_per_s"),
-        "train_history": train.get("history") or [],
+        "train_history": list(page.get("history") or []),
         "stage_s": dict(page.get("stage_s") or {}),
         "gate": {
             "decision": gate.get("decision"),

@@ -16,7 +16,7 @@ from kto_ray.config import Config
 from kto_ray.demo import page, report
 from kto_ray.demo.show import Narrator, console
 from kto_ray.demo.story import HABITS, Story
-from kto_ray.demo.tastes import TASTES, Taste
+from kto_ray.people.tastes import TASTES, Taste
 
 # What suits a demo's short life; the report tells it. Learning: twice the default's rate, so that the few steps of one
 # round win a taste, and half the weight on the undesirable half and a small adapter, so that they leave the text whole.
@@ -94,7 +94,7 @@ def run_demo(
     if taste is None:
         raise ValueError(f"there is no taste {taste_name!r}; choose one of {', '.join(TASTES)}")
     preflight.demand(config.serve.device, installed=True)
-    from kto_ray.serve.app import running  # starts Ray and vLLM: only once the arguments are known to be good
+    from kto_ray.app import running  # starts Ray and vLLM: only once the arguments are known to be good
 
     settings, started = demo_config(config, out_dir, seed, defaults), time.monotonic()
     narrator = Narrator(console(stderr=json))

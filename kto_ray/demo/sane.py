@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from kto_ray import adapter as adapter_files
+from kto_ray.adapters import files as adapter_files
+from kto_ray.cluster import cpu_compute
 from kto_ray.config import Config
-from kto_ray.demo.drive import Turn
 from kto_ray.demo.report import Report
-from kto_ray.environment import cpu_compute
 from kto_ray.evaluate import gate
-from kto_ray.evaluate.judge import guard_metrics, text_metrics
-from kto_ray.evaluate.records import GuardAnswer
+from kto_ray.evaluate.measure import guard_metrics, text_metrics
 from kto_ray.model import resolve_model
-from kto_ray.types import GateDecision
+from kto_ray.people.turns import Turn
+from kto_ray.records.evaluation import GateDecision, GuardAnswer
 
 EXAMINED = 64  # answers of each side that are scored under the models
 

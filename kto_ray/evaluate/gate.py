@@ -23,8 +23,8 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
-from kto_ray.config import GateSection
-from kto_ray.types import GateDecision
+from kto_ray.config.deciding import GateSection
+from kto_ray.records.evaluation import GateDecision
 
 # What judge.evaluate measures and this module reads.
 REQUIRED = (

@@ -14,9 +14,9 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from kto_ray.config import Config
-from kto_ray.evaluate.records import GuardAnswer, Tokens
 from kto_ray.paths import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from kto_ray.processor import precision
+from kto_ray.records.evaluation import GuardAnswer, Tokens
 
 Who = Literal["candidate", "champion", "base"]
 

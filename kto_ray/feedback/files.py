@@ -15,7 +15,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, Any, cast
 
-from kto_ray.types import Arm, Completion, Example, Feedback, FeedbackKind, Message
+from kto_ray.records.completions import Arm, Completion, Message
+from kto_ray.records.examples import Example
+from kto_ray.records.feedback import Feedback, FeedbackKind
 
 Imported = tuple[Completion, Feedback]
 

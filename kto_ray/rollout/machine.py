@@ -1,4 +1,4 @@
-"""A challenger's way to champion, as pure functions on records: who decides what, from which counts.
+"""When a stage of the A/B test ends, and how, on a challenger's way to champion: pure functions on counts.
 
     canary (watches for harm) -> ... -> ab (decides) -> promoted | aborted
 
@@ -19,23 +19,15 @@ from __future__ import annotations
 import enum
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Literal
 
-from kto_ray.config import RolloutSection, RolloutStage
-from kto_ray.rollout.sequential import interval
-from kto_ray.types import ArmCount, RolloutState, RolloutStatus
+from kto_ray.config.deciding import RolloutSection, RolloutStage
+from kto_ray.records.requests import Act
+from kto_ray.records.rollouts import ArmCount, RolloutState, RolloutStatus
+from kto_ray.stats.sequential import interval
 
 Counts = Mapping[str, tuple[ArmCount, ArmCount]]  # stage name -> (champion, challenger), first judgements in that stage
-Request = Literal["promote", "abort", "pause", "resume"]
 
 _NONE = (ArmCount(0, 0), ArmCount(0, 0))
-
-
-class Action(enum.StrEnum):
-    HOLD = "hold"
-    ADVANCE = "advance"
-    PROMOTE = "promote"
-    ABORT = "abort"
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +37,13 @@ class Decision:
     action: Action
     reason: str
     interval: tuple[float, float]
+
+
+class Action(enum.StrEnum):
+    HOLD = "hold"
+    ADVANCE = "advance"
+    PROMOTE = "promote"
+    ABORT = "abort"
 
 
 def start(config: RolloutSection, champion: str, challenger: str, rollout: str, salt: str, now: float) -> RolloutState:
@@ -145,26 +144,26 @@ def advance(config: RolloutSection, state: RolloutState, now: float) -> RolloutS
     return replace(state, stage=stage, weight=config.stages[stage].weight, stage_started_at=now)
 
 
-def apply(state: RolloutState, request: Request, now: float) -> RolloutState:
+def apply(state: RolloutState, act: Act, now: float) -> RolloutState:
     """What an operator asks for. `promote` and `abort` end a live rollout, whatever the statistics say.
 
     Raises:
         ValueError: the request does not fit the state (an ended rollout, a pause of a paused one, ...) or is unknown.
     """
     if state.status in (RolloutStatus.PROMOTED, RolloutStatus.ABORTED):
-        raise ValueError(f"cannot {request} rollout {state.id!r}: it has ended ({state.status})")
-    if request == "promote":
+        raise ValueError(f"cannot {act} rollout {state.id!r}: it has ended ({state.status})")
+    if act is Act.PROMOTE:
         return _end(state, RolloutStatus.PROMOTED, "promoted by an operator", now)
-    if request == "abort":
+    if act is Act.ABORT:
         return _end(state, RolloutStatus.ABORTED, "aborted by an operator", now)
-    if request == "pause" and state.status is RolloutStatus.RUNNING:
+    if act is Act.PAUSE and state.status is RolloutStatus.RUNNING:
         return replace(state, status=RolloutStatus.PAUSED, reason="paused by an operator")
-    if request == "resume" and state.status is RolloutStatus.PAUSED:
+    if act is Act.RESUME and state.status is RolloutStatus.PAUSED:
         return replace(state, status=RolloutStatus.RUNNING, reason=None)
-    if request in ("pause", "resume"):
-        fits = "resume" if request == "pause" else "pause"
-        raise ValueError(f"cannot {request} rollout {state.id!r}: it is {state.status}; {fits} is what fits now")
-    raise ValueError(f"unknown rollout request {request!r}; use promote, abort, pause or resume")
+    if act in (Act.PAUSE, Act.RESUME):
+        fits = Act.RESUME if act is Act.PAUSE else Act.PAUSE
+        raise ValueError(f"cannot {act} rollout {state.id!r}: it is {state.status}; {fits} is what fits now")
+    raise ValueError(f"{act} is nothing that a rollout can be asked")
 
 
 def _end(state: RolloutState, status: RolloutStatus, reason: str, now: float) -> RolloutState:

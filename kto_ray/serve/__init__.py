@@ -1,1 +1,1 @@
-"""Serving: gateway (HTTP), policy (the vLLM replica), routing (pure: user -> arm), app (builds the Serve app)."""
+"""Serving: the gateway that clients meet, and the policy behind it."""

@@ -1,4 +1,4 @@
-"""Snapshots, adapter versions, gate reports and aliases."""
+"""Snapshots, adapter versions, gate reports and aliases; and with these, what every replica must hold."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from kto_ray.store.schema import adapters, aliases, gates, snapshots
-from kto_ray.types import (
+from kto_ray.records.adapters import (
     CHALLENGER,
     CHAMPION,
     PREVIOUS,
     AdapterVersion,
-    GateDecision,
-    GateReport,
-    SnapshotManifest,
 )
+from kto_ray.records.evaluation import GateDecision, GateReport
+from kto_ray.records.snapshots import SnapshotManifest
+from kto_ray.store.schema import adapters, gates, snapshots
+from kto_ray.store.schema import aliases as aliases_
 
 
 def insert_snapshot(tx: sa.Connection, manifest: SnapshotManifest, uri: str) -> None:
@@ -56,22 +56,22 @@ def next_number(tx: sa.Connection) -> int:
     return int(tx.execute(sa.select(sa.func.coalesce(sa.func.max(adapters.c.number), 0))).scalar_one()) + 1
 
 
-def get_aliases(tx: sa.Connection) -> dict[str, str]:
-    """alias -> adapter name. An absent champion means the base model."""
-    return {row.alias: row.adapter for row in tx.execute(sa.select(aliases))}
+def aliases(tx: sa.Connection, base_name: str) -> dict[str, str]:
+    """alias -> adapter name. The champion is the base model before the first promotion."""
+    return {CHAMPION: base_name} | {row.alias: row.adapter for row in tx.execute(sa.select(aliases_))}
 
 
 def set_alias(tx: sa.Connection, alias: str, adapter: str | None, now: float) -> None:
     """Point an alias at an adapter, or drop it with None. Atomic with the rest of the transaction."""
-    tx.execute(aliases.delete().where(aliases.c.alias == alias))
+    tx.execute(aliases_.delete().where(aliases_.c.alias == alias))
     if adapter is not None:
-        tx.execute(aliases.insert().values(alias=alias, adapter=adapter, changed_at=now))
+        tx.execute(aliases_.insert().values(alias=alias, adapter=adapter, changed_at=now))
 
 
 def desired(tx: sa.Connection) -> list[AdapterVersion]:
     """The adapters that every replica must hold: champion, challenger and previous champion, without the base."""
-    names = set(get_aliases(tx).get(alias) for alias in (CHAMPION, CHALLENGER, PREVIOUS))
-    query = sa.select(adapters).where(adapters.c.name.in_([n for n in names if n])).order_by(adapters.c.number)
+    wanted = sa.select(aliases_.c.adapter).where(aliases_.c.alias.in_([CHAMPION, CHALLENGER, PREVIOUS]))
+    query = sa.select(adapters).where(adapters.c.name.in_(wanted)).order_by(adapters.c.number)
     return [AdapterVersion(**row) for row in tx.execute(query).mappings()]
 
 
@@ -90,10 +90,21 @@ def insert_gate(tx: sa.Connection, report: GateReport) -> None:
     )
 
 
+def count(tx: sa.Connection) -> int:
+    return int(tx.execute(sa.select(sa.func.count()).select_from(adapters)).scalar_one())
+
+
+def every_gate(tx: sa.Connection) -> dict[str, GateReport]:
+    """The reports by adapter."""
+    return {row["adapter"]: _report(row) for row in tx.execute(sa.select(gates)).mappings()}
+
+
 def get_gate(tx: sa.Connection, adapter: str) -> GateReport | None:
     row = tx.execute(sa.select(gates).where(gates.c.adapter == adapter)).mappings().first()
-    if row is None:
-        return None
+    return _report(row) if row else None
+
+
+def _report(row: Any) -> GateReport:
     return GateReport(
         adapter=row["adapter"],
         snapshot=row["snapshot"],

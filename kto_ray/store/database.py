@@ -11,7 +11,12 @@ from typing import Any
 import sqlalchemy as sa
 from alembic import command
 from alembic.config import Config as AlembicConfig
+from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
 from sqlalchemy.pool import ConnectionPoolEntry
+
+from kto_ray.store import tallies
+from kto_ray.store.schema import compatibility
 
 MIGRATIONS = Path(__file__).parent / "migrations"
 
@@ -48,7 +53,7 @@ class Store:
         """One transaction, committed durably when the block ends without an error."""
         with self.engine.connect() as connection:
             connection = connection.execution_options(kto_write=True)
-            with connection.begin():
+            with connection.begin(), tallies.gathered(connection):
                 yield connection
 
     @contextmanager
@@ -58,9 +63,21 @@ class Store:
             yield connection
 
     def migrate(self) -> None:
-        """Bring the schema to the newest version; safe to call from several processes at once."""
+        """Bring the schema to the version of this program; of several processes at once, one does it.
+
+        Raises:
+            ValueError: a newer program has changed the schema so that this one cannot use it.
+        """
         config = AlembicConfig()
         config.set_main_option("script_location", str(MIGRATIONS))
+        known = [script.revision for script in ScriptDirectory.from_config(config).walk_revisions()]  # newest first
+        with self.read() as tx:
+            found = MigrationContext.configure(tx).get_current_revision()
+            if found is not None and found not in known:
+                _refuse_unless_compatible(tx, found, known[0])
+                return
+        if found == known[0]:
+            return
         with self.engine.connect() as connection:
             connection = connection.execution_options(kto_write=True)
             with connection.begin():
@@ -71,6 +88,15 @@ class Store:
 
     def close(self) -> None:
         self.engine.dispose()
+
+
+def _refuse_unless_compatible(tx: sa.Connection, found: str, newest: str) -> None:
+    oldest = str(tx.execute(sa.select(compatibility.c.oldest)).scalar_one())
+    if oldest > newest:
+        raise ValueError(
+            f"its schema is {found}, of a newer kto_ray, and programs before {oldest} cannot use it (this one knows "
+            f"{newest}); run the newer version, or restore the database of before"
+        )
 
 
 def open_store(url: str) -> Store:

@@ -1,4 +1,4 @@
-"""A/B tests: their state, what they count, and the interval at each look."""
+"""A/B tests: their state, their votes (one a user), and the interval at each look."""
 
 from __future__ import annotations
 
@@ -7,18 +7,19 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from kto_ray.store.schema import completions, feedback, replicas, rollout_points, rollouts
-from kto_ray.types import Arm, ArmCount, FeedbackKind, ReplicaReport, RolloutState, RolloutStatus
+from kto_ray.records.completions import Arm
+from kto_ray.records.labels import Verdict
+from kto_ray.records.rollouts import ArmCount, Look, RolloutState, RolloutStatus
+from kto_ray.store.schema import labels, rollout_points, rollouts
 
 LIVE = (RolloutStatus.RUNNING.value, RolloutStatus.PAUSED.value)
 
 
-def insert(tx: sa.Connection, state: RolloutState) -> None:
-    tx.execute(rollouts.insert().values(**_columns(state)))
-
-
-def update(tx: sa.Connection, state: RolloutState) -> None:
-    tx.execute(rollouts.update().where(rollouts.c.id == state.id).values(**_columns(state)))
+def put(tx: sa.Connection, state: RolloutState) -> None:
+    """Record a test, or where it stands now."""
+    columns = _columns(state)
+    if tx.execute(rollouts.update().where(rollouts.c.id == state.id).values(**columns)).rowcount == 0:
+        tx.execute(rollouts.insert().values(**columns))
 
 
 def get(tx: sa.Connection, rollout: str) -> RolloutState | None:
@@ -33,77 +34,51 @@ def live(tx: sa.Connection) -> RolloutState | None:
     return _state(row) if row else None
 
 
-def every(tx: sa.Connection) -> list[RolloutState]:
-    return [_state(row) for row in tx.execute(sa.select(rollouts).order_by(rollouts.c.started_at)).mappings()]
+def latest(tx: sa.Connection, number: int) -> list[RolloutState]:
+    """The newest tests, oldest first."""
+    query = sa.select(rollouts).order_by(rollouts.c.started_at.desc()).limit(number)
+    return [_state(row) for row in tx.execute(query).mappings()][::-1]
 
 
-def counts(tx: sa.Connection, rollout: str, since: float, until: float | None = None) -> tuple[ArmCount, ArmCount]:
-    """(champion, challenger): users who judged in [since, until), and how many of their FIRST judgements were up.
+def of_adapter(tx: sa.Connection, adapter: str) -> list[RolloutState]:
+    """The tests in which an adapter was an arm, oldest first."""
+    theirs = (rollouts.c.champion == adapter) | (rollouts.c.challenger == adapter)
+    return [
+        _state(row) for row in tx.execute(sa.select(rollouts).where(theirs).order_by(rollouts.c.started_at)).mappings()
+    ]
 
-    A user's first thumb or edit on a completion asked for in that time is the unit: later ones are correlated with it
-    and would make the confidence sequence too narrow. An edit counts as a down: the answer was not good enough.
+
+def votes(tx: sa.Connection, rollout: str, since: float) -> tuple[ArmCount, ArmCount]:
+    """(champion, challenger): users who asked since then and were judged, and how many of their FIRST labels were up.
+
+    A user's first label on a completion asked for in that time is the unit: later ones are correlated with it and would
+    make the confidence sequence too narrow. An edit counts as a down: the answer was not good enough.
     """
-    within = completions.c.created_at >= since
-    if until is not None:
-        within = within & (completions.c.created_at < until)
-    order = sa.func.row_number().over(partition_by=completions.c.user, order_by=(feedback.c.created_at, feedback.c.id))
-    up = sa.case(((feedback.c.kind == FeedbackKind.THUMB.value) & feedback.c.value.is_(True), 1), else_=0)
-    judged = (
-        sa.select(completions.c.arm, up.label("up"), order.label("nth"))
-        .join(feedback, feedback.c.completion_id == completions.c.id)
-        .where(
-            completions.c.rollout == rollout,
-            completions.c.user.is_not(None),
-            completions.c.task.is_(None),
-            feedback.c.kind != FeedbackKind.COMMENT.value,
-            feedback.c.withdrawn_at.is_(None),
-            within,
-        )
-        .subquery()
-    )
+    c = labels.c
+    order = sa.func.row_number().over(partition_by=c.asker, order_by=(c.at, c.completion_id, c.user))
+    up = sa.case((c.verdict == Verdict.UP.value, 1), else_=0)
+    theirs = (c.rollout == rollout) & c.asker.is_not(None) & (c.asked_at >= since)
+    judged = sa.select(c.arm, up.label("up"), order.label("nth")).where(theirs).subquery()
     query = sa.select(judged.c.arm, sa.func.count(), sa.func.sum(judged.c.up)).where(judged.c.nth == 1)
     by_arm = {row[0]: ArmCount(int(row[1]), int(row[2])) for row in tx.execute(query.group_by(judged.c.arm))}
     empty = ArmCount(0, 0)
     return by_arm.get(Arm.CHAMPION.value, empty), by_arm.get(Arm.CHALLENGER.value, empty)
 
 
-def add_point(
-    tx: sa.Connection, state: RolloutState, at: float, arms: tuple[ArmCount, ArmCount], interval: tuple[float, float]
-) -> None:
-    champion, challenger = arms
-    tx.execute(
-        rollout_points.insert().values(
-            rollout=state.id,
-            at=at,
-            stage=state.stage,
-            n_champion=champion.users,
-            up_champion=champion.up,
-            n_challenger=challenger.users,
-            up_challenger=challenger.up,
-            low=interval[0],
-            high=interval[1],
-        )
-    )
+def add_look(tx: sa.Connection, look: Look) -> None:
+    tx.execute(rollout_points.insert().values(**asdict(look)))
 
 
-def points(tx: sa.Connection, rollout: str) -> list[dict[str, Any]]:
+def looks(tx: sa.Connection, rollout: str) -> list[Look]:
+    """Oldest first."""
     query = sa.select(rollout_points).where(rollout_points.c.rollout == rollout).order_by(rollout_points.c.at)
-    return [dict(row) for row in tx.execute(query).mappings()]
+    return [Look(**row) for row in tx.execute(query).mappings()]
 
 
-def report_replica(tx: sa.Connection, report: ReplicaReport) -> None:
-    tx.execute(replicas.delete().where(replicas.c.replica == report.replica))
-    tx.execute(replicas.insert().values(**{**asdict(report), "held": list(report.held), "errors": dict(report.errors)}))
-
-
-def drop_replica(tx: sa.Connection, replica: str) -> None:
-    tx.execute(replicas.delete().where(replicas.c.replica == replica))
-
-
-def live_replicas(tx: sa.Connection, since: float) -> list[ReplicaReport]:
-    """Replicas heard of after `since`."""
-    query = sa.select(replicas).where(replicas.c.heartbeat_at >= since).order_by(replicas.c.replica)
-    return [ReplicaReport(**{**row, "held": tuple(row["held"])}) for row in tx.execute(query).mappings()]
+def last_look(tx: sa.Connection, rollout: str) -> Look | None:
+    theirs = sa.select(rollout_points).where(rollout_points.c.rollout == rollout)
+    row = tx.execute(theirs.order_by(rollout_points.c.at.desc()).limit(1)).mappings().first()
+    return Look(**row) if row else None
 
 
 def _columns(state: RolloutState) -> dict[str, Any]:

@@ -1,22 +1,20 @@
-"""The controller's own state: rounds, operator requests, and the lease that keeps controllers apart."""
+"""Rounds of the loop: their rows, as the states that they stand for."""
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
 from typing import Any
 
 import sqlalchemy as sa
 
-from kto_ray.store.schema import leases, requests, rounds
-from kto_ray.types import Round, Stage
-
-CONTROLLER = "controller"  # the name of the lease that keeps controllers apart
+from kto_ray.records.rounds import Ended, Judging, Loading, OnTrial, Outcome, Round, Sealing, Stage, State, Training
+from kto_ray.store import tallies
+from kto_ray.store.schema import rounds
 
 
 def insert(tx: sa.Connection, now: float) -> Round:
     """Open a new round at its first stage."""
-    number = int(tx.execute(sa.select(sa.func.coalesce(sa.func.max(rounds.c.id), 0))).scalar_one()) + 1
-    new = Round(id=number, stage=Stage.SNAPSHOT, started_at=now, stage_started_at=now)
+    labels = tallies.total(tx).labels
+    new = Round(id=count(tx) + 1, state=Sealing(), started_at=now, stage_started_at=now, labels_before=labels)
     tx.execute(rounds.insert().values(**_columns(new)))
     return new
 
@@ -27,72 +25,86 @@ def update(tx: sa.Connection, changed: Round) -> None:
 
 def current(tx: sa.Connection) -> Round | None:
     """The round in progress; there is at most one."""
-    query = sa.select(rounds).where(rounds.c.stage != Stage.DONE.value).order_by(rounds.c.id.desc()).limit(1)
-    row = tx.execute(query).mappings().first()
+    found = newest(tx)
+    return found if found is not None and found.stage is not Stage.DONE else None
+
+
+def newest(tx: sa.Connection) -> Round | None:
+    return next(iter(latest(tx, 1)), None)
+
+
+def latest(tx: sa.Connection, number: int) -> list[Round]:
+    """The newest rounds, oldest first."""
+    query = sa.select(rounds).order_by(rounds.c.id.desc()).limit(number)
+    return [_round(row) for row in tx.execute(query).mappings()][::-1]
+
+
+def get(tx: sa.Connection, number: int) -> Round | None:
+    row = tx.execute(sa.select(rounds).where(rounds.c.id == number)).mappings().first()
     return _round(row) if row else None
 
 
-def every(tx: sa.Connection) -> list[Round]:
-    return [_round(row) for row in tx.execute(sa.select(rounds).order_by(rounds.c.id)).mappings()]
+def count(tx: sa.Connection) -> int:
+    """How many rounds there have been: they are numbered from 1, and none is ever deleted."""
+    return int(tx.execute(sa.select(sa.func.coalesce(sa.func.max(rounds.c.id), 0))).scalar_one())
 
 
-def ask(tx: sa.Connection, action: str, now: float) -> int:
-    """Leave a request for the controller; returns its id."""
-    result = tx.execute(requests.insert().values(created_at=now, action=action))
-    key = result.inserted_primary_key
-    assert key is not None
-    return int(key[0])
+def of_adapter(tx: sa.Connection, adapter: str) -> list[int]:
+    """The numbers of the rounds that made an adapter."""
+    return list(tx.execute(sa.select(rounds.c.id).where(rounds.c.adapter == adapter).order_by(rounds.c.id)).scalars())
 
 
-def asked(tx: sa.Connection) -> list[tuple[int, str]]:
-    """Requests not yet handled, oldest first: (id, action)."""
-    query = sa.select(requests.c.id, requests.c.action).where(requests.c.handled_at.is_(None)).order_by(requests.c.id)
-    return [(int(row.id), str(row.action)) for row in tx.execute(query)]
-
-
-def answer(tx: sa.Connection, request: int, result: str, now: float) -> None:
-    tx.execute(requests.update().where(requests.c.id == request).values(handled_at=now, result=result))
-
-
-def answered(tx: sa.Connection, request: int) -> str | None:
-    return tx.execute(sa.select(requests.c.result).where(requests.c.id == request)).scalar()
-
-
-@dataclass(frozen=True, slots=True)
-class Holder:
-    """Who acts: the process that holds a lease."""
-
-    node: str
-    pid: int
-
-
-def take_lease(tx: sa.Connection, name: str, holder: str, pid: int, now: float, ttl_s: float) -> bool:
-    """Take or renew a lease; False while another holder's has not expired."""
-    mine = (leases.c.holder == holder) | (leases.c.expires_at < now)
-    renewed = tx.execute(
-        leases.update().where(leases.c.name == name, mine).values(holder=holder, pid=pid, expires_at=now + ttl_s)
-    )
-    if renewed.rowcount:
-        return True
-    if tx.execute(sa.select(leases.c.name).where(leases.c.name == name)).scalar() is not None:
-        return False
-    try:
-        with tx.begin_nested():
-            tx.execute(leases.insert().values(name=name, holder=holder, pid=pid, expires_at=now + ttl_s))
-    except sa.exc.IntegrityError:  # another took it between the two statements
-        return False
-    return True
-
-
-def lease_holder(tx: sa.Connection, name: str, now: float) -> Holder | None:
-    """Who holds a lease that has not expired."""
-    row = tx.execute(sa.select(leases).where(leases.c.name == name, leases.c.expires_at >= now)).first()
-    return None if row is None else Holder(str(row.holder).partition(":")[0], row.pid)
+def new_labels(tx: sa.Connection) -> int:
+    """Labels that no round has seen: how many there are more than when the newest round began."""
+    before = tx.execute(sa.select(rounds.c.labels_before).order_by(rounds.c.id.desc()).limit(1)).scalar()
+    return max(tallies.total(tx).labels - (before or 0), 0)
 
 
 def _columns(value: Round) -> dict[str, Any]:
-    return {**asdict(value), "stage": value.stage.value}
+    state = value.state
+    held = {name: getattr(state, name, None) for name in ("snapshot", "adapter", "rollout")}
+    ended = state if isinstance(state, Ended) else None
+    return {
+        "id": value.id,
+        "stage": state.stage.value,
+        "started_at": value.started_at,
+        "stage_started_at": value.stage_started_at,
+        "ended_at": ended.at if ended else None,
+        "outcome": ended.outcome.value if ended else None,
+        "reason": ended.reason if ended else value.failure,
+        "labels_before": value.labels_before,
+        "attempts": value.attempts,
+        "stage_s": dict(value.stage_s),
+        **held,
+    }
 
 
 def _round(row: Any) -> Round:
-    return Round(**{**row, "stage": Stage(row["stage"])})
+    state = _state(row)
+    return Round(
+        id=row["id"],
+        state=state,
+        started_at=row["started_at"],
+        stage_started_at=row["stage_started_at"],
+        labels_before=row["labels_before"],
+        attempts=row["attempts"],
+        failure=None if isinstance(state, Ended) else row["reason"],
+        stage_s=row["stage_s"],
+    )
+
+
+def _state(row: Any) -> State:
+    match Stage(row["stage"]):
+        case Stage.SNAPSHOT:
+            return Sealing()
+        case Stage.TRAIN:
+            return Training(row["snapshot"])
+        case Stage.LOAD:
+            return Loading(row["snapshot"], row["adapter"])
+        case Stage.GATE:
+            return Judging(row["snapshot"], row["adapter"])
+        case Stage.ROLLOUT:
+            return OnTrial(row["snapshot"], row["adapter"], row["rollout"])
+        case Stage.DONE:
+            held = (row["snapshot"], row["adapter"], row["rollout"])
+            return Ended(Outcome(row["outcome"]), row["reason"], row["ended_at"], *held)

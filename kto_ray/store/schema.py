@@ -1,13 +1,16 @@
 """The data model, in one place.
 
     completions ──< feedback            what was said, and what users said of it (append-only)
+    completions ──< labels              the verdict of each user on it, made from its feedback
+    tallies                             how much there is of these; the rows add up
     snapshots ──< adapters ──< gates    what was learnt from it, and how it was judged
-    rounds                              one turn of the loop: the controller's own state
+    rounds ──< trainings                one turn of the loop, and what was trained in it (or by hand)
     rollouts ──< rollout_points         a challenger's A/B test, and its interval at each look
     aliases                             champion, challenger, previous -> adapter; the only thing that a swap changes
     replicas                            what each live policy replica holds
     requests                            what an operator asked the controller to do
     leases                              who may act: one controller at a time
+    compatibility                       the oldest schema whose programs may use this one
 
 Times are seconds since the epoch (UTC). Rows are inserted and then changed only in their state columns; completions
 and feedback texts never change.
@@ -17,6 +20,7 @@ from __future__ import annotations
 
 from sqlalchemy import (
     JSON,
+    BigInteger,
     Boolean,
     Column,
     Double,
@@ -27,6 +31,7 @@ from sqlalchemy import (
     String,
     Table,
     Text,
+    false,
 )
 
 metadata = MetaData(
@@ -92,6 +97,37 @@ feedback = Table(
     Index("ix_feedback_external", "external_system", "external_conversation", "external_message"),
     Index("ix_feedback_created_at", "created_at"),
 )
+Index(
+    "ix_feedback_pending",
+    feedback.c.id,
+    sqlite_where=feedback.c.completion_id.is_(None),
+    postgresql_where=feedback.c.completion_id.is_(None),
+)
+
+labels = Table(
+    "labels",
+    metadata,
+    Column("completion_id", String(64), ForeignKey("completions.id"), primary_key=True),
+    Column("user", String(255), primary_key=True),  # who judged
+    Column("verdict", String(16), nullable=False),
+    Column("at", Double, nullable=False),
+    Column("rollout", String(64)),  # these four are the completion's
+    Column("arm", String(16), nullable=False),
+    Column("asker", String(255)),
+    Column("asked_at", Double, nullable=False),
+    Index("ix_labels_rollout", "rollout", "asked_at"),
+)
+
+TALLY_SLOTS = 64
+tallies = Table(
+    "tallies",
+    metadata,
+    Column("slot", Integer, primary_key=True, autoincrement=False),
+    *(
+        Column(name, BigInteger, nullable=False, server_default="0")
+        for name in ("completions", "stored", "pending", "withdrawn", "up", "down", "edits")
+    ),
+)
 
 snapshots = Table(
     "snapshots",
@@ -150,9 +186,24 @@ rounds = Table(
     Column("rollout", String(64)),
     Column("outcome", String(32)),
     Column("reason", Text),
+    Column("labels_before", BigInteger, nullable=False, server_default="0"),  # that there were when it began
     Column("attempts", Integer, nullable=False),
     Column("stage_s", JSON, nullable=False),
-    Column("train_metrics", JSON, nullable=False),
+    Index("ix_rounds_adapter", "adapter"),
+)
+
+trainings = Table(
+    "trainings",
+    metadata,
+    Column("run", String(255), primary_key=True),
+    Column("round", Integer, unique=True),  # null: by hand
+    Column("snapshot", String(64), nullable=False),
+    Column("adapter", String(255)),
+    Column("started_at", Double, nullable=False),
+    Column("ended_at", Double),
+    Column("figures", JSON, nullable=False),
+    Column("history", JSON, nullable=False),
+    Index("ix_trainings_started_at", "started_at"),
 )
 
 rollouts = Table(
@@ -205,8 +256,11 @@ requests = Table(
     Column("created_at", Double, nullable=False),
     Column("action", String(32), nullable=False),
     Column("handled_at", Double),
+    Column("refused", Boolean, nullable=False, server_default=false()),
     Column("result", Text),
 )
+
+compatibility = Table("compatibility", metadata, Column("oldest", String(8), nullable=False))
 
 leases = Table(
     "leases",

@@ -6,7 +6,9 @@ from dataclasses import dataclass
 
 import sqlalchemy as sa
 
+from kto_ray.store import labels, tallies
 from kto_ray.store.schema import completions, feedback
+from kto_ray.store.tallies import Tally
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,14 +40,26 @@ def completions_of(tx: sa.Connection, user: str) -> list[str]:
 def erase(tx: sa.Connection, user: str) -> UserRows:
     """Delete what the store holds of a user, and nothing else; returns what that was. Again is fine: it finds nothing.
 
-    Snapshots and adapters are not looked at: see `kto_ray.purge`.
+    Snapshots and adapters are not looked at: see `kto_ray.provenance.erasure`.
     """
     # Feedback on a locked row waits (PostgreSQL), so none can arrive between the two deletions.
-    tx.execute(sa.select(completions.c.id).where(completions.c.user == user).with_for_update())
-    own = tx.execute(feedback.delete().where(feedback.c.user == user)).rowcount
-    of_others = tx.execute(feedback.delete().where(_on_theirs(user))).rowcount
-    asked = tx.execute(completions.delete().where(completions.c.user == user)).rowcount
-    return UserRows(asked, own, of_others)
+    asked = list(tx.execute(sa.select(completions.c.id).where(completions.c.user == user).with_for_update()).scalars())
+    own, judged = _delete_feedback(tx, feedback.c.user == user)
+    of_others, _ = _delete_feedback(tx, _on_theirs(user))
+    tallies.add(tx, labels.refresh(tx, {*asked, *judged}))
+    tx.execute(completions.delete().where(completions.c.user == user))
+    tallies.add(tx, Tally(completions=-len(asked)))
+    return UserRows(len(asked), own, of_others)
+
+
+def _delete_feedback(tx: sa.Connection, condition: sa.ColumnElement[bool]) -> tuple[int, list[str]]:
+    """How many events went, and the completions that they judged."""
+    columns = (feedback.c.completion_id, feedback.c.withdrawn_at)
+    gone = tx.execute(feedback.delete().where(condition).returning(*columns)).all()
+    pending = sum(row.completion_id is None for row in gone)
+    withdrawn = sum(row.withdrawn_at is not None for row in gone)
+    tallies.add(tx, Tally(stored=-len(gone), pending=-pending, withdrawn=-withdrawn))
+    return len(gone), [row.completion_id for row in gone if row.completion_id is not None]
 
 
 def _on_theirs(user: str) -> sa.ColumnElement[bool]:

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import logging
 import os
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
+from kto_ray.cluster import cpu_compute
 from kto_ray.config import Config
-from kto_ray.environment import cpu_compute
 from kto_ray.paths import Paths, filesystem, is_local, join, write_atomic
-from kto_ray.train import track
-from kto_ray.train.records import (
+from kto_ray.records.adapters import AdapterVersion
+from kto_ray.records.snapshots import SnapshotManifest
+from kto_ray.records.training import (
     TrainingDiverged,
     TrainingFailed,
     TrainJob,
@@ -20,7 +22,7 @@ from kto_ray.train.records import (
     TrainProgress,
     TrainResult,
 )
-from kto_ray.types import AdapterVersion, SnapshotManifest
+from kto_ray.train import track
 
 if TYPE_CHECKING:
     from ray.data import Dataset
@@ -28,8 +30,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-PROGRESS_FILE = "progress.json"
-PLACEMENT_FILE = "placement_group.txt"  # Ray's id of what the workers hold
 RECORD_FILE = "checkpoint_manager_snapshot.json"  # Ray Train's name for the list of a run's checkpoints
 KEPT_CHECKPOINTS = 2
 
@@ -49,10 +49,11 @@ def run_training(
     it goes on from there too: Ray Train restores a run that has the same name and storage path.
 
     Raises:
-        ValueError: the snapshot holds one class only, or was sealed for another model.
+        ValueError: the snapshot holds one class only, or was sealed for another model, or a package is missing here.
         TrainingDiverged: the loss or its gradient became NaN or infinite.
         TrainingFailed: the workers failed more often than train.max_failures.
     """
+    check_machine(config)
     check_snapshot(config, snapshot)
     status: track.Status = "FAILED"
     try:
@@ -79,7 +80,7 @@ def _fit(
         train_loop_config={
             "job": _job(config, run_name, snapshot, start),
             "streams": streams,
-            "placement_uri": _placement_uri(config, run_name),
+            "placement_uri": _absolute(Paths(config.home).run_placement(run_name)),
         },
         scaling_config=_scaling(config),
         run_config=_run_config(config, run_name),
@@ -99,10 +100,29 @@ def _fit(
 
 def read_progress(config: Config, run_name: str) -> TrainProgress | None:
     """How far a run is, or None before its first step."""
-    fs, path = filesystem(_progress_uri(config, run_name))
+    fs, path = filesystem(Paths(config.home).run_progress(run_name))
     if not fs.exists(path):
         return None
     return TrainProgress(**json.loads(fs.cat_file(path)))
+
+
+def check_machine(config: Config) -> None:
+    """Refuse what this machine, one of those that train, lacks a package for.
+
+    Raises:
+        ValueError: names the setting, the package and what installs it.
+    """
+    train = config.train
+    needs = {
+        "bitsandbytes": ("qlora", "train.quantize", train.quantize, "none", train.quantize == "nf4"),
+        "mlflow": ("mlflow", "train.mlflow_uri", train.mlflow_uri, "null", train.mlflow_uri is not None),
+    }
+    for package, (extra, field, value, without, needed) in needs.items():
+        if needed and importlib.util.find_spec(package) is None:
+            raise ValueError(
+                f"{field} is {value!r}, but the package {package} is not installed on {os.uname().nodename}, which "
+                f"trains; pip install 'kto-ray[{extra}]' there, or set {field}: {without}"
+            )
 
 
 def check_snapshot(config: Config, snapshot: SnapshotManifest) -> None:
@@ -156,7 +176,7 @@ def _free_left_workers(config: Config, run_name: str) -> None:
     import ray.util
     from ray.util.placement_group import PlacementGroup, PlacementGroupID
 
-    fs, path = filesystem(_placement_uri(config, run_name))
+    fs, path = filesystem(Paths(config.home).run_placement(run_name))
     if fs.exists(path):
         group = PlacementGroupID(bytes.fromhex(fs.cat_file(path).decode()))
         ray.util.remove_placement_group(PlacementGroup(group))  # no matter if it is gone already
@@ -193,24 +213,17 @@ def _train_on_worker(loop_config: dict[str, Any]) -> TrainOutcome:
 def _job(config: Config, run_name: str, snapshot: SnapshotManifest, start: AdapterVersion | None) -> TrainJob:
     return TrainJob(
         model=config.model,
-        dtype=config.train_dtype,
-        device=config.train.device,
         kto=config.kto,
+        train=config.train,
+        dtype=config.train_dtype,
         rows=snapshot.n_desirable + snapshot.n_undesirable,
         micro_batch=snapshot.micro_batch * config.train.micro_batches,
         desirable_weight=snapshot.desirable_weight,
         undesirable_weight=snapshot.undesirable_weight,
         max_length=snapshot.max_length,
         seed=snapshot.seed,
-        checkpoint_steps=config.train.checkpoint_steps,
-        gradient_checkpointing=config.train.gradient_checkpointing,
-        step=config.train.step,
-        quantize=config.train.quantize,
-        sharding=config.train.sharding,
+        home=_absolute(config.home),
         run=run_name,
-        progress_uri=_progress_uri(config, run_name),
-        metrics_uri=_absolute(Paths(config.home).run_metrics(run_name)),
-        references_uri=_absolute(Paths(config.home).references()),
         start=start,
     )
 
@@ -246,14 +259,6 @@ def _run_config(config: Config, run_name: str) -> RunConfig:
 
 def _storage(config: Config) -> str:
     return _absolute(Paths(config.home).training())
-
-
-def _progress_uri(config: Config, run_name: str) -> str:
-    return join(_storage(config), run_name, PROGRESS_FILE)
-
-
-def _placement_uri(config: Config, run_name: str) -> str:
-    return join(_storage(config), run_name, PLACEMENT_FILE)
 
 
 def _absolute(uri: str) -> str:

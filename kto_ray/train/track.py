@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 from kto_ray.config import Config
 from kto_ray.paths import Paths, append, filesystem, write_atomic
-from kto_ray.train.records import StepRecord
+from kto_ray.records.training import StepRecord
 
 log = logging.getLogger(__name__)
 

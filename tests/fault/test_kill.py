@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from kto_ray.store import feedback, rounds
-from tests.service import Service, Traffic, give_labels, kill, service
+from kto_ray.store import leases, rounds, tallies
+from tests.support.service import Service, Traffic, give_labels, kill, service
 
 pytestmark = [pytest.mark.fault, pytest.mark.timeout(1500)]
 
@@ -26,7 +26,7 @@ def run(tmp_path_factory: pytest.TempPathFactory, free_port: Any) -> Iterator[Se
 def controller_pid(run: Service) -> int | None:
     """Of the controller that acts; None while the lease of a killed one runs out."""
     with run.store.read() as tx:
-        holder = rounds.lease_holder(tx, rounds.CONTROLLER, time.time())
+        holder = leases.holder(tx, leases.CONTROLLER, time.time())
     return holder.pid if holder else None
 
 
@@ -78,9 +78,9 @@ def test_the_loop_completes_whatever_is_killed(run: Service) -> None:
     assert ended["outcome"] == "promoted", ended
     assert run.get("/v1/adapters")["aliases"]["champion"] == ended["adapter"]
     with run.store.read() as tx:
-        assert feedback.counts(tx).stored == given + traffic.thumbs
-        assert len(rounds.every(tx)) == 1
-    history = ended["train_metrics"]["history"]
+        assert tallies.total(tx).stored == given + traffic.thumbs
+        assert rounds.count(tx) == 1
+    history = run.get(f"/v1/loop/rounds/{ended['id']}")["history"]
     assert [entry["step"] for entry in history] == list(range(1, ended["train_metrics"]["steps"] + 1))
     used = [entry["rows"] for entry in history]
     assert used == sorted(set(used)), "every step used rows that no other step used"

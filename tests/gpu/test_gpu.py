@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tests.service import Traffic, give_labels, service
+from tests.support.service import Traffic, give_labels, service
 
 pytestmark = [pytest.mark.gpu, pytest.mark.timeout(1500)]
 

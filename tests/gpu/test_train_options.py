@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from kto_ray.adapter import read_sound
+from kto_ray.adapters.files import read_sound
 from kto_ray.config import Config
-from kto_ray.train.records import TrainResult
-from tests.integration.test_train import Sealed, config, sealed, train_task  # noqa: F401  # a fixture
+from kto_ray.records.training import TrainResult
+from tests.support.sealed import Sealed, config, seal, train_task
 
 pytestmark = [pytest.mark.gpu, pytest.mark.timeout(900)]
 
@@ -29,6 +29,11 @@ def ray_with_gpus() -> Iterator[None]:
     ray.shutdown()
 
 
+@pytest.fixture(scope="module")
+def sealed(tmp_path_factory: pytest.TempPathFactory) -> Sealed:
+    return seal(tmp_path_factory.mktemp("snapshot"))
+
+
 def run(home: Path, rows: Sealed, **train: object) -> tuple[Config, TrainResult]:
     import ray
 
@@ -39,14 +44,14 @@ def run(home: Path, rows: Sealed, **train: object) -> tuple[Config, TrainResult]
 
 
 @pytest.mark.parametrize("step", ["exact", "trl"])
-def test_a_4_bit_base_learns_and_its_adapter_is_sound(sealed: Sealed, tmp_path: Path, step: str) -> None:  # noqa: F811
+def test_a_4_bit_base_learns_and_its_adapter_is_sound(sealed: Sealed, tmp_path: Path, step: str) -> None:
     settings, result = run(tmp_path, sealed, quantize="nf4", step=step)
     assert result.loss_first == pytest.approx((1.25 + 1.0) / 4, abs=1e-6)
     assert result.loss_last < result.loss_first
     assert read_sound(result.adapter_dir, settings.serve.max_lora_rank).rank == settings.kto.rank
 
 
-def test_two_gpus_that_share_the_base_take_the_steps_of_one(sealed: Sealed, tmp_path: Path) -> None:  # noqa: F811
+def test_two_gpus_that_share_the_base_take_the_steps_of_one(sealed: Sealed, tmp_path: Path) -> None:
     if torch.cuda.device_count() < 2:
         pytest.skip("one CUDA device only")
     same = {"dtype": "float32"}

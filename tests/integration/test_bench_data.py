@@ -10,18 +10,16 @@ from pathlib import Path
 
 import pytest
 
-from kto_ray.bench.filling import fill
-from kto_ray.feedback.labels import label
-from kto_ray.store import Store, completions, open_store
+from kto_ray.people.filler import fill
+from kto_ray.store import Store, labels, open_store
 
 pytestmark = pytest.mark.integration
 
 
 def stored(store: Store) -> list[tuple[str, str, str, bool]]:
     with store.read() as tx:
-        ranges = completions.key_ranges(tx, 150)
-        found = [pair for keys in ranges for pair in completions.with_feedback(tx, *keys)]
-    return [(e.id, e.user, e.answer, e.desirable) for completion, events in found for e in label(completion, events)]
+        found = [example for keys in labels.key_ranges(tx, 150) for example in labels.examples(tx, keys)]
+    return [(e.id, e.user, e.answer, e.desirable) for e in found]
 
 
 def test_the_crowd_says_the_same_for_the_same_seed_in_any_store(store: Store, tmp_path: Path) -> None:

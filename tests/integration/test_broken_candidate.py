@@ -7,15 +7,18 @@ from typing import Any
 
 import pytest
 
-from kto_ray import jobs
 from kto_ray.config import Config, load_config
-from kto_ray.evaluate.guard import guard_messages
-from kto_ray.evaluate.records import GuardAnswer
+from kto_ray.data.seal import seal
+from kto_ray.evaluate.suites import guard_messages
+from kto_ray.loop import work
 from kto_ray.model import resolve_model
 from kto_ray.paths import Paths
 from kto_ray.processor import precision
+from kto_ray.records.completions import Arm, Completion
+from kto_ray.records.evaluation import GateDecision, GateReport, GuardAnswer
+from kto_ray.records.feedback import Feedback, FeedbackKind
 from kto_ray.store import completions, feedback, open_store
-from kto_ray.types import Arm, Completion, Feedback, FeedbackKind, GateDecision, GateReport
+from kto_ray.train.learn import learn
 
 pytestmark = pytest.mark.integration
 
@@ -65,12 +68,12 @@ def judged(home: Path, learning_rate: float) -> GateReport:
             "data.holdout_share=0.4",
         ),
     )
-    manifest = jobs.snapshot(config)
+    manifest = seal(config)
     uri = Paths(config.home).snapshot(manifest.id)
     number = round(learning_rate * 1e6)
-    trained = jobs.train(config, f"lr-{number}", number, uri, None)
+    trained = learn(config, f"lr-{number}", number, uri, None)
     candidate, champion = answers(config, trained.version.uri), answers(config, None)
-    return jobs.gate(config, trained.version, None, uri, candidate, champion)
+    return work.gate(config, trained.version, None, uri, candidate, champion)
 
 
 def answers(config: Config, adapter: str | None) -> list[GuardAnswer]:

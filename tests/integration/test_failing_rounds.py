@@ -1,21 +1,27 @@
 """Rounds whose training cannot finish, through the controller's own loop, real Ray and real training of a tiny model:
 each ends with its cause and leaves no adapter, and the round after them trains."""
 
+from __future__ import annotations
+
 import os
 import signal
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from kto_ray.config import Config
-from kto_ray.controller import Loop
-from kto_ray.store import adapters, completions, feedback, open_store, rounds
+from kto_ray.loop.step import Loop
+from kto_ray.records.completions import Arm, Completion
+from kto_ray.records.feedback import Feedback, FeedbackKind
+from kto_ray.records.requests import Act
+from kto_ray.records.rounds import Ended, Loading, Outcome, Round, Stage, Training
+from kto_ray.store import adapters, completions, feedback, open_store, requests, rounds, trainings
 from kto_ray.store.schema import leases
 from kto_ray.train import track
 from kto_ray.train.job import read_progress
-from kto_ray.types import Arm, Completion, Feedback, FeedbackKind, Round, Stage
-from tests.tiny import tiny_model, too_big_model
+from tests.support.tiny import tiny_model, too_big_model
 
 pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("ray_local")]
 
@@ -23,11 +29,11 @@ USERS = 40
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory) -> str:
+def model(tmp_path_factory: pytest.TempPathFactory) -> str:
     return tiny_model(tmp_path_factory.mktemp("model"))
 
 
-def config(home: Path, model: str, **sections) -> Config:
+def config(home: Path, model: str, **sections: Any) -> Config:
     tree = {
         "home": str(home),
         "model": {"id": model, "max_model_len": 384},
@@ -74,30 +80,32 @@ class Driven:
 
     def begin(self) -> None:
         with self.store.write() as tx:
-            rounds.ask(tx, "run", time.time())
+            requests.ask(tx, Act.RUN, time.time())
 
-    def until(self, *stages: Stage, meanwhile=lambda current: None) -> Round:
+    def until(self, *stages: Stage, meanwhile: Any = lambda current: None) -> Round:
         """Tick until the newest round is in one of the stages."""
         deadline = time.monotonic() + 200
         while True:
             self.loop.step()
             with self.store.read() as tx:
-                every = rounds.every(tx)
-            if every and every[-1].stage in stages:
-                return every[-1]
-            meanwhile(every[-1])
-            assert time.monotonic() < deadline, f"still {every[-1]}"
+                newest = rounds.newest(tx)
+            if newest is not None and newest.stage in stages:
+                return newest
+            meanwhile(newest)
+            assert time.monotonic() < deadline, f"still {newest}"
             time.sleep(0.05)
 
-    def failed(self, meanwhile=lambda current: None) -> Round:
+    def failed(self, meanwhile: Any = lambda current: None) -> str:
+        """Until a round failed; why."""
         ended = self.until(Stage.DONE, Stage.LOAD, meanwhile=meanwhile)
-        assert (ended.stage, ended.outcome, ended.adapter) == (Stage.DONE, "failed", None), ended
-        assert ended.attempts == 0 and ended.reason is not None
+        assert isinstance(ended.state, Ended), ended
+        assert (ended.state.outcome, ended.state.adapter) == (Outcome.FAILED, None), ended
+        assert ended.attempts == 0 and ended.state.reason is not None
         with self.store.read() as tx:
-            assert adapters.every(tx) == [] and adapters.get_aliases(tx) == {}
+            assert adapters.every(tx) == [] and adapters.aliases(tx, "policy@base") == {"champion": "policy@base"}
         assert not list(Path(self.settings.home).glob("adapters/*")), "half an adapter is left"
         self.hand_over()
-        return ended
+        return ended.state.reason
 
     def hand_over(self) -> None:
         """Another loop, with another config, is to take over at once rather than when this one's lease runs out."""
@@ -106,48 +114,51 @@ class Driven:
 
 
 @pytest.mark.slow
-def test_each_ends_with_its_cause_and_the_next_one_trains(model, tmp_path):
+def test_each_ends_with_its_cause_and_the_next_one_trains(model: Any, tmp_path: Path) -> None:
     home = tmp_path / "home"
     sound = config(home, model)
     give_labels(sound)
 
     diverging = Driven(config(home, model, kto={"learning_rate": 1e30}))
     diverging.begin()
-    ended = diverging.failed()
-    assert "train: TrainingDiverged: training diverged at step" in ended.reason
-    assert "lower kto.learning_rate" in ended.reason
+    reason = diverging.failed()
+    assert "train: TrainingDiverged: training diverged at step" in reason
+    assert "lower kto.learning_rate" in reason
     assert len(track.read_steps(f"{home}/training/round-1/metrics.jsonl")) >= 1
     assert (home / "reports" / "round-1-training.svg").is_file(), "a failed round is drawn too"
 
     damaged = Driven(sound)
     damaged.begin()
-    sealed = damaged.until(Stage.TRAIN)
+    sealed = damaged.until(Stage.TRAIN).state
+    assert isinstance(sealed, Training)
     shard = home / "snapshots" / sealed.snapshot / "train-00000.parquet"
     shard.write_bytes(shard.read_bytes()[:-7] + b"garbage")
-    ended = damaged.failed()
-    assert "train: ValueError: shard 'train-00000.parquet'" in ended.reason and "is damaged" in ended.reason
+    reason = damaged.failed()
+    assert "train: ValueError: shard 'train-00000.parquet'" in reason and "is damaged" in reason
 
     hungry = Driven(config(home, too_big_model(model, tmp_path / "big")))
     hungry.begin()
-    ended = hungry.failed()
-    assert "train: TrainingFailed: training ran out of memory on worker 0" in ended.reason
-    assert "train.micro_batches" in ended.reason
+    reason = hungry.failed()
+    assert "train: TrainingFailed: training ran out of memory on worker 0" in reason
+    assert "train.micro_batches" in reason
 
     killed = Driven(config(home, model, kto={"epochs": 1000}))
     killed.begin()
-    ended = killed.failed(meanwhile=Killer(killed.settings))
-    assert "training worker 0 was killed or its node was lost, after 0 restarts" in ended.reason
+    reason = killed.failed(meanwhile=Killer(killed.settings))
+    assert "training worker 0 was killed or its node was lost, after 0 restarts" in reason
 
     good = Driven(sound)
     good.begin()
     trained = good.until(Stage.LOAD, Stage.DONE)
-    assert trained.stage is Stage.LOAD, trained
+    assert isinstance(trained.state, Loading), trained
     with good.store.read() as tx:
-        assert [version.name for version in adapters.every(tx)] == [trained.adapter]
+        assert [version.name for version in adapters.every(tx)] == [trained.state.adapter]
+        run = trainings.get(tx, trained.run)
+    assert run is not None
     (folder,) = (home / "adapters").iterdir()
     assert (folder / "manifest.json").is_file()
     steps = track.read_steps(f"{home}/training/round-{trained.id}/metrics.jsonl")
-    assert [s.loss for s in steps] == [s["loss"] for s in trained.train_metrics["history"]]
+    assert [s.loss for s in steps] == [s["loss"] for s in run.history]
 
 
 class Killer:

@@ -5,15 +5,16 @@ from __future__ import annotations
 
 import random
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
-from kto_ray.bench.lab import Method, Work
-from kto_ray.bench.lab_once import run
+from kto_ray.bench.experiment import Method, Work
+from kto_ray.bench.inside.experiment import run
 from kto_ray.config import Config
-from kto_ray.evaluate.metrics import auc
-from tests.tiny import tiny_model
+from kto_ray.stats.ranking import auc
+from tests.support.tiny import tiny_model
 
 pytestmark = [pytest.mark.integration, pytest.mark.slow]
 
@@ -24,7 +25,7 @@ NASTY = ("mud", "rust", "noise", "smoke", "dust", "storm")
 SHARED = ("the", "a", "with", "some", "more", "and")
 
 
-def row(rng: random.Random, label: bool) -> dict:
+def row(rng: random.Random, label: bool) -> dict[str, Any]:
     """An answer of shared words with one telling word in three."""
     telling = NICE if label else NASTY
     words = [rng.choice(telling if i % 3 == 0 else SHARED) for i in range(rng.randint(6, 14))]
@@ -37,7 +38,7 @@ def row(rng: random.Random, label: bool) -> dict:
     }
 
 
-def rows(desirable: int, undesirable: int, seed: int) -> list[dict]:
+def rows(desirable: int, undesirable: int, seed: int) -> list[dict[str, Any]]:
     rng = random.Random(seed)
     return [row(rng, i < desirable) for i in range(desirable + undesirable)]
 

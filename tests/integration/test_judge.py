@@ -13,13 +13,12 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from kto_ray.config import Config
-from kto_ray.evaluate.guard import GUARD_PROMPTS, guard_messages
-from kto_ray.evaluate.judge import evaluate, score
 from kto_ray.evaluate.logprobs import Scorer
-from kto_ray.evaluate.records import GuardAnswer, HeldOut, Tokens
+from kto_ray.evaluate.measure import evaluate, score
+from kto_ray.evaluate.suites import GUARD_PROMPTS, guard_messages
 from kto_ray.model import resolve_model
 from kto_ray.processor import precision
-from kto_ray.types import GateDecision
+from kto_ray.records.evaluation import GateDecision, GuardAnswer, HeldOut, Tokens
 
 pytestmark = pytest.mark.integration
 

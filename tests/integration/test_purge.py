@@ -16,9 +16,11 @@ from kto_ray.cli import app
 from kto_ray.config import load_config
 from kto_ray.data.snapshot import load_manifest, read_split
 from kto_ray.paths import Paths
+from kto_ray.records.adapters import AdapterVersion
+from kto_ray.records.completions import Arm, Completion
+from kto_ray.records.feedback import Feedback, FeedbackKind
 from kto_ray.store import Store, adapters, completions, feedback, open_store
-from kto_ray.types import AdapterVersion, Arm, Completion, Feedback, FeedbackKind
-from tests.tiny import tiny_model
+from tests.support.tiny import tiny_model
 
 pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("ray_local")]
 

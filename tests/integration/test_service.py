@@ -13,9 +13,9 @@ import openai
 import pytest
 
 from kto_ray.processor import precision
-from kto_ray.store import adapters, completions, feedback
-from kto_ray.types import AdapterVersion
-from tests.service import Service, Traffic, give_labels, service
+from kto_ray.records.adapters import AdapterVersion
+from kto_ray.store import adapters, completions, tallies
+from tests.support.service import Service, Traffic, give_labels, service
 
 pytestmark = pytest.mark.integration
 HI = [{"role": "user", "content": "Hi"}]
@@ -52,7 +52,8 @@ def test_a_completion_is_logged_as_the_client_got_it(run: Service, client: opena
 
 def test_a_stream_is_durable_before_its_end(run: Service, client: openai.OpenAI) -> None:
     text, name = "", ""
-    for chunk in client.chat.completions.create(model="policy", messages=HI, max_tokens=12, stream=True):
+    stream: Any = client.chat.completions.create(model="policy", messages=HI, max_tokens=12, stream=True)  # type: ignore[arg-type]
+    for chunk in stream:
         name = chunk.id
         text += chunk.choices[0].delta.content or ""
         if chunk.choices[0].finish_reason:  # the end is in sight: the row must be there already
@@ -170,14 +171,14 @@ def test_no_step_of_the_engine_sleeps_through_its_wakeup(run: Service) -> None:
 
 def test_the_loop_trains_gates_tests_promotes_and_rolls_back(run: Service) -> None:
     with run.store.read() as tx:
-        before = feedback.counts(tx).stored
+        before = tallies.total(tx).stored
     given = give_labels(run, users=30)
     with Traffic(run) as traffic:
         ended = run.wait_stage("done", timeout_s=480)
     assert ended["outcome"] == "promoted", ended
     assert traffic.failures == []
     with run.store.read() as tx:
-        assert feedback.counts(tx).stored == before + given + traffic.thumbs
+        assert tallies.total(tx).stored == before + given + traffic.thumbs
     told = run.get("/v1/adapters")
     champion = told["aliases"]["champion"]
     assert champion == ended["adapter"] and told["aliases"]["previous"] == "policy@base"
@@ -187,7 +188,7 @@ def test_the_loop_trains_gates_tests_promotes_and_rolls_back(run: Service) -> No
     assert gate["decision"] == "promote-to-canary" and gate["metrics"]["n_guard"] > 0
     test = run.get("/v1/rollout")["rollout"]
     assert test["status"] == "promoted" and test["interval"][0] > 0
-    assert ended["train_metrics"]["history"] and ended["train_metrics"]["loss_first"] > 0
+    assert run.get(f"/v1/loop/rounds/{ended['id']}")["history"] and ended["train_metrics"]["loss_first"] > 0
     assert run.wait("the flip", lambda: _answers_with(run, champion), 10)
     _lineage_is_told(run, champion)
     back = run.client.post("/v1/rollout/rollback")

@@ -1,34 +1,29 @@
 """Snapshots by real Ray Data with the real tokenizer."""
 
+from __future__ import annotations
+
 import dataclasses
 import io
 import json
-import os
 import random
-import time
 import types
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pytest
-from ray.data import ExecutionResources
 from rich.console import Console
 
-from kto_ray.config import Config, load_config
-from kto_ray.data import stream
+from kto_ray.config import load_config
 from kto_ray.data.show import page
-from kto_ray.data.snapshot import freeze, load_manifest, read_split
-from kto_ray.data.stream import PAUSE_S, training_dataset
+from kto_ray.data.snapshot import load_manifest, read_split
+from kto_ray.data.stream import training_dataset
 from kto_ray.model import resolve_model
 from kto_ray.paths import Paths
-from kto_ray.types import Example
+from tests.support.snapshots import MICRO, config, example, files, splits, take, thumbs
 
 pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("ray_local")]
-
-MICRO = 4
-GROUPS = 32  # of the large stream
 
 
 @pytest.fixture(scope="session")
@@ -36,56 +31,7 @@ def model_path() -> str:
     return resolve_model(load_config().model)
 
 
-def example(i: int, user: str, desirable: bool, question: str = "", answer: str = "", source: str = "thumb") -> Example:
-    return Example(
-        id=f"{i:032x}",
-        completion_id=f"c{i}",
-        user=user,
-        messages=({"role": "user", "content": question or f"What is {i} plus one?"},),
-        answer=answer or f"It is {i + 1}, naturally.",
-        desirable=desirable,
-        source=source,
-        adapter="policy@base",
-        created_at=1000.0 + i,
-    )
-
-
-def thumbs(n: int = 90, users: int = 30) -> list[Example]:
-    """Two thirds desirable, three rows a user, one of them undesirable."""
-    return [example(i, f"user{i % users}", (i + i // users) % 3 != 0) for i in range(n)]
-
-
-def config(home: Path, **data) -> Config:
-    return Config.model_validate(
-        {
-            "home": str(home),
-            "kto": {"micro_batch": MICRO},
-            "data": {"max_length": 64, "max_user_share": 0.5, "rows_per_shard": 30, **data},
-        }
-    )
-
-
-def take(home: Path, model_path: str, examples: list[Example], blocks: int = 2, dropped=None, **data):
-    ranges = [(start, blocks) for start in range(blocks)] + [(len(examples), 1)]  # the last is empty
-
-    def read(key: tuple[int, int]) -> list[Example]:
-        assert isinstance(key, tuple)
-        return examples[key[0] :: key[1]]
-
-    return freeze(config(home, **data), model_path, ranges, read, dropped or {}, 2000.0)
-
-
-def files(home: Path, manifest) -> dict[str, bytes]:
-    folder = Path(Paths(str(home)).snapshot(manifest.id))
-    return {f.name: f.read_bytes() for f in folder.iterdir() if f.name != "manifest.json"}
-
-
-def splits(home: Path, manifest) -> tuple[list[dict], list[dict]]:
-    uri = Paths(str(home)).snapshot(manifest.id)
-    return tuple(read_split(uri, manifest, s).to_pylist() for s in ("train", "holdout"))
-
-
-def test_same_examples_same_bytes_whatever_the_order_of_reading(tmp_path, model_path):
+def test_same_examples_same_bytes_whatever_the_order_of_reading(tmp_path: Path, model_path: Any) -> None:
     examples = thumbs()
     first = take(tmp_path / "a", model_path, examples, blocks=2)
     shuffled = random.Random(1).sample(examples, len(examples))
@@ -100,7 +46,7 @@ def test_same_examples_same_bytes_whatever_the_order_of_reading(tmp_path, model_
     assert not list((tmp_path / "a" / "staging").iterdir())
 
 
-def test_counts_splits_order_and_kl_pairs(tmp_path, model_path):
+def test_counts_splits_order_and_kl_pairs(tmp_path: Path, model_path: Any) -> None:
     examples = thumbs()
     manifest = take(tmp_path, model_path, examples, dropped={"task": 3})
     train, holdout = splits(tmp_path, manifest)
@@ -125,7 +71,7 @@ def test_counts_splits_order_and_kl_pairs(tmp_path, model_path):
     assert f"thumb: {labels[True]} desirable, {labels[False]} undesirable" in shown and "max_user_share 0.5" in shown
     mass_desirable = manifest.desirable_weight * labels[True]
     assert mass_desirable == pytest.approx(manifest.undesirable_weight * labels[False])
-    by_split = Counter()
+    by_split: Counter[str] = Counter()
     for shard in manifest.shards:
         by_split[shard.split] += shard.rows
         assert shard.rows <= 30 and (shard.split == "holdout" or shard.rows % MICRO == 0)
@@ -138,7 +84,7 @@ def test_counts_splits_order_and_kl_pairs(tmp_path, model_path):
             assert row["prompt_ids"] != batch[i - 1]["prompt_ids"]
 
 
-def test_filters(tmp_path, model_path):
+def test_filters(tmp_path: Path, model_path: Any) -> None:
     rows = thumbs(120, 40)
     flood = [example(1000 + i, "flood", True) for i in range(100)]
     latest = dataclasses.replace(rows[0], id="f" * 32, desirable=not rows[0].desirable, created_at=5000.0)
@@ -160,14 +106,14 @@ def test_filters(tmp_path, model_path):
     assert len(examples) == len(kept) + sum(manifest.dropped.values())
 
 
-def test_window_keeps_the_newest(tmp_path, model_path):
+def test_window_keeps_the_newest(tmp_path: Path, model_path: Any) -> None:
     manifest = take(tmp_path, model_path, thumbs(), max_rows=40, older_share=0.0)
     train, holdout = splits(tmp_path, manifest)
     assert min(r["created_at"] for r in (*train, *holdout)) >= 1050.0
     assert manifest.dropped["window"] == 50
 
 
-def test_tokens_pairs_and_truncation_are_trls(tmp_path, model_path):
+def test_tokens_pairs_and_truncation_are_trls(tmp_path: Path, model_path: Any) -> None:
     from datasets import Dataset
     from transformers import AutoTokenizer
     from trl import KTOConfig
@@ -217,7 +163,7 @@ def test_tokens_pairs_and_truncation_are_trls(tmp_path, model_path):
     assert 0 < truncated < len(train)
 
 
-def test_a_cut_off_answer_loses_only_its_end_of_turn(tmp_path, model_path):
+def test_a_cut_off_answer_loses_only_its_end_of_turn(tmp_path: Path, model_path: Any) -> None:
     from transformers import AutoTokenizer
 
     examples = [dataclasses.replace(e, ended=e.desirable) for e in thumbs()]
@@ -229,7 +175,7 @@ def test_a_cut_off_answer_loses_only_its_end_of_turn(tmp_path, model_path):
         assert tokenizer.decode(row["completion_ids"]) == of_id[row["example_id"]].answer + end
 
 
-def test_damage_is_told(tmp_path, model_path):
+def test_damage_is_told(tmp_path: Path, model_path: Any) -> None:
     manifest = take(tmp_path, model_path, thumbs())
     uri = Paths(str(tmp_path)).snapshot(manifest.id)
     name = next(s.name for s in manifest.shards if s.split == "train")
@@ -266,14 +212,16 @@ def test_damage_is_told(tmp_path, model_path):
         ([example(1, "a", True), example(2, "b", False)], "fewer than one micro-batch"),
     ],
 )
-def test_unusable_training_sets_leave_nothing(tmp_path, model_path, examples, message):
+def test_unusable_training_sets_leave_nothing(tmp_path: Path, model_path: Any, examples: Any, message: Any) -> None:
     with pytest.raises(ValueError, match=message):
         take(tmp_path, model_path, examples, holdout_share=0.001)
     assert not list(tmp_path.rglob("*.*"))
     assert not (tmp_path / "snapshots").exists()
 
 
-def test_stream_keeps_order_and_whole_micro_batches(tmp_path, model_path, monkeypatch):
+def test_stream_keeps_order_and_whole_micro_batches(
+    tmp_path: Path, model_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("kto_ray.data.shards.GROUP_BYTES", 1)  # one micro-batch a row group: many blocks
     manifest = take(tmp_path, model_path, thumbs())
     uri = Paths(str(tmp_path)).snapshot(manifest.id)
@@ -285,55 +233,3 @@ def test_stream_keeps_order_and_whole_micro_batches(tmp_path, model_path, monkey
         rows = pa.concat_tables(batches).to_pylist()
         assert [(r["completion_ids"], r["kl_completion_ids"]) for r in rows] == want
         assert all(batch.num_rows == MICRO for batch in batches)
-
-
-@pytest.fixture
-def large_groups(tmp_path, model_path, monkeypatch):
-    """A stream of GROUPS row groups of 2 MiB each; the folder where every read leaves a mark; the pauses made."""
-    manifest = take(tmp_path, model_path, thumbs())
-    marks = tmp_path / "read"
-    marks.mkdir()
-    pauses: list[float] = []
-
-    def read(uri: str, name: str, group: int) -> pa.Table:
-        (marks / str(group)).touch()
-        ids = pa.array([list(range(2**19 // MICRO))] * MICRO, pa.list_(pa.int32()))
-        return pa.table({"prompt_ids": ids})
-
-    def pause(seconds: float) -> None:
-        pauses.append(seconds)
-        time.sleep(seconds)
-
-    monkeypatch.setattr(stream, "_groups", lambda uri, manifest: [("shard", i) for i in range(GROUPS)])
-    monkeypatch.setattr(stream, "_read_group", read)
-    monkeypatch.setattr(stream, "time", types.SimpleNamespace(sleep=pause))
-    return training_dataset(Paths(str(tmp_path)).snapshot(manifest.id), manifest), marks, pauses
-
-
-def eventually(holds: Callable[[], bool]) -> bool:
-    until = time.monotonic() + 60
-    while not holds() and time.monotonic() < until:
-        time.sleep(0.1)
-    return holds()
-
-
-def test_the_stream_rests_when_the_object_store_is_full(large_groups):
-    dataset, marks, pauses = large_groups
-    dataset.context.execution_options.resource_limits = ExecutionResources.for_limits(object_store_memory=8 * 2**20)
-    batches = iter(dataset.iter_batches(batch_size=MICRO, batch_format="pyarrow"))
-    next(batches)
-    assert eventually(lambda: PAUSE_S in pauses)
-    assert len(os.listdir(marks)) < GROUPS
-    turns = len(pauses)
-    time.sleep(4 * PAUSE_S)
-    assert len(pauses) - turns <= 5
-    assert sum(1 for _ in batches) == GROUPS - 1
-
-
-def test_the_stream_reads_ahead_without_a_rest(large_groups):
-    dataset, marks, pauses = large_groups
-    batches = iter(dataset.iter_batches(batch_size=MICRO, batch_format="pyarrow"))
-    next(batches)
-    assert eventually(lambda: len(os.listdir(marks)) == GROUPS)
-    assert pauses.count(0) > GROUPS / 4  # turns that moved something are followed by the next at once
-    assert sum(1 for _ in batches) == GROUPS - 1

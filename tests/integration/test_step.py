@@ -1,74 +1,42 @@
 """The exact step against TRL's own KTOTrainer: same weights, rows, order and seed, 20 steps in fp32, through TRL's data
 preparation on one side and ours on the other. The model is a small random Llama with the embedded model's tokenizer."""
 
+from __future__ import annotations
+
 import dataclasses
-import random
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from datasets import Dataset
 from peft import get_peft_model
-from ray.data import from_items
 from safetensors.torch import load_file
-from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, TrainerCallback, set_seed
-from trl import KTOTrainer
+from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 from vllm.config.lora import LoRAConfig
 from vllm.lora.peft_helper import PEFTHelper
 
-from kto_ray.adapter import read_sound
-from kto_ray.config import Config, KtoSection
-from kto_ray.data.balance import rotate
-from kto_ray.data.tokens import encode
+from kto_ray.adapters.files import read_sound
+from kto_ray.config import Config
 from kto_ray.model import resolve_model
 from kto_ray.train import attention, kto
-from kto_ray.train.batches import RowBatches
-from kto_ray.train.kto import RowTrainer, kto_arguments, lora_config, policy
-from kto_ray.train.records import TrainJob
+from kto_ray.train import trainer as trainer_module
+from kto_ray.train.kto import lora_config, policy
 from kto_ray.train.reference import fingerprint
-from kto_ray.train.step import attach
+from kto_ray.train.step import attach, kto_loss
+from kto_ray.train.trainer import RowTrainer
+from tests.support.steps import STEPS, Run, job, ours, trls
 
 pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("ray_local")]
 
-MICRO, STEPS = 4, 20
-ROWS = MICRO * STEPS
-WEIGHTS = (1.25, 0.8)
-
-
-@dataclass(frozen=True)
-class Run:
-    """What each of the steps showed."""
-
-    loss: list[float]
-    kl: list[float]
-    chosen: list[float]
-    rejected: list[float]
-    grads: list[dict[str, torch.Tensor]]
-    tokens: int
-
-
-class Grads(TrainerCallback):
-    def __init__(self):
-        self.steps = []
-
-    def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
-        self.steps.append({n: p.grad.clone() for n, p in model.named_parameters() if p.requires_grad})
-
-
-class Peer(KTOTrainer):
-    """TRL as it is, on our learning rate's schedule."""
-
-    job: TrainJob
-    create_scheduler = RowTrainer.create_scheduler
-
 
 @pytest.fixture(scope="module")
-def tokenizer():
+def tokenizer() -> Any:
     return AutoTokenizer.from_pretrained(resolve_model(Config().model))
 
 
 @pytest.fixture(scope="module")
-def model_path(tmp_path_factory, tokenizer) -> str:
+def model_path(tmp_path_factory: pytest.TempPathFactory, tokenizer: Any) -> str:
     folder = str(tmp_path_factory.mktemp("tiny"))
     torch.manual_seed(0)
     shape = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 3, "num_attention_heads": 4}
@@ -78,105 +46,6 @@ def model_path(tmp_path_factory, tokenizer) -> str:
     LlamaForCausalLM(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
-
-
-def conversations() -> list[dict]:
-    rng = random.Random(0)
-    words = ["tea", "snow", "piano", "bread", "river", "owls", "maps", "stars"]
-
-    def talk(n: int) -> str:
-        return " ".join(rng.choice(words) for _ in range(n))
-
-    return [
-        {
-            "prompt": [{"role": "user", "content": talk(rng.randint(1, 30))}],
-            "completion": [{"role": "assistant", "content": talk(rng.randint(1, 40))}],
-            "label": i % 4 != 1 if i % 8 < 4 else i % 2 == 0,
-        }
-        for i in range(ROWS)
-    ]
-
-
-def job(tmp_path, step: str, loss_type: str = "kto", gradient_checkpointing: bool = False) -> TrainJob:
-    return TrainJob(
-        model=Config().model,
-        dtype="float32",
-        device="cpu",
-        kto=KtoSection(beta=0.2, loss_type=loss_type, learning_rate=1e-3, micro_batch=MICRO, accumulate=1),
-        rows=ROWS,
-        micro_batch=MICRO,
-        desirable_weight=WEIGHTS[0],
-        undesirable_weight=WEIGHTS[1],
-        max_length=64,  # cuts some answers off
-        seed=7,
-        checkpoint_steps=1000,
-        gradient_checkpointing=gradient_checkpointing,
-        step=step,
-        quantize="none",
-        sharding="none",
-        run="r",
-        progress_uri=f"{tmp_path}/progress.json",
-        metrics_uri=f"{tmp_path}/metrics.jsonl",
-        references_uri=f"{tmp_path}/references",
-    )
-
-
-def ours(model_path, tokenizer, tmp_path, start=None, **which) -> Run:
-    """Our trainer on our rows: tokenized by `encode`, paired by `rotate`, cut as a snapshot's shards are."""
-    this = job(tmp_path, "exact", **which)
-    talks = conversations()
-    ids = [encode(tokenizer, c["prompt"], c["completion"][0]["content"]) for c in talks]
-    room = [this.max_length - len(prompt) for prompt, _ in ids]
-    rows = [
-        {
-            "label": talk["label"],
-            "prompt_ids": prompt,
-            "completion_ids": answer[:space],
-            "kl_completion_ids": ids[other][1][:space],
-        }
-        for talk, (prompt, answer), space, other in zip(talks, ids, room, rotate(ROWS, MICRO), strict=True)
-    ]
-    batches = RowBatches(from_items(rows).iterator(), ROWS, MICRO, rank=0, world=1)
-    grads = Grads()
-    set_seed(7)
-    model, fresh = policy(this, model_path, start)
-    trainer = RowTrainer(
-        this,
-        batches,
-        model=model,
-        train_dataset=Dataset.from_dict({"prompt_ids": [[0]], "completion_ids": [[0]], "label": [True]}),
-        processing_class=tokenizer,
-        peft_config=fresh,
-        args=kto_arguments(this, str(tmp_path / "ours"), STEPS),
-        callbacks=[grads],
-    )
-    trainer.train()
-    trainer.save_model(str(tmp_path / "trained"))
-    return found(trainer, grads)
-
-
-def trls(model_path, tokenizer, tmp_path, start=None, **which) -> Run:
-    this = job(tmp_path, "trl", **which)
-    grads = Grads()
-    set_seed(7)
-    model, fresh = policy(this, model_path, start)
-    trainer = Peer(
-        model=model,
-        train_dataset=Dataset.from_list(conversations()),
-        processing_class=tokenizer,
-        peft_config=fresh,
-        args=kto_arguments(this, str(tmp_path / "trl"), STEPS),
-        callbacks=[grads],
-    )
-    trainer.job = this
-    trainer.train()
-    return found(trainer, grads)
-
-
-def found(trainer, grads) -> Run:
-    steps = [entry for entry in trainer.state.log_history if "loss" in entry]
-    columns = ("loss", "kl", "rewards/chosen", "rewards/rejected")
-    return Run(*([s[c] for s in steps] for c in columns), grads.steps, trainer._total_train_tokens)
 
 
 def furthest(one: list[float], other: list[float]) -> float:
@@ -195,14 +64,14 @@ def furthest_grad(one: Run, other: Run) -> float:
 
 
 @pytest.fixture(scope="module")
-def peer(model_path, tokenizer, tmp_path_factory):
+def peer(model_path: Any, tokenizer: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
     return {
         t: trls(model_path, tokenizer, tmp_path_factory.mktemp(t), loss_type=t) for t in ("kto", "apo_zero_unpaired")
     }
 
 
 @pytest.mark.parametrize("loss_type", ["kto", "apo_zero_unpaired"])
-def test_twenty_steps_are_trls(loss_type, peer, model_path, tokenizer, tmp_path):
+def test_twenty_steps_are_trls(loss_type: str, peer: Any, model_path: Any, tokenizer: Any, tmp_path: Path) -> None:
     own, trl = ours(model_path, tokenizer, tmp_path, loss_type=loss_type), peer[loss_type]
     assert furthest(own.loss, trl.loss) < 1e-5
     assert furthest(own.kl, trl.kl) < 1e-4
@@ -214,10 +83,18 @@ def test_twenty_steps_are_trls(loss_type, peer, model_path, tokenizer, tmp_path)
         assert max(trl.kl) > 0.01, "the KL term never mattered, so the test would not see it missing"
 
 
-def test_with_our_attention_they_are_trls_too(peer, model_path, tokenizer, tmp_path, monkeypatch):
+def test_with_our_attention_they_are_trls_too(
+    peer: Any, model_path: Any, tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(kto, "attention_of", lambda job: {"attn_implementation": attention.register()})
-    called = []
-    monkeypatch.setattr(attention, "_weights", lambda *w, weights=attention._weights: called.append(1) or weights(*w))
+    called: list[int] = []
+    weights = attention._weights
+
+    def counted(*given: Any) -> Any:
+        called.append(1)
+        return weights(*given)
+
+    monkeypatch.setattr(attention, "_weights", counted)
     own = ours(model_path, tokenizer, tmp_path)
     assert called, "the model came with another attention"
     assert furthest(own.loss, peer["kto"].loss) < 1e-5
@@ -228,14 +105,16 @@ def test_with_our_attention_they_are_trls_too(peer, model_path, tokenizer, tmp_p
     assert furthest_grad(own, peer["kto"]) < 1e-3
 
 
-def test_under_gradient_checkpointing_the_kl_term_is_the_same(peer, model_path, tokenizer, tmp_path):
+def test_under_gradient_checkpointing_the_kl_term_is_the_same(
+    peer: Any, model_path: Any, tokenizer: Any, tmp_path: Path
+) -> None:
     own = ours(model_path, tokenizer, tmp_path, gradient_checkpointing=True)
     assert furthest(own.loss, peer["kto"].loss) < 1e-5
     assert furthest(own.kl, peer["kto"].kl) < 1e-4
     assert furthest_grad(own, peer["kto"]) < 1e-4
 
 
-def test_from_a_champion_the_reference_is_the_champion(model_path, tokenizer, tmp_path):
+def test_from_a_champion_the_reference_is_the_champion(model_path: Any, tokenizer: Any, tmp_path: Path) -> None:
     """TRL keeps a frozen copy of the adapter that it is given; so do we, and a base reference would differ."""
     ours(model_path, tokenizer, tmp_path)
     champion = str(tmp_path / "trained")
@@ -252,7 +131,7 @@ def test_from_a_champion_the_reference_is_the_champion(model_path, tokenizer, tm
     )
 
 
-def test_a_champion_of_another_shape_is_refused(model_path, tokenizer, tmp_path):
+def test_a_champion_of_another_shape_is_refused(model_path: Any, tokenizer: Any, tmp_path: Path) -> None:
     ours(model_path, tokenizer, tmp_path)
     this = job(tmp_path, "exact")
     wider = dataclasses.replace(this, kto=this.kto.model_copy(update={"rank": 4}))
@@ -260,13 +139,15 @@ def test_a_champion_of_another_shape_is_refused(model_path, tokenizer, tmp_path)
         policy(wider, model_path, str(tmp_path / "trained"))
 
 
-def test_a_second_run_computes_no_reference_again(model_path, tokenizer, tmp_path, monkeypatch):
+def test_a_second_run_computes_no_reference_again(
+    model_path: Any, tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     first = ours(model_path, tokenizer, tmp_path)
     (folder,) = (tmp_path / "references").iterdir()
     (file,) = folder.iterdir()
     assert file.name == "r-0.parquet"
 
-    def never(*arguments):
+    def never(*arguments: Any) -> None:
         raise AssertionError("the reference was computed again")
 
     monkeypatch.setattr(RowTrainer, "_reference", never)
@@ -275,7 +156,7 @@ def test_a_second_run_computes_no_reference_again(model_path, tokenizer, tmp_pat
     assert again.kl == first.kl
 
 
-def test_another_base_model_or_precision_has_another_cache(model_path):
+def test_another_base_model_or_precision_has_another_cache(model_path: Any) -> None:
     model = LlamaForCausalLM.from_pretrained(model_path)
     names = [fingerprint(model, "float32", 2), fingerprint(model, "bfloat16", 2), fingerprint(model, "float32", 1)]
     with torch.no_grad():
@@ -284,7 +165,7 @@ def test_another_base_model_or_precision_has_another_cache(model_path):
     assert len(set(names)) == 4
 
 
-def test_a_head_that_scales_its_logits_is_refused(model_path):
+def test_a_head_that_scales_its_logits_is_refused(model_path: Any) -> None:
     model = LlamaForCausalLM.from_pretrained(model_path)
     model.config.final_logit_softcapping = 30.0
     with pytest.raises(ValueError, match=r"final_logit_softcapping.*train.step: trl"):
@@ -292,7 +173,7 @@ def test_a_head_that_scales_its_logits_is_refused(model_path):
 
 
 @pytest.mark.parametrize("option", ["rslora", "dora"])
-def test_vllm_serves_rslora_and_no_dora(option, model_path, tmp_path):
+def test_vllm_serves_rslora_and_no_dora(option: Any, model_path: Any, tmp_path: Path) -> None:
     """What the config refuses and allows is what vLLM says of the adapters that come out."""
     this = job(tmp_path, "exact")
     this = replace(this, kto=this.kto.model_copy(update={option: True}))
@@ -308,23 +189,25 @@ def test_vllm_serves_rslora_and_no_dora(option, model_path, tmp_path):
         assert helper.vllm_lora_scaling_factor == pytest.approx(this.kto.alpha / this.kto.rank**0.5)
 
 
-def no_kl(logps, reference, kl, *rest):
+def no_kl(logps: Any, reference: Any, kl: Any, *rest: Any) -> Any:
     return REAL_LOSS(logps, reference, kl * 0, *rest)
 
 
-def no_reference(logps, reference, *rest):
+def no_reference(logps: Any, reference: Any, *rest: Any) -> Any:
     return REAL_LOSS(logps, reference + 0.01, *rest)
 
 
-def no_weights(logps, reference, kl, label, beta, weights):
+def no_weights(logps: Any, reference: Any, kl: Any, label: Any, beta: Any, weights: Any) -> Any:
     return REAL_LOSS(logps, reference, kl, label, beta, (1.0, 1.0))
 
 
-REAL_LOSS = kto.kto_loss
+REAL_LOSS = kto_loss
 
 
 @pytest.mark.parametrize("broken", [no_kl, no_reference, no_weights], ids=lambda f: f.__name__)
-def test_the_comparison_sees_a_wrong_term(broken, peer, model_path, tokenizer, tmp_path, monkeypatch):
-    monkeypatch.setattr(kto, "kto_loss", broken)
+def test_the_comparison_sees_a_wrong_term(
+    broken: Any, peer: Any, model_path: Any, tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trainer_module, "kto_loss", broken)
     own = ours(model_path, tokenizer, tmp_path, loss_type="kto")
     assert furthest(own.loss, peer["kto"].loss) > 1e-5

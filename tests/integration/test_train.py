@@ -1,161 +1,49 @@
 """Real training runs, tiny: 24 rows in micro-batches of 4, the embedded model, one Ray Train worker."""
 
+from __future__ import annotations
+
 import dataclasses
-import hashlib
 import json
 import math
-import os
-import random
-import signal
 import time
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import ray
-from safetensors.torch import load_file
 
-from kto_ray.adapter import check_adapter, read_sound
+from kto_ray.adapters.files import check_adapter, read_sound
+from kto_ray.adapters.publish import publish
 from kto_ray.config import Config
 from kto_ray.data.stream import training_dataset
 from kto_ray.model import resolve_model
 from kto_ray.processor import precision
-from kto_ray.train.export import export_adapter
+from kto_ray.records.training import TrainingDiverged, TrainResult
 from kto_ray.train.job import read_progress
-from kto_ray.train.records import TrainingDiverged, TrainResult
 from kto_ray.train.track import read_steps
-from kto_ray.types import Shard, SnapshotManifest
-from tests.tiny import tiny_model
-from tests.training import train
+from tests.support.sealed import (
+    CHECKPOINT_STEPS,
+    MICRO,
+    ROWS,
+    STEPS,
+    config,
+    killed_past_its_first_checkpoint,
+    train_task,
+)
+from tests.support.training import losses, train, weights
 
 pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("ray_local")]
 
-ROWS, MICRO = 24, 4
-STEPS = ROWS // MICRO
-CHECKPOINT_STEPS = 2
-SCHEMA = pa.schema(
-    [
-        ("example_id", pa.string()),
-        ("user_hash", pa.string()),
-        ("source", pa.string()),
-        ("label", pa.bool_()),
-        ("prompt_ids", pa.list_(pa.int32())),
-        ("completion_ids", pa.list_(pa.int32())),
-        ("kl_completion_ids", pa.list_(pa.int32())),
-    ]
-)
-
-train_task = ray.remote(num_cpus=0)(train)
-
-
-@dataclasses.dataclass(frozen=True)
-class Sealed:
-    """A snapshot by hand, and the conversations that it was made of."""
-
-    uri: str
-    manifest: SnapshotManifest
-    conversations: list[dict]
-
-
-def conversations() -> list[dict]:
-    """Desirable answers are short, undesirable ones ramble."""
-    pick = random.Random(0)
-    topics = ["cats", "bread", "rain", "trains", "music", "stars", "tea", "chess"]
-    rows = []
-    for i in range(ROWS):
-        topic = pick.choice(topics)
-        answer = f"I like {topic}." if i % 2 else f"Well, {topic} and {pick.choice(topics)} " + "and so on " * 6
-        rows.append(
-            {
-                "prompt": [{"role": "user", "content": f"What do you say of {topic}, number {i}?"}],
-                "completion": [{"role": "assistant", "content": answer}],
-                "label": bool(i % 2),
-            }
-        )
-    return rows
-
 
 @pytest.fixture(scope="module")
-def sealed(tmp_path_factory) -> Sealed:
-    from transformers import AutoTokenizer
-
-    folder = tmp_path_factory.mktemp("snapshot")
-    tokenizer = AutoTokenizer.from_pretrained(resolve_model(Config().model))
-    rows = []
-    for i, row in enumerate(conversations()):
-        prompt = tokenizer.apply_chat_template(row["prompt"], add_generation_prompt=True, return_dict=True)["input_ids"]
-        whole = tokenizer.apply_chat_template(row["prompt"] + row["completion"], return_dict=True)["input_ids"]
-        ids = {"prompt_ids": prompt, "completion_ids": whole[len(prompt) :]}
-        rows.append({"example_id": f"e{i}", "user_hash": "u", "source": "thumb", "label": row["label"], **ids})
-    for i, row in enumerate(rows):
-        first = i - i % MICRO
-        row["kl_completion_ids"] = rows[i - 1 if i > first else first + MICRO - 1]["completion_ids"]
-    shards = []
-    for start in (0, 16):  # two shards, so that their order matters
-        part = rows[start : start + 16]
-        name = f"train-{start:05d}.parquet"
-        pq.write_table(pa.Table.from_pylist(part, schema=SCHEMA), folder / name)
-        digest = hashlib.sha256((folder / name).read_bytes()).hexdigest()
-        shards.append(Shard(name, "train", len(part), digest))
-    return Sealed(str(folder), manifest(tuple(shards)), conversations())
-
-
-def manifest(shards: tuple[Shard, ...]) -> SnapshotManifest:
-    return SnapshotManifest(
-        id="0123456789abcdef",
-        created_at=1.0,
-        n_desirable=ROWS // 2,
-        n_undesirable=ROWS // 2,
-        n_holdout_desirable=0,
-        n_holdout_undesirable=0,
-        sources={"thumb": {"desirable": ROWS // 2, "undesirable": ROWS // 2}},
-        dropped={},
-        ratio=1.0,
-        ratio_low=0.5,
-        ratio_high=2.0,
-        desirable_weight=1.25,
-        undesirable_weight=1.0,
-        micro_batch=MICRO,
-        seed=3,
-        model=Config().model.id,
-        tokenizer_hash="",
-        template_hash="",
-        max_length=128,
-        shards=shards,
-        newest_feedback_at=1.0,
-    )
-
-
-def config(home: Path, **kto) -> Config:
-    learning = {
-        "beta": 0.1,  # what the tolerances below are for: losses move by its multiples
-        "micro_batch": MICRO,
-        "accumulate": 1,
-        "learning_rate": 2e-3,
-        "warmup_share": 0.0,
-        **kto,
-    }
-    return Config.model_validate(
-        {"home": str(home), "kto": learning, "train": {"checkpoint_steps": CHECKPOINT_STEPS, "max_failures": 1}}
-    )
-
-
-@pytest.fixture(scope="module")
-def whole_run(sealed, tmp_path_factory) -> tuple[Config, TrainResult]:
+def whole_run(sealed: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[Config, TrainResult]:
     settings = config(tmp_path_factory.mktemp("home"))
     return settings, ray.get(train_task.remote(settings, "run", sealed.manifest, sealed.uri))
 
 
-def losses(result: TrainResult) -> list[float]:
-    return [record.loss for record in result.history]
-
-
-def weights(result: TrainResult) -> bytes:
-    return Path(result.adapter_dir, "adapter_model.safetensors").read_bytes()
-
-
-def test_learns_and_reports(whole_run):
+def test_learns_and_reports(whole_run: Any) -> None:
     settings, result = whole_run
     assert [record.rows for record in result.history] == list(range(MICRO, ROWS + 1, MICRO))
     assert result.steps == STEPS
@@ -171,19 +59,19 @@ def test_learns_and_reports(whole_run):
     assert Path(settings.home, "reports", "run-training.svg").is_file()
 
 
-def test_counts_real_tokens_only(whole_run, sealed):
+def test_counts_real_tokens_only(whole_run: Any, sealed: Any) -> None:
     table = pq.read_table([f"{sealed.uri}/{shard.name}" for shard in sealed.manifest.shards])
     real = sum(len(row["prompt_ids"]) + len(row["completion_ids"]) for row in table.to_pylist())
     assert sum(record.tokens for record in whole_run[1].history) == real
 
 
-def test_the_adapter_loads_and_changes_the_model(whole_run, sealed):
+def test_the_adapter_loads_and_changes_the_model(whole_run: Any, sealed: Any) -> None:
     import torch
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
     settings, result = whole_run
-    version = export_adapter(settings, result.adapter_dir, 1, sealed.manifest, None, created_at=1.0)
+    version = publish(settings, result.adapter_dir, 1, sealed.manifest, None, created_at=1.0)
     check_adapter(version.uri, settings.serve.max_lora_rank)
     base = AutoModelForCausalLM.from_pretrained(resolve_model(settings.model), dtype=torch.float32)
     model = PeftModel.from_pretrained(base, version.uri)
@@ -196,7 +84,7 @@ def test_the_adapter_loads_and_changes_the_model(whole_run, sealed):
 
 
 @pytest.mark.slow
-def test_two_workers_take_the_steps_of_one(sealed, tmp_path):
+def test_two_workers_take_the_steps_of_one(sealed: Any, tmp_path: Path) -> None:
     """The same global batch of two sealed micro-batches, in fp32: on one worker, and one on each of two (gloo)."""
     steps = []
     for workers, name in ((1, "one"), (2, "two")):
@@ -211,66 +99,7 @@ def test_two_workers_take_the_steps_of_one(sealed, tmp_path):
     assert [r.tokens for r in two] == [r.tokens for r in one]
 
 
-@pytest.fixture(scope="module", params=[True, False], ids=["tied", "untied"])
-def small(request, sealed, tmp_path_factory) -> tuple[str, SnapshotManifest]:
-    """A tiny model whose tokens are the embedded one's, and the snapshot as if sealed for it."""
-    path = tiny_model(tmp_path_factory.mktemp("tiny"), tied=request.param)
-    lopsided = {"desirable_weight": 4.0, "undesirable_weight": 0.1}  # so that likelihoods, and with them the KL, rise
-    return path, dataclasses.replace(sealed.manifest, model=path, **lopsided)
-
-
-def small_config(home: Path, model: str, train: dict, **kto) -> Config:
-    settings = config(home, **{"learning_rate": 5e-3, **kto})
-    return settings.model_copy(
-        update={
-            "model": settings.model.model_copy(update={"id": model}),
-            "train": settings.train.model_copy(update={"threads": 1, "dtype": "float32", **train}),
-        }
-    )
-
-
-SHARDED = {"workers": 2, "sharding": "fsdp"}
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("checkpointing", [False, True], ids=["", "gradient checkpointing"])
-def test_two_workers_that_share_the_base_take_the_steps_of_one(small, sealed, tmp_path, checkpointing):
-    model, sealed_for_it = small
-    runs = []
-    for name, how in (("one", {"micro_batches": 2}), ("two", {**SHARDED, "gradient_checkpointing": checkpointing})):
-        settings = small_config(tmp_path, model, how, epochs=3)
-        runs.append(ray.get(train_task.remote(settings, name, sealed_for_it, sealed.uri)))
-    one, two = (run.history for run in runs)
-    assert max(r.kl for r in one) > 0.01, "the KL term never mattered, so the test would not see it wrong"
-    assert [r.loss for r in two] == pytest.approx([r.loss for r in one], abs=1e-4)
-    assert [r.kl for r in two] == pytest.approx([r.kl for r in one], abs=1e-3)
-    assert [r.grad_norm for r in two] == pytest.approx([r.grad_norm for r in one], rel=1e-3)
-    shapes = [
-        {k: v.shape for k, v in load_file(f"{run.adapter_dir}/adapter_model.safetensors").items()} for run in runs
-    ]
-    assert shapes[0] == shapes[1], "the adapter is saved whole"
-
-
-@pytest.mark.slow
-def test_a_killed_sharded_worker_goes_on_from_its_checkpoint(small, sealed, tmp_path):
-    """One epoch after another, so that the second finds all reference scores cached: no worker computes them alone."""
-    model, sealed_for_it = small
-    settings = small_config(tmp_path, model, SHARDED, epochs=30)
-    whole = ray.get(train_task.remote(settings, "whole", sealed_for_it, sealed.uri))
-    run = train_task.remote(settings, "killed", sealed_for_it, sealed.uri)
-    deadline = time.monotonic() + 240
-    while (progress := read_progress(settings, "killed")) is None or progress.step <= CHECKPOINT_STEPS:
-        assert time.monotonic() < deadline, "the run never passed its first checkpoint"
-        time.sleep(0.02)
-    os.kill(progress.pid, signal.SIGKILL)
-    result = ray.get(run)
-    assert progress.step < result.steps
-    assert losses(result) == losses(whole)
-    assert weights(result) == weights(whole)
-    assert read_steps(f"{settings.home}/training/killed/metrics.jsonl") == result.history
-
-
-def test_calling_again_after_the_end_trains_nothing_more(whole_run, sealed):
+def test_calling_again_after_the_end_trains_nothing_more(whole_run: Any, sealed: Any) -> None:
     settings, result = whole_run
     again = ray.get(train_task.remote(settings, "run", sealed.manifest, sealed.uri))
     assert again.history == result.history
@@ -278,7 +107,7 @@ def test_calling_again_after_the_end_trains_nothing_more(whole_run, sealed):
 
 
 @pytest.mark.slow
-def test_the_same_snapshot_settings_and_seed_give_the_same_bytes(whole_run, sealed):
+def test_the_same_snapshot_settings_and_seed_give_the_same_bytes(whole_run: Any, sealed: Any) -> None:
     """With the reference computed anew and with the one that the first run left."""
     settings, result = whole_run
     elsewhere = settings.model_copy(update={"home": f"{settings.home}-again"})
@@ -286,7 +115,7 @@ def test_the_same_snapshot_settings_and_seed_give_the_same_bytes(whole_run, seal
         assert weights(ray.get(train_task.remote(repeated, name, sealed.manifest, sealed.uri))) == weights(result)
 
 
-def test_loss_is_that_of_plain_trl(whole_run, sealed, tmp_path):
+def test_loss_is_that_of_plain_trl(whole_run: Any, sealed: Any, tmp_path: Path) -> None:
     """TRL itself, given the conversations: its own template, tokens, pairing, schedule and LoRA from the same seed."""
     from datasets import Dataset
     from peft import LoraConfig
@@ -327,7 +156,7 @@ def test_loss_is_that_of_plain_trl(whole_run, sealed, tmp_path):
     assert [r.learning_rate for r in result.history] == pytest.approx([entry["learning_rate"] for entry in logged])
 
 
-def test_a_4_bit_base_learns_nearly_what_the_whole_one_does(whole_run, sealed, tmp_path):
+def test_a_4_bit_base_learns_nearly_what_the_whole_one_does(whole_run: Any, sealed: Any, tmp_path: Path) -> None:
     """QLoRA, by our step and by TRL's."""
     runs = {}
     for step in ("exact", "trl"):
@@ -342,14 +171,10 @@ def test_a_4_bit_base_learns_nearly_what_the_whole_one_does(whole_run, sealed, t
     assert read_sound(runs["exact"].adapter_dir, settings.serve.max_lora_rank).rank == settings.kto.rank
 
 
-def test_a_killed_worker_goes_on_from_its_checkpoint(whole_run, sealed, tmp_path):
+def test_a_killed_worker_goes_on_from_its_checkpoint(whole_run: Any, sealed: Any, tmp_path: Path) -> None:
     settings = config(tmp_path)
     run = train_task.remote(settings, "killed", sealed.manifest, sealed.uri)
-    deadline = time.monotonic() + 240
-    while (progress := read_progress(settings, "killed")) is None or progress.step <= CHECKPOINT_STEPS:
-        assert time.monotonic() < deadline, "the run never passed its first checkpoint"
-        time.sleep(0.02)
-    os.kill(progress.pid, signal.SIGKILL)
+    progress = killed_past_its_first_checkpoint(settings)
     result = ray.get(run)
     after = read_progress(settings, "killed")
     assert progress.step < STEPS and after is not None and after.pid != progress.pid
@@ -362,7 +187,7 @@ def test_a_killed_worker_goes_on_from_its_checkpoint(whole_run, sealed, tmp_path
     assert read_steps(f"{settings.home}/training/killed/metrics.jsonl") == result.history
 
 
-def test_a_run_whose_driver_died_goes_on_from_its_checkpoint(whole_run, sealed, tmp_path):
+def test_a_run_whose_driver_died_goes_on_from_its_checkpoint(whole_run: Any, sealed: Any, tmp_path: Path) -> None:
     settings = config(tmp_path)
     run = train_task.options(max_retries=0).remote(settings, "orphan", sealed.manifest, sealed.uri)
     deadline = time.monotonic() + 240
@@ -377,34 +202,34 @@ def test_a_run_whose_driver_died_goes_on_from_its_checkpoint(whole_run, sealed, 
     assert weights(result) == weights(whole_run[1])
 
 
-def test_a_diverging_run_fails_with_its_cause(sealed, tmp_path):
+def test_a_diverging_run_fails_with_its_cause(sealed: Any, tmp_path: Path) -> None:
     settings = config(tmp_path, learning_rate=1e30)
     with pytest.raises(TrainingDiverged, match=r"diverged at step \d of 6.*lower kto.learning_rate"):
         ray.get(train_task.remote(settings, "nan", sealed.manifest, sealed.uri))
 
 
 @pytest.mark.parametrize(("missing", "thumbs"), [("desirable", "up"), ("undesirable", "down")])
-def test_one_class_is_refused_by_name(sealed, tmp_path, missing, thumbs):
+def test_one_class_is_refused_by_name(sealed: Any, tmp_path: Path, missing: Any, thumbs: Any) -> None:
     lopsided = dataclasses.replace(sealed.manifest, **{f"n_{missing}": 0})
     with pytest.raises(ValueError, match=rf"no {missing} one.*thumbs {thumbs}"):
         train(config(tmp_path), "never", lopsided, sealed.uri)
     assert not list(tmp_path.iterdir())
 
 
-def test_another_models_tokens_are_refused(sealed, tmp_path):
+def test_another_models_tokens_are_refused(sealed: Any, tmp_path: Path) -> None:
     foreign = dataclasses.replace(sealed.manifest, model="Qwen/Qwen2.5-0.5B-Instruct")
     with pytest.raises(ValueError, match="Qwen"):
         train(config(tmp_path), "never", foreign, sealed.uri)
 
 
-def test_a_shard_with_rows_missing_is_named(sealed, tmp_path):
+def test_a_shard_with_rows_missing_is_named(sealed: Any, tmp_path: Path) -> None:
     longer = dataclasses.replace(sealed.manifest, n_desirable=ROWS)
     with pytest.raises(ray.exceptions.RayTaskError, match="promises 36 training rows, its shards held 24"):
         ray.get(train_task.remote(config(tmp_path), "short", longer, sealed.uri))
 
 
 @pytest.mark.parametrize("world", [1, 2, 3])
-def test_workers_share_the_rows_without_loss(sealed, world):
+def test_workers_share_the_rows_without_loss(sealed: Any, world: Any) -> None:
     """22 rows in groups of 4 a worker: every worker gets as many micro-batches, and together they see each row once."""
     from kto_ray.train.batches import RowBatches
 
@@ -420,7 +245,7 @@ def test_workers_share_the_rows_without_loss(sealed, world):
 
 
 @pytest.mark.parametrize("world", [1, 2])
-def test_every_workers_micro_batches_are_the_sealed_ones(sealed, world):
+def test_every_workers_micro_batches_are_the_sealed_ones(sealed: Any, world: Any) -> None:
     """Rows in the sealed order, both classes in each micro-batch, and its KL pairs from within it."""
     from kto_ray.train.batches import RowBatches
 

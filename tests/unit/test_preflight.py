@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections import namedtuple
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -30,14 +31,14 @@ def wrong(flavour: str = "cpu", installed: bool = False) -> str:
 
 
 @pytest.fixture(autouse=True)
-def _a_good_machine(monkeypatch):
+def _a_good_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(processor, "here", lambda: AVX2)
     monkeypatch.setattr(ctypes, "CDLL", lambda _: None)
     monkeypatch.setattr(preflight, "memory_gib", lambda: 16.0)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage(0, 0, 50 * preflight.GIB))
 
 
-def test_a_machine_that_has_all_may_go_on():
+def test_a_machine_that_has_all_may_go_on() -> None:
     assert wrong() == "" and wrong("gpu") == "" and wrong(installed=True) == ""
 
 
@@ -45,17 +46,19 @@ def test_a_machine_that_has_all_may_go_on():
     ("processor_", "flavour", "told"),
     [(OLD, "cpu", "use a processor with AVX2"), (ARM, "cpu", "x86-64"), (ARM, "gpu", "x86-64")],
 )
-def test_a_processor_that_the_wheels_are_not_for(monkeypatch, processor_, flavour, told):
+def test_a_processor_that_the_wheels_are_not_for(
+    monkeypatch: pytest.MonkeyPatch, processor_: Any, flavour: Any, told: Any
+) -> None:
     monkeypatch.setattr(processor, "here", lambda: processor_)
     assert told in wrong(flavour) and processor_.name in wrong(flavour)
 
 
-def test_a_gpu_machine_needs_no_avx2(monkeypatch):
+def test_a_gpu_machine_needs_no_avx2(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(processor, "here", lambda: OLD)
     assert wrong("gpu") == ""
 
 
-def test_too_little_memory_and_disk_are_told_together_with_what_is_wanted(monkeypatch):
+def test_too_little_memory_and_disk_are_told_together_with_what_is_wanted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(preflight, "memory_gib", lambda: 3.8)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage(0, 0, 2 * preflight.GIB))
     told = wrong()
@@ -63,12 +66,12 @@ def test_too_little_memory_and_disk_are_told_together_with_what_is_wanted(monkey
     assert "disk" not in wrong(installed=True)  # the demo alone needs less
 
 
-def test_an_old_python(monkeypatch):
+def test_an_old_python(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "version_info", (3, 9, 2))
     assert "install Python 3.11 to 3.13, or set PYTHON=" in wrong()
 
 
-def test_a_small_image_lacks_a_library_of_vllm(monkeypatch):
+def test_a_small_image_lacks_a_library_of_vllm(monkeypatch: pytest.MonkeyPatch) -> None:
     def missing(name: str) -> None:
         raise OSError(f"{name}: cannot open shared object file: No such file or directory")
 
@@ -77,7 +80,7 @@ def test_a_small_image_lacks_a_library_of_vllm(monkeypatch):
     assert wrong("gpu") == ""
 
 
-def test_it_runs_without_a_single_package():
+def test_it_runs_without_a_single_package() -> None:
     run = [sys.executable, "-I", "-S", "-c", f"import sys; sys.path.insert(0, {str(ROOT)!r}); "]
     code = "from kto_ray import preflight; print(len(preflight.examine('cpu', False)))"
     done = subprocess.run([*run[:-1], run[-1] + code], capture_output=True, text=True, check=False)

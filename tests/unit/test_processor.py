@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from kto_ray import processor
@@ -31,7 +33,7 @@ GRAVITON3 = "Features\t: fp asimd bf16 i8mm\n"
         (ZEN4, {"ONEDNN_MAX_CPU_ISA": "ALL"}, "bfloat16", ("AVX2", "AVX-512", "AVX512-BF16")),
     ],
 )
-def test_a_cpu_computes_in_what_it_multiplies(cpuinfo, environment, dtype, instructions):
+def test_a_cpu_computes_in_what_it_multiplies(cpuinfo: Any, environment: Any, dtype: Any, instructions: Any) -> None:
     found = read(cpuinfo, "x86_64", environment)
     assert native_cpu(found).dtype == dtype
     assert found.instructions == instructions
@@ -39,7 +41,9 @@ def test_a_cpu_computes_in_what_it_multiplies(cpuinfo, environment, dtype, instr
 
 
 @pytest.mark.parametrize(("cpuinfo", "emulated"), [(MILAN, True), (ZEN4, False)])
-def test_a_named_precision_is_taken_and_told_where_it_is_emulated(monkeypatch, cpuinfo, emulated):
+def test_a_named_precision_is_taken_and_told_where_it_is_emulated(
+    monkeypatch: pytest.MonkeyPatch, cpuinfo: Any, emulated: Any
+) -> None:
     monkeypatch.setattr(processor, "here", lambda: read(cpuinfo, "x86_64", {}))
     found = precision("cpu", "bfloat16")
     assert (found.dtype, found.emulated) == ("bfloat16", emulated)
@@ -56,12 +60,14 @@ def test_a_named_precision_is_taken_and_told_where_it_is_emulated(monkeypatch, c
         (("model.dtype=bfloat16", "train.dtype=float32"), "float16", "bfloat16", "float32"),
     ],
 )
-def test_training_follows_what_is_served_unless_it_is_named(overrides, served, model, train):
+def test_training_follows_what_is_served_unless_it_is_named(
+    overrides: Any, served: Any, model: Any, train: Any
+) -> None:
     decided = load_config(None, overrides).with_dtype(served)
     assert (decided.model.dtype, decided.train.dtype) == (model, train)
 
 
-def test_float16_is_not_trained_on_a_cpu():
+def test_float16_is_not_trained_on_a_cpu() -> None:
     with pytest.raises(ConfigError, match=r"float16 is trained on GPUs only; set train\.dtype: float32"):
         load_config(None, ("model.dtype=float16",))
     assert load_config(None, ("model.dtype=float16", "train.dtype=float32")).train_dtype == "float32"

@@ -1,0 +1,87 @@
+"""Publishing a trained adapter: exactly its two files under an immutable name, the manifest last."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+from typing import Any
+
+from kto_ray.adapters.files import adapter_name, read_sound, sha256_of
+from kto_ray.config import Config
+from kto_ray.paths import ADAPTER_CONFIG, ADAPTER_MANIFEST, ADAPTER_WEIGHTS, Paths, filesystem, join, write_atomic
+from kto_ray.records.adapters import AdapterVersion
+from kto_ray.records.snapshots import SnapshotManifest
+
+LIBRARIES = ("torch", "transformers", "trl", "peft", "ray")
+CONFIG_SECTIONS = {"model", "data", "kto", "train"}  # those that shape an adapter
+
+
+def publish(
+    config: Config,
+    adapter_dir: str,
+    number: int,
+    snapshot: SnapshotManifest,
+    champion: AdapterVersion | None,
+    created_at: float,
+) -> AdapterVersion:
+    """Publish the two adapter files of `adapter_dir` under their immutable name, the manifest last.
+
+    `champion` is the version that this one is meant to follow, None where that is the base model; `created_at` is in
+    seconds since the epoch.
+    Publishing the same weights under the same number again returns what is there.
+
+    Raises:
+        ValueError: the files are missing, damaged, not finite, or more than the servers can load.
+    """
+    files = read_sound(adapter_dir, config.serve.max_lora_rank)
+    sha256 = sha256_of(files.weights)
+    name = adapter_name(config.model.served_name, number, sha256)
+    uri = Paths(config.home).adapter(name)
+    fs, path = filesystem(join(uri, ADAPTER_MANIFEST))
+    if fs.exists(path):
+        return _version(uri, json.loads(fs.cat_file(path)))
+    manifest: dict[str, Any] = {
+        "name": name,
+        "number": number,
+        "created_at": created_at,
+        "files": {
+            ADAPTER_CONFIG: {"sha256": sha256_of(files.config), "bytes": len(files.config)},
+            ADAPTER_WEIGHTS: {"sha256": sha256, "bytes": len(files.weights)},
+        },
+        "parent": champion.name if champion else None,
+        "reference": champion.name if champion and config.kto.reference == "champion" else config.base_name,
+        "snapshot": snapshot.id,
+        "seed": snapshot.seed,
+        "rank": files.rank,
+        "config": config.model_dump(mode="json", include=CONFIG_SECTIONS),
+        "versions": installed_versions(),
+    }
+    write_atomic(join(uri, ADAPTER_CONFIG), files.config)
+    write_atomic(join(uri, ADAPTER_WEIGHTS), files.weights)
+    write_atomic(join(uri, ADAPTER_MANIFEST), json.dumps(manifest, indent=2).encode())
+    return _version(uri, manifest)
+
+
+def as_trained(config: Config, version: AdapterVersion) -> Config:
+    """The settings that an adapter was made with, its snapshot's included; all others are `config`'s."""
+    return Config.model_validate({**config.model_dump(), **version.manifest["config"]})
+
+
+def installed_versions() -> dict[str, str]:
+    """Of the libraries that shape an adapter."""
+    return {library: importlib.metadata.version(library) for library in LIBRARIES}
+
+
+def _version(uri: str, manifest: dict[str, Any]) -> AdapterVersion:
+    return AdapterVersion(
+        name=manifest["name"],
+        number=manifest["number"],
+        created_at=manifest["created_at"],
+        uri=uri,
+        sha256=manifest["files"][ADAPTER_WEIGHTS]["sha256"],
+        snapshot=manifest["snapshot"],
+        parent=manifest["parent"],
+        reference=manifest["reference"],
+        rank=manifest["rank"],
+        manifest=manifest,
+    )

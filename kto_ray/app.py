@@ -1,0 +1,165 @@
+"""Wiring: the Serve application of gateway, policy and controller, and the embedded way to run it."""
+
+from __future__ import annotations
+
+import errno
+import io
+import os
+import signal
+import socket
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stdout
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from kto_ray.cluster import start_ray
+from kto_ray.config import Config, load_config
+from kto_ray.store import leases, open_store
+
+READY_TIMEOUT_S = 600.0
+
+
+def build(args: dict[str, Any]) -> Any:
+    """The Serve application; the import path that Serve configs name.
+
+    Args:
+        args: `config` (a YAML file) and `set` (a list of a.b=c overrides), both optional.
+    """
+    return application(load_config(args.get("config"), tuple(args.get("set", ()))))
+
+
+def application(config: Config) -> Any:
+    from ray import serve
+
+    from kto_ray.loop.actor import Controller
+    from kto_ray.serve.gateway.replica import Gateway
+    from kto_ray.serve.policy.replica import ONE_LOOP, Policy, llm_config
+
+    open_store(config.database_url).close()  # migrate once, and fail here where a person sees it
+    options = Policy.get_deployment_options(llm_config(config, config.model.id))
+    bound = serve.deployment(Policy, name="Policy").options(**options).bind(config)
+    selector = config.pool("serve")  # without it an actor of zero CPUs may land on the head, whose outage chat survives
+    light: dict[str, Any] = {"num_cpus": 0, **({"label_selector": selector} if selector else {})}
+    controller = serve.deployment(
+        Controller,
+        name="Controller",
+        num_replicas=1,
+        ray_actor_options=light,
+        health_check_period_s=5,
+        graceful_shutdown_timeout_s=1,
+    ).bind(config, bound)
+    gateway = serve.deployment(
+        Gateway,
+        name="Gateway",
+        num_replicas=config.serve.gateways,
+        max_ongoing_requests=1024,
+        ray_actor_options={**light, "runtime_env": {"env_vars": ONE_LOOP}},
+    )
+    return gateway.bind(config, bound, controller)
+
+
+def check_port(config: Config) -> None:
+    """Raises:
+    ValueError: nobody can listen there; the message says why.
+    """
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((config.http.host, config.http.port))
+        except OSError as error:
+            where, port = config.http.host, config.http.port
+            if error.errno == errno.EADDRINUSE:
+                raise ValueError(
+                    f"http.port is {port}, which is taken on {where} ({error.strerror}); "
+                    "stop what listens there, or use --set http.port=N"
+                ) from None
+            raise ValueError(
+                f"http.host is {where!r} and http.port {port}, where this machine cannot listen ({error.strerror}); "
+                "name one of its own addresses, and a port that you may use (from 1024 on)"
+            ) from None
+
+
+def check_home(config: Config) -> None:
+    """Raises:
+    ValueError: another service on this machine keeps its state in the same store.
+    """
+    store = open_store(config.database_url)
+    with store.read() as tx:
+        holder = leases.holder(tx, leases.CONTROLLER, time.time())
+    store.close()
+    if holder is not None and holder.node == os.uname().nodename and Path(f"/proc/{holder.pid}").exists():
+        raise ValueError(
+            f"home is {config.home!r}, whose store another service uses (process {holder.pid}); "
+            "stop that one, or name another folder with --set home=DIR"
+        )
+
+
+@contextmanager
+def running(config: Config, tell: Callable[[str], None]) -> Iterator[str]:
+    """Start the whole service, wait until it is ready, yield its base URL, and shut it down. `tell` hears the stages.
+
+    SIGTERM, by which Docker and systemd end a service, then does as Ctrl-C does: Ray's own handler would end its
+    processes in the middle of requests. To be called from the main thread.
+
+    Raises:
+        ValueError: the port or the home is taken, the model is not there or the store cannot be opened.
+        RuntimeError: the service did not become ready; the message is Serve's.
+    """
+    from kto_ray.model import is_prepared, resolve_model
+
+    check_port(config)
+    if config.ray.address is None:
+        check_home(config)
+    if not is_prepared(config.model):
+        tell("preparing the embedded model, once")
+    resolve_model(config.model)
+    tell("Ray")
+    start_ray(config)
+    signal.signal(signal.SIGTERM, _as_ctrl_c)
+    import ray
+    from ray import serve
+
+    up = False
+    try:
+        serve.start(
+            http_options={"host": config.http.host, "port": config.http.port}, logging_config={"log_level": "WARNING"}
+        )
+        tell("vLLM and the model, gateway, controller")
+        app = application(config)
+        serve.run(app, name="kto-ray", route_prefix="/")
+        url = f"http://{config.http.host}:{config.http.port}"
+        _wait_ready(url)
+        up = True
+        yield url
+    finally:
+        if not up:
+            tell("stopping")
+        # Serve kills its controller in the middle of calls, and Ray's listener tells of each on standard output.
+        with redirect_stdout(io.StringIO()):
+            serve.shutdown()
+            if config.ray.address is None:
+                ray.shutdown()
+
+
+def _as_ctrl_c(*_: Any) -> None:
+    """By SIGINT, which asyncio turns into a cancellation; but a shell's background jobs ignore that one."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        raise KeyboardInterrupt
+    signal.raise_signal(signal.SIGINT)
+
+
+def _wait_ready(url: str) -> None:
+    deadline = time.monotonic() + READY_TIMEOUT_S
+    while time.monotonic() < deadline:
+        try:
+            if httpx.get(f"{url}/readyz", timeout=5).status_code == 200:
+                return
+        except httpx.TransportError:
+            pass
+        time.sleep(0.2)
+    raise RuntimeError(
+        f"{url}/readyz was not ready within {READY_TIMEOUT_S:.0f} s; see the logs in /tmp/ray/session_latest"
+    )

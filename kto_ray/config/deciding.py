@@ -1,0 +1,65 @@
+"""The gate, the rollout and the loop that walks through both."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field, model_validator
+
+from kto_ray.config.base import Section, Share
+
+
+class GateSection(Section):
+    """Thresholds that a candidate must keep; the README says where each comes from."""
+
+    confidence: Annotated[float, Field(gt=0.5, lt=1)] = 0.8  # of the bootstrap intervals, two-sided: one in ten lucky
+    bootstrap: int = Field(2000, ge=200)
+    min_holdout: int = Field(20, ge=2)  # held-out rows, of both classes together
+    min_holdout_users: int = Field(5, ge=2)  # whose rows these are: the bootstrap resamples users
+    max_holdout: int = Field(1000, ge=20)  # rows that are scored; a fixed random subset of more
+    min_auc: Share = 0.5  # the interval's lower end must lie above it
+    max_kl_base: float = Field(0.75, gt=0)  # nats per token on the candidate's own guard answers
+    max_kl_champion: float = Field(1.0, gt=0)
+    min_length_ratio: float = Field(0.15, ge=0)  # candidate's mean answer length over the champion's
+    max_length_ratio: float = Field(3.0, gt=0)
+    max_base_nll_rise: float = Field(0.75, gt=0)  # nats per token: how much odder base finds its answers
+    max_repetition: Share = 0.25  # rise of the share of guard answers that repeat themselves over the champion's
+    max_empty: Share = 0.05
+    max_truncated_rise: Share = 0.25  # rise of the truncated share over the champion's
+    guard_max_tokens: int = Field(64, ge=8)
+
+
+class RolloutStage(Section):
+    name: str
+    weight: Annotated[float, Field(gt=0, lt=1)]  # the challenger's share of users
+    decides: bool = False  # only a deciding stage may promote; the others only watch for harm
+    min_users: int = Field(10, ge=1)  # judged users of the challenger before the stage may end
+
+
+class RolloutSection(Section):
+    stages: tuple[RolloutStage, ...] = (
+        RolloutStage(name="canary", weight=0.1, min_users=5),
+        RolloutStage(name="ab", weight=0.5, decides=True, min_users=20),
+    )
+    alpha: Annotated[float, Field(gt=0, lt=0.5)] = 0.05  # chance that the sequence ever excludes the truth
+    min_effect: Annotated[float, Field(ge=0, lt=1)] = 0.0  # the difference that the lower bound must exceed
+    max_users: int = Field(2000, ge=20)  # judged users of both arms; without a decision by then the challenger ends
+    max_hours: float = Field(72.0, gt=0)
+
+    @model_validator(mode="after")
+    def _last_stage_decides(self) -> RolloutSection:
+        if not self.stages or [s.decides for s in self.stages] != [False] * (len(self.stages) - 1) + [True]:
+            raise ValueError("stages must end in exactly one stage with decides: true")
+        weights = [s.weight for s in self.stages]
+        if weights != sorted(weights):
+            raise ValueError(f"stages must not lower the challenger's weight, got {weights}: a user would switch arms")
+        return self
+
+
+class LoopSection(Section):
+    enabled: bool = True
+    min_labels: int = Field(200, ge=8)  # new labels that start a round
+    every_min: float | None = Field(None, gt=0)  # or this many minutes, when there is at least one new label
+    tick_s: float = Field(1.0, gt=0)
+    max_attempts: int = Field(3, ge=1)  # of one stage of a round
+    max_rounds: int | None = Field(None, ge=1)  # rounds that start by themselves; None for ever

@@ -1,0 +1,40 @@
+"""The base model, its replicas and the gateway."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import Field
+
+from kto_ray.config.base import EMBEDDED_MODEL, Section
+
+
+class ModelSection(Section):
+    """The base model that is served and trained."""
+
+    id: str = EMBEDDED_MODEL  # the embedded model, a Hugging Face id, or a local directory
+    revision: str | None = None
+    served_name: str = Field("policy", pattern=r"^[a-z0-9][a-z0-9._-]*$")
+    # auto: what the serving machine computes natively (`kto-ray doctor` says what and why); training and gate follow
+    dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
+    max_model_len: int = Field(1024, ge=64)  # tokens, prompt and answer together
+
+
+class ServeSection(Section):
+    """The vLLM policy replicas and the gateway in front of them."""
+
+    device: Literal["cpu", "gpu"] = "cpu"
+    replicas: int = Field(1, ge=1)
+    gateways: int = Field(1, ge=1)
+    tensor_parallel_size: int = Field(1, ge=1)
+    gpus_per_worker: float = Field(1.0, gt=0, le=1)  # of an engine worker on device gpu; below 1 it shares the GPU
+    threads: int = Field(2, ge=1)  # OpenMP threads of a CPU replica
+    kv_cache_gb: float = Field(1.0, gt=0)  # of a CPU replica
+    max_num_seqs: int = Field(32, ge=1)
+    max_loras: int = Field(4, ge=4)  # champion, challenger, previous and one slot more, so none is evicted
+    max_lora_rank: Literal[1, 8, 16, 32, 64, 128, 256, 320, 512] = 16  # those that vLLM takes
+    max_output_tokens: int = Field(256, ge=1)  # when the client names no limit
+    reconcile_s: float = Field(1.0, gt=0)
+    heartbeat_timeout_s: float = Field(15.0, gt=0)  # a replica silent for longer is not counted as live
+    drain_s: float = Field(2.0, ge=0)  # an unwanted adapter stays this long after its last request
+    engine: dict[str, Any] = Field(default_factory=dict)  # more vLLM engine arguments

@@ -1,0 +1,118 @@
+"""The whole configuration, and what must fit together."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from kto_ray.config.base import Section
+from kto_ray.config.deciding import GateSection, LoopSection, RolloutSection
+from kto_ray.config.learning import DataSection, KtoSection, TrainSection
+from kto_ray.config.platform import HttpSection, RaySection
+from kto_ray.config.serving import ModelSection, ServeSection
+
+
+class Config(Section):
+    home: str = Field("runs/local", validate_default=True)  # artifacts: a directory or s3://bucket/prefix
+    store_url: str | None = None  # SQLAlchemy URL; None is SQLite in home
+    embedded: bool = True  # one machine: loopback Ray, SQLite allowed
+    salt: str = Field("kto-ray", min_length=1)  # of user hashes; set a secret one in production
+    model: ModelSection = ModelSection()
+    ray: RaySection = RaySection()
+    http: HttpSection = HttpSection()
+    serve: ServeSection = ServeSection()
+    data: DataSection = DataSection()
+    kto: KtoSection = KtoSection()
+    train: TrainSection = TrainSection()
+    gate: GateSection = GateSection()
+    rollout: RolloutSection = RolloutSection()
+    loop: LoopSection = LoopSection()
+
+    @field_validator("home")
+    @classmethod
+    def _absolute(cls, home: str) -> str:
+        """Workers run in directories of their own, so a local home must not depend on where they stand."""
+        return home if "://" in home else str(Path(home).expanduser().absolute())
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Config:
+        if self.kto.rank > self.serve.max_lora_rank:
+            raise ValueError(
+                f"kto.rank is {self.kto.rank}, but serve.max_lora_rank is {self.serve.max_lora_rank}: "
+                "the replicas could not load the adapter; raise serve.max_lora_rank"
+            )
+        if self.kto.dora and self.loop.enabled:
+            raise ValueError(
+                "kto.dora is true and loop.enabled is true: vLLM cannot serve a DoRA adapter, so every round would "
+                "fail; set kto.dora: false, or loop.enabled: false to train and evaluate by hand"
+            )
+        if self.kto.dora and self.train.sharding == "fsdp":
+            raise ValueError(
+                "kto.dora is true and train.sharding is 'fsdp': DoRA needs the norms of whole base weights; "
+                "set kto.dora: false (kto.rslora works) or train.sharding: none"
+            )
+        if self.kto.reference == "champion" and (self.train.quantize, self.train.sharding) != ("none", "none"):
+            raise ValueError(
+                f"kto.reference is 'champion', but train.quantize is {self.train.quantize!r} and train.sharding "
+                f"{self.train.sharding!r}: a champion is loaded onto a whole, unquantized base; set both to none, "
+                "or kto.reference: base"
+            )
+        if self.train.device == "cpu" and self.train_dtype == "float16":
+            raise ValueError(
+                f"train.device is 'cpu', but train.dtype is {self.train.dtype!r} and model.dtype {self.model.dtype!r}: "
+                "float16 is trained on GPUs only; set train.dtype: float32, or both to auto"
+            )
+        if self.data.max_length > self.model.max_model_len:
+            raise ValueError(
+                f"data.max_length is {self.data.max_length}, above model.max_model_len "
+                f"{self.model.max_model_len}; lower it"
+            )
+        if self.store_url is None and "://" in self.home:
+            raise ValueError(
+                f"home is {self.home!r} and store_url is not set: the store cannot be a file there; "
+                "set store_url to a postgresql+psycopg:// URL, or to sqlite:///FILE on one machine"
+            )
+        if not self.embedded and self.database_url.startswith("sqlite"):
+            raise ValueError(
+                f"store_url is {self.database_url!r}: SQLite serves one machine; "
+                "set a postgresql+psycopg:// URL or embedded: true"
+            )
+        if not self.embedded and "://" not in self.home:
+            raise ValueError(
+                f"home is {self.home!r}, a local directory; beyond one machine it must be a URI such as s3://bucket/kto"
+            )
+        return self
+
+    @property
+    def train_dtype(self) -> str:
+        """Training's precision; "auto" where the machine decides."""
+        return self.model.dtype if self.train.dtype == "auto" else self.train.dtype
+
+    def with_dtype(self, dtype: str) -> Config:
+        """The same with `dtype` where the precision is "auto": the machine has decided."""
+        model = self.model.model_copy(update={"dtype": dtype}) if self.model.dtype == "auto" else self.model
+        train = self.train if self.train.dtype != "auto" else self.train.model_copy(update={"dtype": model.dtype})
+        return self.model_copy(update={"model": model, "train": train})
+
+    @property
+    def database_url(self) -> str:
+        if self.store_url is not None:
+            return self.store_url
+        return f"sqlite:///{self.home}/kto.db"
+
+    @property
+    def store_mark(self) -> str:
+        """Tells one store from another, and nothing else of it."""
+        return hashlib.sha256(self.database_url.encode()).hexdigest()[:16]
+
+    def pool(self, name: Literal["serve", "train"]) -> dict[str, str]:
+        """Ray's label selector of a node pool; empty where every node is for everything."""
+        return {} if self.ray.pool_label is None else {self.ray.pool_label: name}
+
+    @property
+    def base_name(self) -> str:
+        """The served name of the base model without an adapter."""
+        return f"{self.model.served_name}@base"

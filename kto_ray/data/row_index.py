@@ -1,0 +1,52 @@
+"""Which rows a snapshot holds, by user and completion: an index beside its shards, which nobody reads to know."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from kto_ray import paths
+from kto_ray.data.tombstone import Purged, read_tombstone
+from kto_ray.records.snapshots import Shard, SnapshotManifest
+
+SCHEMA = pa.schema({"user_hash": pa.string(), "completion_id": pa.string(), "split": pa.string()})
+KEYS = ["user_hash", "completion_id"]
+
+
+def write_index(folder: str, shards: Iterable[Shard]) -> None:
+    """Write the index of the shards in a folder (URI), a shard at a time."""
+    sink = pa.BufferOutputStream()
+    with pq.ParquetWriter(sink, SCHEMA, compression="zstd") as writer:
+        for shard in shards:
+            writer.write_table(_rows_of(folder, shard).sort_by("user_hash"))
+    paths.write_atomic(paths.join(folder, paths.SNAPSHOT_ROWS), bytes(sink.getvalue()))
+
+
+def held(uri: str, manifest: SnapshotManifest, user: str | None, asked: Sequence[str]) -> dict[str, int]:
+    """How many rows of each split a user (their hash) gave, or anyone gave on one of the completions `asked`.
+
+    Raises:
+        Purged: the snapshot's rows were deleted for a user's sake.
+    """
+    wanted = pc.field("completion_id").isin(pa.array(asked, pa.string()))
+    if user is not None:
+        wanted = wanted | (pc.field("user_hash") == user)
+    fs, path = paths.filesystem(paths.join(uri, paths.SNAPSHOT_ROWS))
+    if fs.exists(path):
+        found = pq.read_table(path, filesystem=fs, filters=wanted, columns=["split"])["split"].to_pylist()
+        return dict(Counter(found))
+    if tombstone := read_tombstone(uri):
+        raise Purged(uri, tombstone)
+    # Sealed before there were indexes.
+    rows = (_rows_of(uri, shard).filter(wanted)["split"].to_pylist() for shard in manifest.shards)
+    return dict(sum(map(Counter, rows), Counter[str]()))
+
+
+def _rows_of(folder: str, shard: Shard) -> pa.Table:
+    fs, path = paths.filesystem(paths.join(folder, shard.name))
+    table = pq.read_table(path, filesystem=fs, columns=KEYS)
+    return table.append_column("split", pa.array([shard.split] * table.num_rows, pa.string())).cast(SCHEMA)

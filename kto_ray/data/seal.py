@@ -1,0 +1,46 @@
+"""Seal the store's feedback into a snapshot: key ranges of completions, labelled where they are read."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from functools import partial
+
+from kto_ray.config import Config
+from kto_ray.data.snapshot import freeze
+from kto_ray.model import resolve_model
+from kto_ray.records.examples import Example
+from kto_ray.records.snapshots import SnapshotManifest
+from kto_ray.store import Store, feedback, labels
+
+logger = logging.getLogger(__name__)
+
+
+def seal(config: Config, until: float | None = None, tell: Callable[[str], None] = logger.info) -> SnapshotManifest:
+    """Freeze the stored feedback into a snapshot: what was recorded up to `until` (seconds since the epoch), or all.
+
+    Nothing newer than `newest_feedback_at` is read, however much arrives meanwhile: the same store with that time as
+    `until` gives the same snapshot later. Only feedback that was withdrawn or erased since is left out then too, for
+    it never trains; and an import counts from the times that its file names. Ray must be up; `tell` hears the stages.
+
+    Raises:
+        ValueError: what the store holds cannot be trained on (see `freeze`).
+    """
+    tell("count")
+    store = Store(config.database_url)
+    with store.read() as tx:
+        ranges = labels.key_ranges(tx, config.data.rows_per_range)
+        out = feedback.left_out(tx, until)
+    store.close()
+    dropped = {"task": out.task, "withdrawn": out.withdrawn, "pending": out.pending}
+    read = partial(read_examples, config.database_url, until=out.newest_at)
+    return freeze(config, resolve_model(config.model), ranges, read, dropped, out.newest_at, tell)
+
+
+def read_examples(url: str, keys: tuple[str, str | None], until: float | None = None) -> list[Example]:
+    """The labelled examples of one key range of completions, by the feedback recorded up to `until`."""
+    store = Store(url)
+    with store.read() as tx:
+        found = labels.examples(tx, keys, until)
+    store.close()
+    return found

@@ -1,0 +1,168 @@
+"""Measures a candidate for the gate: KTO rewards on held-out feedback, and sanity on the candidate's own answers.
+
+Runs inside a Ray task and serves nothing: the caller fetches the guard answers over HTTP from the loaded candidate and
+the champion (sampled as users get them) and passes them in.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kto_ray.config import Config
+from kto_ray.evaluate import gate
+from kto_ray.evaluate.texts import length_ratio, looks_truncated, repeats_itself
+from kto_ray.records.evaluation import GateReport, GuardAnswer, HeldOut, Tokens
+from kto_ray.stats.ranking import Interval, auc, balanced_accuracy, bootstrap
+
+if TYPE_CHECKING:  # torch is imported only where a model is loaded
+    from kto_ray.evaluate.logprobs import Scorer
+
+KL_PAIRS = 32  # mismatched pairs for the KL point; training estimates it from a micro-batch of 4 to 8
+
+
+def evaluate(
+    config: Config,
+    adapter: str,
+    snapshot: str,
+    model_path: str,
+    adapter_dir: str,
+    champion_dir: str | None,
+    rows: Sequence[HeldOut],
+    candidate: Sequence[GuardAnswer],
+    champion: Sequence[GuardAnswer],
+    now: float,
+) -> GateReport:
+    """Measure and decide: `score`, then `gate.decide`. `champion_dir` is None where the champion is the base model."""
+    metrics = score(config, model_path, adapter_dir, champion_dir, rows, candidate, champion)
+    decision, reasons = gate.decide(config.gate, metrics)
+    answers = tuple(
+        {"prompt": new.prompt, "champion": old.text, "candidate": new.text}
+        for new, old in zip(candidate, champion, strict=True)
+    )
+    return GateReport(adapter, snapshot, now, decision, reasons, metrics, answers)
+
+
+def score(
+    config: Config,
+    model_path: str,
+    adapter_dir: str,
+    champion_dir: str | None,
+    rows: Sequence[HeldOut],
+    candidate: Sequence[GuardAnswer],
+    champion: Sequence[GuardAnswer],
+) -> dict[str, float]:
+    """Every figure of the gate's report, from forward passes in the served precision.
+
+    Args:
+        rows: held-out feedback; above `gate.max_holdout` rows a fixed random subset is scored.
+        candidate, champion: answers to the same guard prompts, in the same order.
+
+    Raises:
+        ValueError: no guard answers, or they are not to the same prompts; an adapter's folder is incomplete.
+    """
+    if not candidate or [a.messages for a in candidate] != [a.messages for a in champion]:
+        raise ValueError(
+            f"the gate compares answers to the same guard prompts, got {len(candidate)} of the candidate and "
+            f"{len(champion)} of the champion; ask both the same prompts, in the same order"
+        )
+    from kto_ray.evaluate.logprobs import Scorer
+
+    scorer = Scorer(config, model_path, adapter_dir, champion_dir)
+    return {
+        **reward_metrics(config, scorer, _subset(rows, config.gate.max_holdout, config.data.seed)),
+        **guard_metrics(scorer, candidate, champion),
+    }
+
+
+def reward_metrics(config: Config, scorer: Scorer, rows: Sequence[HeldOut]) -> dict[str, float]:
+    """KTO's implied reward r = beta (log p_candidate - log p_base) of held-out answers, and how well it tells the
+    desirable from the undesirable (Ethayarajh et al. 2024, eq. 7 and 8).
+
+    Balanced accuracy is taken at the KL point z0 = beta max(0, mean of log p_candidate - log p_base over mismatched
+    pairs), which is where KTO's value function turns. Without a row of each class nothing is known: AUC 0.5 in (0, 1).
+    """
+    good = [row for row in rows if row.desirable]
+    counts = {
+        "n_holdout_desirable": float(len(good)),
+        "n_holdout_undesirable": float(len(rows) - len(good)),
+        "n_holdout_users": float(len({row.user for row in rows})),
+    }
+    if not 0 < len(good) < len(rows):
+        return counts | _with_interval("auc", 0.5, Interval(0.0, 1.0))
+    beta, tokens = config.kto.beta, [row.tokens for row in rows]
+    base = scorer.logprobs("base", tokens)
+    rewards = beta * (scorer.logprobs("candidate", tokens) - base)
+    kl_point = _kl_point(beta, scorer, rows, config.data.seed)
+    labels = np.array([row.desirable for row in rows])
+    up, down = rewards[labels], rewards[~labels]
+    auc_bounds, accuracy_bounds = bootstrap(
+        rewards, labels, [row.user for row in rows], kl_point, config.gate.confidence, config.gate.bootstrap
+    )
+    metrics = counts | _with_interval("auc", auc(up, down), auc_bounds)
+    metrics |= _with_interval("balanced_accuracy", balanced_accuracy(up, down, kl_point), accuracy_bounds)
+    metrics |= {"reward_desirable": float(up.mean()), "reward_undesirable": float(down.mean()), "kl_point": kl_point}
+    if scorer.has_champion:
+        old = beta * (scorer.logprobs("champion", tokens) - base)
+        metrics["auc_champion"] = auc(old[labels], old[~labels])
+    return metrics
+
+
+def guard_metrics(
+    scorer: Scorer, candidate: Sequence[GuardAnswer], champion: Sequence[GuardAnswer]
+) -> dict[str, float]:
+    """Sanity on the guard answers.
+
+    kl_base, kl_champion: mean over the candidate's own answer tokens of log p_candidate - log p_other, the on-policy
+    estimate of KL(candidate || other) in nats a token. base_nll(_champion): what a token of the candidate's (the
+    champion's) answers costs under the base model, in nats; gibberish is dear. Shares are of answers; lengths are in
+    tokens.
+    """
+    new = [scorer.answer_tokens(answer) for answer in candidate]
+    old = [scorer.answer_tokens(answer) for answer in champion]
+    own = scorer.logprobs("candidate", new)
+    base, base_of_old = scorer.logprobs("base", new), scorer.logprobs("base", old)
+    under_champion = scorer.logprobs("champion", new) if scorer.has_champion else base
+    new_lengths, old_lengths = [len(t.completion) for t in new], [len(t.completion) for t in old]
+    size, old_size = max(sum(new_lengths), 1), max(sum(old_lengths), 1)
+    return {
+        "n_guard": float(len(candidate)),
+        "kl_base": float(np.sum(own - base) / size),
+        "kl_champion": float(np.sum(own - under_champion) / size),
+        "base_nll": float(-np.sum(base) / size),
+        "base_nll_champion": float(-np.sum(base_of_old) / old_size),
+        "length": float(np.mean(new_lengths)),
+        "length_ratio": length_ratio(new_lengths, old_lengths),
+        **text_metrics(candidate),
+        **{f"{name}_champion": value for name, value in text_metrics(champion).items()},
+    }
+
+
+def text_metrics(answers: Sequence[GuardAnswer]) -> dict[str, float]:
+    """Shares of answers that repeat themselves, are empty, or are cut off. Needs no model."""
+    return {
+        "repetition": float(np.mean([repeats_itself(a.text) for a in answers])),
+        "empty": float(np.mean([not a.text.strip() for a in answers])),
+        "truncated": float(np.mean([looks_truncated(a.finish_reason, a.text) for a in answers])),
+    }
+
+
+def _kl_point(beta: float, scorer: Scorer, rows: Sequence[HeldOut], seed: int) -> float:
+    order = random.Random(seed).sample([row.tokens for row in rows], k=min(len(rows), KL_PAIRS))
+    pairs = [Tokens(row.prompt, other.completion) for row, other in zip(order, order[1:] + order[:1], strict=True)]
+    ratios: NDArray[np.float64] = scorer.logprobs("candidate", pairs) - scorer.logprobs("base", pairs)
+    return float(beta * np.maximum(ratios.mean(), 0.0))  # np.maximum keeps a NaN
+
+
+def _subset(rows: Sequence[HeldOut], most: int, seed: int) -> Sequence[HeldOut]:
+    if len(rows) <= most:
+        return rows
+    return random.Random(seed).sample(sorted(rows, key=lambda row: row.example_id), k=most)
+
+
+def _with_interval(name: str, value: float, bounds: Interval) -> dict[str, float]:
+    return {name: value, f"{name}_low": bounds.low, f"{name}_high": bounds.high}

@@ -1,0 +1,1 @@
+"""The loop's one actor: it observes, decides, acts and persists."""

@@ -1,0 +1,40 @@
+"""The Serve deployment around the loop: one replica, whose thread steps; a lease keeps two apart."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+
+import sqlalchemy as sa
+from ray.serve.handle import DeploymentHandle
+
+from kto_ray.config import Config
+from kto_ray.loop.step import Loop, LostLease
+
+log = logging.getLogger(__name__)
+
+
+class Controller:
+    """The Serve deployment around the loop: one replica, restarted by Serve when it dies."""
+
+    def __init__(self, config: Config, policy: DeploymentHandle) -> None:
+        self._tick_s = config.loop.tick_s
+        self._loop = Loop(config, policy)
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        while True:
+            time.sleep(self._tick_s)
+            try:
+                self._loop.step()
+            except LostLease:
+                continue
+            except sa.exc.SQLAlchemyError as error:  # an outage of the store stops changes; the next tick tries again
+                log.warning("the controller cannot reach the store: %s", error)
+
+    def check_health(self) -> None:
+        """Called by Serve, which replaces a controller whose thread ended."""
+        if not self._thread.is_alive():
+            raise RuntimeError("the controller's loop ended with an error; see its log")

@@ -1,0 +1,221 @@
+"""What the loop does next, from what it sees. Pure: no store, no Ray, no clock.
+
+A round walks SNAPSHOT -> TRAIN -> LOAD -> GATE -> ROLLOUT -> DONE. A decision is at most one move.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import assert_never
+
+from kto_ray.config import Config
+from kto_ray.loop.moves import Begin, Change, KeepSnapshot, Move, Point, Start
+from kto_ray.paths import Paths
+from kto_ray.records.adapters import CHALLENGER, CHAMPION, PREVIOUS
+from kto_ray.records.evaluation import GateDecision, GateReport
+from kto_ray.records.replicas import ReplicaReport, held_by_all
+from kto_ray.records.rollouts import ArmCount, Look, RolloutState, RolloutStatus
+from kto_ray.records.rounds import (
+    Ended,
+    Judging,
+    Loading,
+    OnTrial,
+    Outcome,
+    Round,
+    Sealing,
+    Training,
+)
+from kto_ray.records.snapshots import SnapshotManifest
+from kto_ray.records.training import Trained, TrainProgress
+from kto_ray.records.trainings import TrainingRun, ended_run
+from kto_ray.rollout import machine
+
+
+@dataclass(frozen=True, slots=True)
+class Running:
+    """The stage's job runs; `progress` is that of a training that has taken a step since the last look."""
+
+    progress: TrainProgress | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """The stage's job ended in an error. The same input would end the same way where it is hopeless."""
+
+    reason: str
+    hopeless: bool
+
+
+NO_LOOKS: tuple[Look, ...] = ()
+Job = Running | Failed | SnapshotManifest | Trained | GateReport | None  # None: not started, or lost with its process
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """The A/B test of a round, (champion, challenger) as counted in its present stage, and what the last look saw."""
+
+    state: RolloutState
+    arms: tuple[ArmCount, ArmCount]
+    last: Look | None
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """All that a decision looks at."""
+
+    now: float
+    round: Round | None  # in progress
+    ended: Round | None  # the newest of those that have ended
+    new_labels: int
+    labels: int
+    aliases: Mapping[str, str]  # the champion is always among them
+    live: tuple[ReplicaReport, ...]
+    trial: Trial | None = None  # running or paused, or that of the round in progress
+    job: Job = None
+    nonce: str = ""  # fresh and random: names a new test
+
+    def all_hold(self, adapter: str) -> bool:
+        """Whether every live replica holds the adapter, and there is one."""
+        return adapter in held_by_all(self.live)
+
+
+def decide(config: Config, seen: Seen) -> Move:
+    """The next move, None where there is nothing to do but wait."""
+    if seen.round is None:
+        return Begin() if due(config, seen) else None
+    match seen.round.state:
+        case Sealing() | Training() | Judging():
+            return _work(config, seen, seen.round)
+        case Loading() as loading:
+            return _load(seen, seen.round, loading)
+        case OnTrial() as testing:
+            return _test(config, seen, seen.round, testing)
+        case Ended():
+            return None
+
+
+def due(config: Config, seen: Seen) -> bool:
+    """Whether a round begins by itself."""
+    section = config.loop
+    begun = seen.ended.id if seen.ended else 0
+    if not section.enabled or (section.max_rounds is not None and begun >= section.max_rounds):
+        return False
+    if seen.new_labels >= section.min_labels:
+        return True
+    if section.every_min is None or seen.new_labels == 0:
+        return False
+    return seen.ended is None or seen.now - seen.ended.stage_started_at >= 60 * section.every_min
+
+
+def _work(config: Config, seen: Seen, current: Round) -> Move:
+    match seen.job:
+        case None:
+            return Start()
+        case Running(progress):
+            return _progress(current, progress)
+        case Failed() as failed:
+            return _failed(config, seen, current, failed)
+        case SnapshotManifest() as manifest:
+            kept = KeepSnapshot(manifest, Paths(config.home).snapshot(manifest.id))
+            return Change(current.to(Training(manifest.id), seen.now), (kept,))
+        case Trained() as trained:
+            return _trained(seen, current, trained)
+        case GateReport() as report:
+            return _judged(config, seen, current, report)
+        case _ as never:
+            assert_never(never)
+
+
+def _progress(current: Round, progress: TrainProgress | None) -> Move:
+    if progress is None or not isinstance(current.state, Training):
+        return None
+    run = TrainingRun(
+        current.run, current.state.snapshot, current.stage_started_at, current.id, figures=asdict(progress)
+    )
+    return Change(None, (run,))
+
+
+def _trained(seen: Seen, current: Round, trained: Trained) -> Move:
+    assert isinstance(current.state, Training)
+    version = trained.version
+    run = ended_run(current.run, trained, current.stage_started_at, seen.now, current.id)
+    loading = current.to(Loading(current.state.snapshot, version.name), seen.now)
+    return Change(loading, (run, version, Point(CHALLENGER, version.name)))
+
+
+def _judged(config: Config, seen: Seen, current: Round, report: GateReport) -> Move:
+    if report.decision is not GateDecision.PROMOTE_TO_CANARY:
+        rejected = report.decision is GateDecision.REJECT
+        outcome = Outcome.REJECTED if rejected else Outcome.INCONCLUSIVE
+        ended = current.ended(outcome, "; ".join(report.reasons), seen.now)
+        return Change(ended, (report, Point(CHALLENGER, None)), _end_words(ended))
+    assert isinstance(current.state, Judging)
+    name = f"rollout-{current.id}-{seen.nonce}"
+    salt = f"{config.salt}:{name}"
+    test = machine.start(config.rollout, seen.aliases[CHAMPION], report.adapter, name, salt, seen.now)
+    testing = OnTrial(current.state.snapshot, current.state.adapter, name)
+    return Change(current.to(testing, seen.now), (report, test))
+
+
+def _failed(config: Config, seen: Seen, current: Round, failed: Failed) -> Move:
+    """Bad data and a training that diverged end a round at once. Anything else is tried again, as often as the config
+    allows; also a training whose workers kept failing, for what feeds them may have been lost with a node, and only a
+    new start makes it anew."""
+    if not failed.hopeless and current.attempts + 1 < config.loop.max_attempts:
+        words = f"round {current.id}, stage {current.stage} failed and is tried again: {failed.reason}"
+        return Change(current.again(failed.reason), words=words)
+    return _give_up(current, f"{current.stage}: {failed.reason}", seen.now)
+
+
+def _give_up(current: Round, reason: str, now: float) -> Change:
+    ended = current.ended(Outcome.FAILED, reason, now)
+    return Change(ended, (Point(CHALLENGER, None),), _end_words(ended))
+
+
+def _load(seen: Seen, current: Round, loading: Loading) -> Move:
+    """Wait until every live replica holds and has probed the candidate."""
+    refusals = [replica.errors[loading.adapter] for replica in seen.live if loading.adapter in replica.errors]
+    if refusals:
+        return _give_up(current, f"load: a replica refused the adapter: {refusals[0]}", seen.now)
+    if not seen.all_hold(loading.adapter):
+        return None
+    return Change(current.to(Judging(loading.snapshot, loading.adapter), seen.now))
+
+
+def _test(config: Config, seen: Seen, current: Round, testing: OnTrial) -> Move:
+    assert seen.trial is not None and seen.trial.state.id == testing.rollout, "a round in ROLLOUT has its test"
+    state, looks = seen.trial.state, NO_LOOKS
+    if state.live:
+        state, looks = _look(config, seen, seen.trial)
+    if state.live:
+        changed = (state,) if state != seen.trial.state else ()
+        return Change(None, (*looks, *changed)) if looks or changed else None
+    outcome, aliases = settle(state)
+    ended = current.ended(outcome, state.reason, seen.now)
+    return Change(ended, (*looks, state, *aliases), _end_words(ended))
+
+
+def _look(config: Config, seen: Seen, trial: Trial) -> tuple[RolloutState, tuple[Look, ...]]:
+    """What a look at the counts makes of a live test, and the look itself where it saw something new."""
+    state, section = trial.state, config.rollout
+    decision = machine.decide(section, state, {section.stages[state.stage].name: trial.arms}, seen.now)
+    (n0, up0), (n1, up1) = ((arm.users, arm.up) for arm in trial.arms)
+    look = Look(state.id, seen.now, state.stage, n0, up0, n1, up1, *decision.interval)
+    looks = () if trial.last is not None and look.saw == trial.last.saw else (look,)
+    if decision.action is machine.Action.PROMOTE and not seen.all_hold(state.challenger):
+        return state, looks  # a replica is just starting; the alias moves when it holds the challenger
+    return machine.step(section, state, decision, seen.now), looks
+
+
+def settle(state: RolloutState) -> tuple[Outcome, tuple[Point, ...]]:
+    """The outcome of an ended test and where the aliases point after it."""
+    if state.status is RolloutStatus.PROMOTED:
+        swap = (Point(PREVIOUS, state.champion), Point(CHAMPION, state.challenger), Point(CHALLENGER, None))
+        return Outcome.PROMOTED, swap
+    return Outcome.ABORTED, (Point(CHALLENGER, None),)
+
+
+def _end_words(ended: Round) -> str:
+    assert isinstance(ended.state, Ended)
+    return f"round {ended.id} ends: {ended.state.outcome} ({ended.state.reason})"

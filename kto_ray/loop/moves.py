@@ -1,0 +1,84 @@
+"""What the loop does to the store: typed moves, performed in one transaction each.
+
+A move is all of a decision, the round's new state and what goes with it: killed before, nothing of it is there; killed
+after, all of it is.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import sqlalchemy as sa
+
+from kto_ray.records.adapters import AdapterVersion
+from kto_ray.records.evaluation import GateReport
+from kto_ray.records.rollouts import Look, RolloutState
+from kto_ray.records.rounds import Round
+from kto_ray.records.snapshots import SnapshotManifest
+from kto_ray.records.trainings import TrainingRun
+from kto_ray.store import adapters, rollouts, rounds, trainings
+
+
+@dataclass(frozen=True, slots=True)
+class KeepSnapshot:
+    manifest: SnapshotManifest
+    uri: str
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """An alias at an adapter, or at nothing."""
+
+    alias: str
+    adapter: str | None
+
+
+Effect = KeepSnapshot | TrainingRun | AdapterVersion | GateReport | RolloutState | Look | Point
+
+
+@dataclass(frozen=True, slots=True)
+class Begin:
+    """A new round."""
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """The job of the round's present stage."""
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """`round` as it is from now on, None where it stays; `words` go to the log."""
+
+    round: Round | None
+    effects: tuple[Effect, ...] = ()
+    words: str | None = None
+
+
+Move = Begin | Start | Change | None
+
+
+def perform(tx: sa.Connection, change: Change, now: float) -> None:
+    for effect in change.effects:
+        _perform(tx, effect, now)
+    if change.round is not None:
+        rounds.update(tx, change.round)
+
+
+def _perform(tx: sa.Connection, effect: Effect, now: float) -> None:
+    match effect:
+        case KeepSnapshot(manifest, uri):
+            adapters.insert_snapshot(tx, manifest, uri)
+        case TrainingRun():
+            trainings.put(tx, effect)
+        case AdapterVersion():
+            if adapters.get(tx, effect.name) is None:
+                adapters.insert(tx, effect)
+        case GateReport():
+            adapters.insert_gate(tx, effect)
+        case RolloutState():
+            rollouts.put(tx, effect)
+        case Look():
+            rollouts.add_look(tx, effect)
+        case Point(alias, adapter):
+            adapters.set_alias(tx, alias, adapter, now)

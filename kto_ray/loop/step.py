@@ -1,0 +1,200 @@
+"""One tick of the loop: observe, decide, act, persist.
+
+Heavy work runs in Ray tasks; a tick only asks whether they are done. Killed at any point, the next controller reads the
+round's state from the store and starts its stage's job again: jobs are idempotent (snapshots are content-addressed,
+training resumes from its last checkpoint, a gate report replaces itself), so nothing is done twice that matters. A
+lease in the store keeps two controllers apart, also while Ray Serve replaces one by another.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import ray
+import sqlalchemy as sa
+from ray.serve.handle import DeploymentHandle
+
+from kto_ray.config import Config
+from kto_ray.loop import work
+from kto_ray.loop.decide import Failed, Job, Running, Seen, Trial, decide
+from kto_ray.loop.moves import Begin, Change, Move, Start, perform
+from kto_ray.loop.operators import obey
+from kto_ray.records.adapters import CHAMPION
+from kto_ray.records.requests import Act
+from kto_ray.records.rounds import Judging, OnTrial, Round, Sealing, Stage, Training
+from kto_ray.records.training import TrainingDiverged, TrainProgress
+from kto_ray.store import adapters, joining, leases, open_store, replicas, requests, rollouts, rounds, tallies
+from kto_ray.train.job import read_progress
+
+log = logging.getLogger(__name__)
+
+LEASE_TTL_S = 10.0
+RENEW_S = 2.0
+
+
+class LostLease(RuntimeError):
+    """Another controller acts; this one waits."""
+
+
+class Loop:
+    """The loop's one actor. Its memory is the store; what it holds itself (job handles) may be lost at any time."""
+
+    def __init__(self, config: Config, policy: DeploymentHandle) -> None:
+        self._config = config
+        self._policy = policy
+        self._store = open_store(config.database_url)
+        self._holder = f"{os.uname().nodename}:{os.getpid()}:{uuid.uuid4().hex[:8]}"
+        self._renewed = float("-inf")
+        self._job: tuple[tuple[int, Stage, int], ray.ObjectRef] | None = None
+        self._shown: TrainProgress | None = None
+        self._joined = ""  # pending feedback has been looked at up to here
+
+    def step(self) -> None:
+        """Advance the loop by at most one move.
+
+        Raises:
+            LostLease: another controller holds the lease.
+        """
+        self._hold_lease()
+        with self._store.read() as tx:
+            found, self._joined = joining.overlooked(tx, self._joined)
+            asked = requests.asked(tx)
+            seen = self._observe(tx)
+        if found:
+            with self._act() as tx:
+                joining.join(tx, found)
+        if asked:
+            self._obey(seen, *asked[0])
+        else:
+            self._do(seen, decide(self._config, seen))
+
+    # ---- observe
+
+    def _observe(self, tx: sa.Connection) -> Seen:
+        config, now = self._config, time.time()
+        newest = rounds.newest(tx)
+        current = newest if newest is not None and newest.stage is not Stage.DONE else None
+        tally = tallies.total(tx)
+        return Seen(
+            now=now,
+            round=current,
+            ended=newest if current is None else None,
+            new_labels=max(tally.labels - (newest.labels_before if newest else 0), 0),
+            labels=tally.labels,
+            aliases=adapters.aliases(tx, config.base_name),
+            live=tuple(replicas.live(tx, now, config.serve.heartbeat_timeout_s)),
+            trial=_trial(tx, current),
+            job=self._look(current) if current is not None else None,
+            nonce=uuid.uuid4().hex[:8],
+        )
+
+    def _look(self, current: Round) -> Job:
+        """Where the job of the round's stage stands."""
+        if self._job is None or self._job[0] != _key(current):
+            return None
+        ref = self._job[1]
+        done, _ = ray.wait([ref], timeout=0)
+        if not done:
+            return Running(self._news(current))
+        try:
+            result: Job = ray.get(ref)
+            return result
+        except ray.exceptions.RayTaskError as error:
+            return _failed(error.cause)
+        except ray.exceptions.RayError as error:  # the worker died: out of memory, a lost node
+            return _failed(error)
+
+    def _news(self, current: Round) -> TrainProgress | None:
+        """How far a training is, where it went on since the last look."""
+        progress = read_progress(self._config, current.run) if isinstance(current.state, Training) else None
+        if progress == self._shown:
+            return None
+        self._shown = progress
+        return progress
+
+    # ---- act
+
+    def _do(self, seen: Seen, move: Move) -> None:
+        match move:
+            case Begin():
+                with self._act() as tx:
+                    begun = rounds.insert(tx, seen.now)
+                log.info("round %d begins with %d new labels", begun.id, seen.new_labels)
+            case Start():
+                assert seen.round is not None
+                self._job = (_key(seen.round), self._start(seen, seen.round))
+            case Change():
+                with self._act() as tx:
+                    perform(tx, move, seen.now)
+                if move.words:
+                    log.info(move.words)
+
+    def _obey(self, seen: Seen, request: int, act: Act) -> None:
+        """Do what an operator asked, and answer, at once."""
+        move, answer = obey(self._config, seen, act)
+        with self._act() as tx:
+            if isinstance(move, Begin):
+                rounds.insert(tx, seen.now)
+            elif isinstance(move, Change):
+                perform(tx, move, seen.now)
+            requests.answer(tx, request, answer, seen.now)
+
+    def _start(self, seen: Seen, current: Round) -> ray.ObjectRef:
+        # Trained and judged in the precision that is served, whatever the training nodes compute natively.
+        config = next((self._config.with_dtype(replica.dtype) for replica in seen.live), self._config)
+        match current.state:
+            case Sealing():
+                return work.start(work.seal, self._config)
+            case Training(snapshot):
+                with self._store.read() as tx:
+                    uri, number = adapters.snapshot_uri(tx, snapshot), adapters.next_number(tx)
+                    champion = adapters.get(tx, seen.aliases[CHAMPION])  # None where it is the base model
+                return work.start(work.learn, config, current.run, number, uri, champion)
+            case Judging(snapshot, adapter):
+                with self._store.read() as tx:
+                    uri, candidate = adapters.snapshot_uri(tx, snapshot), adapters.get(tx, adapter)
+                    champion = adapters.get(tx, seen.aliases[CHAMPION])
+                return work.start(work.examine, config, self._policy, candidate, champion, uri)
+            case _:
+                raise AssertionError(f"stage {current.stage} has no job")
+
+    # ---- persist
+
+    def _hold_lease(self) -> None:
+        if time.monotonic() - self._renewed > RENEW_S:
+            with self._act():
+                pass
+
+    @contextmanager
+    def _act(self) -> Iterator[sa.Connection]:
+        """A transaction that only the lease's holder can commit."""
+        began = time.monotonic()
+        with self._store.write() as tx:
+            if not leases.take(tx, leases.CONTROLLER, self._holder, os.getpid(), time.time(), LEASE_TTL_S):
+                self._renewed = float("-inf")
+                raise LostLease("another controller holds the lease")
+            yield tx
+        self._renewed = began
+
+
+def _trial(tx: sa.Connection, current: Round | None) -> Trial | None:
+    """The test of the round in progress, or one that goes on without a round."""
+    testing = current.state if current is not None and isinstance(current.state, OnTrial) else None
+    state = rollouts.get(tx, testing.rollout) if testing else rollouts.live(tx)
+    if state is None:
+        return None
+    return Trial(state, rollouts.votes(tx, state.id, state.stage_started_at), rollouts.last_look(tx, state.id))
+
+
+def _key(current: Round) -> tuple[int, Stage, int]:
+    return current.id, current.stage, current.attempts
+
+
+def _failed(error: BaseException) -> Failed:
+    """Bad data and a training that diverged are hopeless: the same rows would end the same way."""
+    return Failed(f"{type(error).__name__}: {error}", hopeless=isinstance(error, (ValueError, TrainingDiverged)))

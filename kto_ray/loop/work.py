@@ -1,0 +1,87 @@
+"""The loop's heavy work, as Ray tasks: each reads records and files, returns a record, and can be run again."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import ray
+from ray.serve.handle import DeploymentHandle
+
+from kto_ray.cluster import cpu_compute, yield_to_serving
+from kto_ray.config import Config
+from kto_ray.records.adapters import AdapterVersion
+from kto_ray.records.evaluation import GateReport, GuardAnswer
+from kto_ray.records.snapshots import SnapshotManifest
+from kto_ray.records.training import Trained
+
+
+def start(function: Callable[..., Any], config: Config, *arguments: Any) -> ray.ObjectRef:
+    """Run a job as a Ray task, where training belongs. A lost one is not retried by Ray: the controller decides."""
+    # Only `examine` runs a model itself; an environment of its own would make a job's child tasks start new processes.
+    computes = function is examine and config.train.device == "cpu"
+    environment = cpu_compute(config.train.threads) if computes else {}
+    task = ray.remote(num_cpus=0, max_retries=0, runtime_env={"env_vars": environment})(function)
+    selector = config.pool("train")
+    return (task.options(label_selector=selector) if selector else task).remote(config, *arguments)
+
+
+def seal(config: Config) -> SnapshotManifest:
+    """Seal the stored feedback into a snapshot."""
+    from kto_ray.data import seal
+
+    return seal.seal(config)
+
+
+def learn(config: Config, run: str, number: int, snapshot_uri: str, champion: AdapterVersion | None) -> Trained:
+    """Train on a snapshot and publish the adapter as version `number`."""
+    from kto_ray.train import learn
+
+    return learn.learn(config, run, number, snapshot_uri, champion)
+
+
+def examine(
+    config: Config, policy: DeploymentHandle, candidate: AdapterVersion, champion: AdapterVersion | None, uri: str
+) -> GateReport:
+    """Ask the loaded candidate and the champion the guard prompts, then put the candidate through the gate.
+
+    `uri` is that of the snapshot whose held-out rows the gate looks at.
+    """
+    from kto_ray.evaluate.ask import guard_answers
+
+    answers = guard_answers(config, policy, (candidate.name, champion.name if champion else None))
+    return gate(config, candidate, champion, uri, *answers)
+
+
+def gate(
+    config: Config,
+    candidate: AdapterVersion,
+    champion: AdapterVersion | None,
+    snapshot_uri: str,
+    candidate_answers: Sequence[GuardAnswer],
+    champion_answers: Sequence[GuardAnswer],
+) -> GateReport:
+    """Judge a candidate on held-out feedback and on its answers to the guard prompts."""
+    from kto_ray.adapters.files import fetch
+    from kto_ray.data.snapshot import load_manifest, read_split
+    from kto_ray.evaluate.measure import evaluate
+    from kto_ray.model import resolve_model
+    from kto_ray.records.evaluation import held_out
+
+    if config.train.device == "cpu":
+        yield_to_serving()
+    manifest = load_manifest(snapshot_uri)
+    rank = config.serve.max_lora_rank
+    return evaluate(
+        config=config,
+        adapter=candidate.name,
+        snapshot=manifest.id,
+        model_path=resolve_model(config.model),
+        adapter_dir=fetch(candidate.uri, rank, candidate.sha256),
+        champion_dir=fetch(champion.uri, rank, champion.sha256) if champion else None,
+        rows=held_out(read_split(snapshot_uri, manifest, "holdout")),
+        candidate=candidate_answers,
+        champion=champion_answers,
+        now=time.time(),
+    )

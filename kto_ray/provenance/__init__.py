@@ -1,0 +1,1 @@
+"""From a thumb to all that it touched, and back: lineage and erasure."""

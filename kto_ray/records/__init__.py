@@ -1,0 +1,1 @@
+"""The frozen records that cross rooms, a module a noun. Times are seconds since the epoch (UTC)."""

@@ -1,0 +1,58 @@
+"""What the policy answered, as the client got it."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+# A chat message and a JSON object keep the caller's shape (OpenAI's schema is open), hence Mapping.
+Message = Mapping[str, Any]
+Json = Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class ExternalRef:
+    """How another system (Open WebUI, LibreChat) names a completion."""
+
+    system: str
+    conversation: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """One answer of the policy, as the client got it.
+
+    `model` is what the client asked for, `adapter` the immutable version that answered (`policy@v7-3fa9c1`, or
+    `policy@base`). `status` is "complete", "aborted" (the client left) or "failed".
+    """
+
+    id: str
+    created_at: float
+    model: str
+    adapter: str
+    arm: Arm
+    messages: tuple[Message, ...]
+    text: str
+    finish_reason: str | None
+    prompt_tokens: int
+    completion_tokens: int
+    status: str = "complete"
+    user: str | None = None
+    rollout: str | None = None
+    task: str | None = None
+    external: ExternalRef | None = None
+    params: Json = field(default_factory=dict)
+    latency_s: float = 0.0
+    first_token_s: float | None = None
+
+
+class Arm(enum.StrEnum):
+    """Which side of the A/B test answered. PINNED requests named a version and never count in a test."""
+
+    CHAMPION = "champion"
+    CHALLENGER = "challenger"
+    PINNED = "pinned"
+    IMPORT = "import"

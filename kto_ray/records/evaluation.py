@@ -1,0 +1,80 @@
+"""What the gate looks at, and its verdict. Free of torch, so that whoever collects answers need not load it."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from kto_ray.records.completions import Message
+
+
+@dataclass(frozen=True, slots=True)
+class GuardAnswer:
+    """One answer as the client got it. `finish_reason` is the engine's ("stop", "length")."""
+
+    messages: tuple[Message, ...]
+    text: str
+    finish_reason: str | None
+
+    @property
+    def prompt(self) -> str:
+        """The last message's text, for reports."""
+        return str(self.messages[-1]["content"])
+
+
+@dataclass(frozen=True, slots=True)
+class Tokens:
+    """A prompt and an answer whose log-probability is asked, as token ids. The answer's end-of-turn token counts."""
+
+    prompt: tuple[int, ...]
+    completion: tuple[int, ...]
+
+    @property
+    def length(self) -> int:
+        return len(self.prompt) + len(self.completion)
+
+
+@dataclass(frozen=True, slots=True)
+class HeldOut:
+    """One held-out judgement, tokenised as training saw it. `user` is the user's hash: the unit of the bootstrap."""
+
+    example_id: str
+    user: str
+    desirable: bool
+    tokens: Tokens
+
+
+def held_out(table: Any) -> tuple[HeldOut, ...]:
+    """Rows of a snapshot's holdout shards: a pyarrow Table with the columns example_id, user_hash, label, prompt_ids
+    and completion_ids."""
+    columns = ["example_id", "user_hash", "label", "prompt_ids", "completion_ids"]
+    return tuple(
+        HeldOut(
+            example_id=row["example_id"],
+            user=row["user_hash"],
+            desirable=bool(row["label"]),
+            tokens=Tokens(tuple(row["prompt_ids"]), tuple(row["completion_ids"])),
+        )
+        for row in table.select(columns).to_pylist()
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class GateReport:
+    """The gate's verdict on one adapter: `metrics` are the figures, `reasons` say the verdict in words."""
+
+    adapter: str
+    snapshot: str
+    created_at: float
+    decision: GateDecision
+    reasons: tuple[str, ...]
+    metrics: Mapping[str, float]
+    answers: tuple[Mapping[str, str], ...] = ()  # guard prompts: prompt, champion, candidate
+
+
+class GateDecision(enum.StrEnum):
+    PROMOTE_TO_CANARY = "promote-to-canary"
+    REJECT = "reject"
+    INCONCLUSIVE = "inconclusive"

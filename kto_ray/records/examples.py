@@ -1,0 +1,23 @@
+"""What KTO learns from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from kto_ray.records.completions import Message
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """A labelled (prompt, answer) pair: the unit that KTO learns from."""
+
+    id: str
+    completion_id: str
+    user: str
+    messages: tuple[Message, ...]
+    answer: str
+    desirable: bool
+    source: str  # thumb | edit | import
+    adapter: str
+    created_at: float
+    ended: bool = True  # False: cut off by the token limit, so its end is not the policy's and must not be learnt

@@ -1,0 +1,23 @@
+"""What a user made of an answer, once all that they said of it is weighed."""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+
+
+class Verdict(enum.StrEnum):
+    UP = "up"
+    DOWN = "down"
+    EDIT = "edit"  # another text in place of the answer: the text is desirable, the answer is not
+
+
+@dataclass(frozen=True, slots=True)
+class Label:
+    """The one verdict of one user on one completion. `at` is the time of the event that decided it."""
+
+    completion_id: str
+    user: str  # who judged; anonymous users have a key of their own per completion
+    verdict: Verdict
+    at: float
+    text: str | None = None  # the edited one

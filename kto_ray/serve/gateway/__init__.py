@@ -1,0 +1,1 @@
+"""The door: the HTTP contract in front of the policy."""

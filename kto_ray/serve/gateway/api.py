@@ -1,0 +1,42 @@
+"""The HTTP contract as an ASGI app: a router a noun, on a door that tests can give an engine of their own."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from importlib.metadata import version
+
+from fastapi import FastAPI
+
+from kto_ray.config import Config
+from kto_ray.serve.gateway import chat, completions, document, errors, feedback, lineage, loop, models, operation
+from kto_ray.serve.gateway.door import Door, Generate
+from kto_ray.serve.gateway.view import Viewer
+from kto_ray.store import Store
+
+ROUTERS = (chat, models, feedback, completions, lineage, loop, operation)
+
+
+def build(config: Config, store: Store, generate: Generate) -> FastAPI:
+    """The gateway's app. `generate` answers a chat request, as `Policy.generate` does."""
+    door = Door(config, store, Viewer(config, store), generate)
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        yield
+        door.viewer.close()
+
+    app = FastAPI(
+        title="kto_ray",
+        version=version("kto-ray"),
+        docs_url=None,
+        redoc_url=None,
+        responses=errors.RESPONSES,
+        lifespan=lifespan,
+    )
+    errors.install(app)
+    document.install(app)
+    for module in ROUTERS:
+        app.include_router(module.router(door))
+    app.state.door = door
+    return app

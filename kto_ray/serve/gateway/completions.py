@@ -1,0 +1,22 @@
+"""GET /v1/completions/{id}: the logged record, its labels, and all that was said of it."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter
+
+from kto_ray.serve.gateway.door import Door
+from kto_ray.serve.gateway.errors import ApiError
+from kto_ray.status import completions
+
+
+def router(door: Door) -> APIRouter:
+    routes = APIRouter()
+
+    @routes.get("/v1/completions/{completion_id}")
+    async def completion(completion_id: str) -> completions.ShownCompletion:
+        found = await door.read(lambda tx: completions.one(tx, completion_id))
+        if found is None:
+            raise ApiError(404, f"completion {completion_id!r} does not exist", param="completion_id")
+        return found
+
+    return routes

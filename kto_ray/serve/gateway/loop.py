@@ -1,0 +1,80 @@
+"""GET /v1/loop and what operators ask of it: POST /v1/loop/run, GET and POST /v1/rollout."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from fastapi import APIRouter
+from fastapi.responses import JSONResponse, Response
+
+from kto_ray.records.requests import Act, Refused
+from kto_ray.serve.gateway.door import Door
+from kto_ray.serve.gateway.errors import ApiError
+from kto_ray.status import adapters, rollouts, rounds
+from kto_ray.store import requests
+
+ON_ROLLOUTS = tuple(act for act in Act if act is not Act.RUN)
+ANSWER_S = 10.0  # that a client waits for the controller
+
+
+@dataclass(frozen=True, slots=True)
+class Acted:
+    """What came of an operator's request, in words."""
+
+    action: Act
+    result: str
+
+
+LATER: dict[int | str, dict[str, Any]] = {202: {"model": Acted, "description": "The controller has yet to handle it"}}
+
+
+def router(door: Door) -> APIRouter:
+    routes = APIRouter()
+
+    @routes.get("/v1/loop")
+    async def loop() -> rounds.LoopPage:
+        return await door.read(lambda tx: rounds.loop(tx, door.config))
+
+    @routes.get("/v1/loop/rounds/{number}")
+    async def one_round(number: int) -> rounds.ShownRound:
+        found = await door.read(lambda tx: rounds.one(tx, number))
+        if found is None:
+            raise ApiError(404, f"round {number} does not exist", param="number")
+        return found
+
+    @routes.post("/v1/loop/run", response_model=Acted, responses=LATER)
+    async def run() -> Response:
+        return await _ask(door, Act.RUN)
+
+    @routes.get("/v1/adapters")
+    async def every_adapter() -> adapters.AdapterPage:
+        return await door.read(lambda tx: adapters.page(tx, door.config))
+
+    @routes.get("/v1/rollout")
+    async def rollout() -> rollouts.RolloutPage:
+        return await door.read(lambda tx: rollouts.page(tx, door.config))
+
+    @routes.post("/v1/rollout/{action}", response_model=Acted, responses=LATER)
+    async def steer(action: str) -> Response:
+        if action not in ON_ROLLOUTS:
+            raise ApiError(404, f"rollout action {action!r} does not exist; use one of: {', '.join(ON_ROLLOUTS)}")
+        return await _ask(door, Act(action))
+
+    return routes
+
+
+async def _ask(door: Door, act: Act) -> Response:
+    """Leave a request for the controller and wait for its answer for a while."""
+    request = await door.write(lambda tx: requests.ask(tx, act, time.time()))
+    deadline = time.monotonic() + ANSWER_S
+    while time.monotonic() < deadline:
+        answer = await door.read(lambda tx: requests.answered(tx, request))
+        if isinstance(answer, Refused):
+            raise ApiError(409, f"refused: {answer.words}", code="conflict")
+        if answer is not None:
+            return JSONResponse(asdict(Acted(act, answer.words)))
+        await asyncio.sleep(0.1)
+    return JSONResponse(asdict(Acted(act, "accepted; the controller has not handled it yet")), 202)

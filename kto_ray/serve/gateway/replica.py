@@ -1,0 +1,31 @@
+"""The gateway's Serve deployment: it hands the app a store and the policy's handle, and is nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping
+from typing import Any
+
+from fastapi import FastAPI
+from ray import serve
+from ray.serve.handle import DeploymentHandle
+
+from kto_ray.config import Config
+from kto_ray.serve.gateway.api import build
+from kto_ray.store import open_store
+
+
+@serve.ingress()
+class Gateway:
+    """One HTTP ingress replica. It keeps no state of its own but a view of the store."""
+
+    def __init__(self, config: Config, policy: DeploymentHandle, controller: DeploymentHandle) -> None:
+        self._config = config
+        self._policy = policy.options(stream=True)
+        self._controller = controller  # bound so that the application holds it; they meet in the store only
+
+    def __serve_build_asgi_app__(self) -> FastAPI:
+        return build(self._config, open_store(self._config.database_url), self._generate)
+
+    def _generate(self, body: Mapping[str, Any], adapter: str) -> AsyncIterator[str]:
+        events: AsyncIterator[str] = self._policy.generate.remote(body, adapter)
+        return events

@@ -1,0 +1,1 @@
+"""The engine: vLLM replicas that hold what the store asks for."""

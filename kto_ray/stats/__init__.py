@@ -1,0 +1,1 @@
+"""Numbers in, numbers out: ranking, intervals, sequential tests. Pure."""

@@ -1,0 +1,1 @@
+"""What is shown of the loop, read from the store."""

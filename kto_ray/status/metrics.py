@@ -1,0 +1,66 @@
+"""What Prometheus scrapes: GET /metrics, in its text format. Read from the store, so every gateway tells the same."""
+
+from __future__ import annotations
+
+import time
+
+import sqlalchemy as sa
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.core import GaugeMetricFamily
+
+from kto_ray.config import Config
+from kto_ray.records.trainings import TrainingRun
+from kto_ray.store import adapters, replicas, rollouts, rounds, tallies, trainings
+
+Gauges = dict[str, tuple[str, float]]  # name -> (help, value)
+
+
+def metrics(tx: sa.Connection, config: Config) -> bytes:
+    registry = CollectorRegistry()
+    registry.register(_Collector(_loop(tx, config) | _training(trainings.newest(tx))))
+    return generate_latest(registry)
+
+
+def _loop(tx: sa.Connection, config: Config) -> Gauges:
+    tally, current, test = tallies.total(tx), rounds.current(tx), rollouts.live(tx)
+    live = replicas.live(tx, time.time(), config.serve.heartbeat_timeout_s)
+    return {
+        "kto_ray_completions": ("Completions logged", tally.completions),
+        "kto_ray_feedback_events": ("Feedback events stored", tally.stored),
+        "kto_ray_feedback_pending": ("Feedback events whose completion is not known yet", tally.pending),
+        "kto_ray_labels_desirable": ("Labels that are desirable", tally.desirable),
+        "kto_ray_labels_undesirable": ("Labels that are undesirable", tally.undesirable),
+        "kto_ray_labels_new": ("Labels since the last round began", rounds.new_labels(tx)),
+        "kto_ray_adapters": ("Adapter versions trained", adapters.count(tx)),
+        "kto_ray_replicas_live": ("Policy replicas heard of lately", len(live)),
+        "kto_ray_round": ("Number of the round in progress, 0 if none", current.id if current else 0),
+        "kto_ray_rollout_weight": ("The challenger's share of users, 0 if no rollout", test.weight if test else 0),
+    }
+
+
+def _training(run: TrainingRun | None) -> Gauges:
+    """The figures of the newest training that has taken a step: its newest step while it runs, then the result's."""
+    if run is None or not run.figures:
+        return {}
+    ended = run.history[-1] if run.history else run.figures
+    figures = {"kto_ray_train_round": ("Number of the newest round that has trained a step", float(run.round or 0))}
+    for name, text, value in (
+        ("step", "Optimizer steps that it has taken", ended.get("step")),
+        ("steps", "Optimizer steps that it takes in all", run.figures["steps"]),
+        ("loss", "Loss of its newest step", ended.get("loss")),
+        ("kl_nats", "KL estimate of its newest step, in nats an answer", ended.get("kl")),
+        ("reward_margin", "Desirable minus undesirable reward of its newest step", ended.get("margin")),
+        ("tokens_per_second", "Real tokens a second: of its newest step, then of the run", run.figures["tokens_per_s"]),
+        ("seconds", "Seconds spent in its steps so far", run.figures["train_s"]),
+    ):
+        if value is not None:  # a step may hold rows of one class only
+            figures[f"kto_ray_train_{name}"] = (text, float(value))
+    return figures
+
+
+class _Collector:
+    def __init__(self, gauges: Gauges) -> None:
+        self._gauges = gauges
+
+    def collect(self) -> list[GaugeMetricFamily]:
+        return [GaugeMetricFamily(name, text, value) for name, (text, value) in self._gauges.items()]

@@ -1,0 +1,29 @@
+"""Who serves: GET /readyz."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+import sqlalchemy as sa
+
+from kto_ray.config import Config
+from kto_ray.records.adapters import CHAMPION
+from kto_ray.records.replicas import ReplicaReport
+from kto_ray.store import adapters, replicas
+
+
+@dataclass(frozen=True, slots=True)
+class Readiness:
+    """Ready when at least one live replica holds the champion."""
+
+    ready: bool
+    replicas: tuple[ReplicaReport, ...]
+    champion: str
+
+
+def readiness(tx: sa.Connection, config: Config) -> Readiness:
+    live = replicas.live(tx, time.time(), config.serve.heartbeat_timeout_s)
+    champion = adapters.aliases(tx, config.base_name)[CHAMPION]
+    holding = [replica for replica in live if champion == config.base_name or champion in replica.held]
+    return Readiness(bool(holding), tuple(live), champion)

@@ -1,0 +1,59 @@
+"""What is shown of A/B tests: GET /v1/rollout and `kto-ray rollout`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import sqlalchemy as sa
+
+from kto_ray.config import Config
+from kto_ray.records.rollouts import ArmCount, Look, RolloutState
+from kto_ray.store import rollouts
+
+SHOWN = 100  # of the newest tests
+
+
+@dataclass(frozen=True, slots=True)
+class ShownArms:
+    champion: ArmCount
+    challenger: ArmCount
+
+
+@dataclass(frozen=True, slots=True)
+class WatchedTest(RolloutState):
+    """A test with its counts by stage and every look at it; `interval` is the newest."""
+
+    stage_name: str = ""
+    counts: Mapping[str, ShownArms] = field(default_factory=dict)
+    interval: tuple[float, float] = (-1.0, 1.0)
+    history: tuple[Look, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class RolloutPage:
+    """`rollout` is the newest test, running or ended."""
+
+    rollout: WatchedTest | None
+    rollouts: tuple[RolloutState, ...]
+
+
+def page(tx: sa.Connection, config: Config) -> RolloutPage:
+    every = rollouts.latest(tx, SHOWN)
+    newest = _watched(config, every[-1], rollouts.looks(tx, every[-1].id)) if every else None
+    return RolloutPage(newest, tuple(every))
+
+
+def _watched(config: Config, state: RolloutState, looks: list[Look]) -> WatchedTest:
+    names = dict(enumerate(stage.name for stage in config.rollout.stages))
+    own: dict[str, Any] = {name: getattr(state, name) for name in RolloutState.__slots__}
+    if looks:
+        own["interval"] = (looks[-1].low, looks[-1].high)
+    return WatchedTest(
+        **own,
+        stage_name=names.get(state.stage, str(state.stage)),
+        # The last look at a stage holds its final counts.
+        counts={names.get(look.stage, str(look.stage)): ShownArms(*look.arms) for look in looks},
+        history=tuple(looks),
+    )

@@ -1,0 +1,123 @@
+"""What is shown of rounds: GET /v1/loop and `kto-ray status`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import sqlalchemy as sa
+
+from kto_ray.config import Config
+from kto_ray.records.completions import Json
+from kto_ray.records.rounds import Ended, Round, Stage
+from kto_ray.records.trainings import TrainingRun
+from kto_ray.store import rounds, tallies, trainings
+
+SHOWN = 100  # of the newest rounds
+NEXT = {
+    Stage.SNAPSHOT: "freeze the feedback into a snapshot, then train",
+    Stage.TRAIN: "train the candidate with KTO, then load it into the replicas",
+    Stage.LOAD: "every replica loads and probes the candidate, then the gate",
+    Stage.GATE: "judge the candidate on held-out feedback and the guard prompts, then the A/B test",
+    Stage.ROLLOUT: "the A/B test decides on users' thumbs",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class ShownRound:
+    """A round on one line. `reason` is that of its end, or of the present stage's last failure; `train_metrics` are the
+    figures of its training so far, `history` (a record an optimizer step) where one round was asked for."""
+
+    id: int
+    stage: str
+    started_at: float
+    stage_started_at: float
+    snapshot: str | None
+    adapter: str | None
+    rollout: str | None
+    outcome: str | None
+    reason: str | None
+    attempts: int
+    ended_at: float | None
+    stage_s: Mapping[str, float]
+    train_metrics: Json
+    history: tuple[Json, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class ShownLabels:
+    desirable: int
+    undesirable: int
+    new: int  # that no round has seen
+
+
+@dataclass(frozen=True, slots=True)
+class ShownFeedback:
+    stored: int
+    pending: int
+    withdrawn: int
+
+
+@dataclass(frozen=True, slots=True)
+class LoopPage:
+    """`rounds` are the newest, oldest first; `next` says in words what happens next."""
+
+    round: ShownRound | None
+    rounds: tuple[ShownRound, ...]
+    labels: ShownLabels
+    feedback: ShownFeedback
+    completions: int
+    min_labels: int
+    next: str
+
+
+def loop(tx: sa.Connection, config: Config) -> LoopPage:
+    found = rounds.latest(tx, SHOWN)
+    runs = trainings.of_rounds(tx, found[0].id) if found else {}
+    every = tuple(_shown(one, runs.get(one.id)) for one in found)
+    current = every[-1] if found and found[-1].stage is not Stage.DONE else None
+    tally, new = tallies.total(tx), rounds.new_labels(tx)
+    return LoopPage(
+        round=current,
+        rounds=every,
+        labels=ShownLabels(tally.desirable, tally.undesirable, new),
+        feedback=ShownFeedback(tally.stored, tally.pending, tally.withdrawn),
+        completions=tally.completions,
+        min_labels=config.loop.min_labels,
+        next=_next(config, current, new),
+    )
+
+
+def one(tx: sa.Connection, number: int) -> ShownRound | None:
+    """A round with the record of every step of its training."""
+    found = rounds.get(tx, number)
+    return _shown(found, trainings.get(tx, found.run)) if found else None
+
+
+def _next(config: Config, current: ShownRound | None, new: int) -> str:
+    if current is not None:
+        return NEXT[Stage(current.stage)]
+    if not config.loop.enabled:
+        return "the loop is off (loop.enabled: false); POST /v1/loop/run starts a round"
+    return f"a round starts at {config.loop.min_labels} new labels; {new} so far"
+
+
+def _shown(found: Round, run: TrainingRun | None) -> ShownRound:
+    state = found.state
+    ended = state if isinstance(state, Ended) else None
+    return ShownRound(
+        id=found.id,
+        stage=found.stage.value,
+        started_at=found.started_at,
+        stage_started_at=found.stage_started_at,
+        snapshot=getattr(state, "snapshot", None),
+        adapter=getattr(state, "adapter", None),
+        rollout=getattr(state, "rollout", None),
+        outcome=ended.outcome.value if ended else None,
+        reason=ended.reason if ended else found.failure,
+        attempts=found.attempts,
+        ended_at=ended.at if ended else None,
+        stage_s=found.stage_s,
+        train_metrics=run.figures if run else {},
+        history=run.history if run else (),
+    )

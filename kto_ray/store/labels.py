@@ -1,0 +1,135 @@
+"""The one view of what counts: labels as `kto_ray.feedback.labels` defines them, kept beside the log.
+
+Whoever changes what a label depends on calls `refresh` in the same transaction; nobody else writes the table.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import sqlalchemy as sa
+
+from kto_ray.feedback.labels import examples as examples_of
+from kto_ray.feedback.labels import labels as labels_of
+from kto_ray.records.completions import Completion
+from kto_ray.records.examples import Example
+from kto_ray.records.feedback import Feedback, FeedbackKind
+from kto_ray.records.labels import Label, Verdict
+from kto_ray.store.mapping import completion_of, feedback_of
+from kto_ray.store.schema import completions, feedback, labels
+from kto_ray.store.tallies import Tally
+
+CHUNK = 500  # completions of a query
+
+
+def refresh(tx: sa.Connection, completion_ids: Iterable[str]) -> Tally:
+    """Bring the labels of these completions up to date with the log; returns by how much the totals change."""
+    ids = sorted(set(completion_ids))
+    change = Tally()
+    for begin in range(0, len(ids), CHUNK):
+        change += _refresh(tx, ids[begin : begin + CHUNK])
+    return change
+
+
+def of(tx: sa.Connection, completion_id: str) -> list[Label]:
+    """The labels of one completion, ordered by user, without edited texts."""
+    query = sa.select(labels).where(labels.c.completion_id == completion_id).order_by(labels.c.user)
+    return [
+        Label(row["completion_id"], row["user"], Verdict(row["verdict"]), row["at"])
+        for row in tx.execute(query).mappings()
+    ]
+
+
+def examples(tx: sa.Connection, keys: tuple[str, str | None], until: float | None = None) -> list[Example]:
+    """What a key range of completions teaches, by the feedback recorded up to `until` (seconds since the epoch)."""
+    return [e for completion, events in with_feedback(tx, *keys, until) for e in examples_of(completion, events)]
+
+
+def key_ranges(tx: sa.Connection, events: int) -> list[tuple[str, str | None]]:
+    """Split the completions that have feedback into ranges [low, high) of about `events` feedback events each.
+
+    One pass over an index, whatever the number of ranges. The events of a completion are never torn apart. The last
+    range is open: its high is None. No feedback gives no range.
+    """
+    number = sa.func.row_number().over(order_by=feedback.c.completion_id) - 1
+    numbered = (
+        sa.select(feedback.c.completion_id, number.label("number"))
+        .where(feedback.c.completion_id.is_not(None))
+        .subquery()
+    )
+    every = sa.select(numbered.c.completion_id).where(numbered.c.number % events == 0).distinct()
+    lows = [str(low) for low in tx.execute(every.order_by(numbered.c.completion_id)).scalars()]
+    return list(zip(lows, [*lows[1:], None], strict=True)) if lows else []
+
+
+def with_feedback(
+    tx: sa.Connection, low: str, high: str | None, until: float | None = None
+) -> list[tuple[Completion, list[Feedback]]]:
+    """The completions of a key range, each with its feedback log in order of arrival; events up to `until` only."""
+    chosen = feedback.c.completion_id >= low
+    if high is not None:
+        chosen = chosen & (feedback.c.completion_id < high)
+    if until is not None:
+        chosen = chosen & (feedback.c.created_at <= until)
+    events = _events(tx, chosen)
+    within = completions.c.id >= low
+    if high is not None:
+        within = within & (completions.c.id < high)
+    # With bounds of its own: PostgreSQL would hash the whole log for every range.
+    has_feedback = completions.c.id.in_(sa.select(feedback.c.completion_id).where(chosen))
+    query = sa.select(completions).where(within, has_feedback).order_by(completions.c.id)
+    return [(completion_of(row), events[row["id"]]) for row in tx.execute(query).mappings() if row["id"] in events]
+
+
+def _events(tx: sa.Connection, chosen: sa.ColumnElement[bool]) -> dict[str, list[Feedback]]:
+    """Feedback by completion, each in order of arrival."""
+    # By completion first: by time alone, SQLite may walk the whole log in the order of time's index.
+    arrival = (feedback.c.completion_id, feedback.c.created_at, feedback.c.id)
+    events: dict[str, list[Feedback]] = {}
+    for row in tx.execute(sa.select(feedback).where(chosen).order_by(*arrival)).mappings():
+        events.setdefault(row["completion_id"], []).append(feedback_of(row))
+    return events
+
+
+def _said(tx: sa.Connection, ids: Sequence[str]) -> dict[str, list[Feedback]]:
+    """What of the log makes labels, by completion; narrow, for migrations to this schema read with it too."""
+    names = ("id", "created_at", "kind", "completion_id", "user", "value", "text", "withdrawn_at")
+    query = sa.select(*(feedback.c[name] for name in names)).where(feedback.c.completion_id.in_(ids))
+    said: dict[str, list[Feedback]] = {}
+    for row in tx.execute(query).mappings():
+        said.setdefault(row["completion_id"], []).append(Feedback(**{**row, "kind": FeedbackKind(row["kind"])}))
+    return said
+
+
+def _refresh(tx: sa.Connection, ids: Sequence[str]) -> Tally:
+    c = completions.c
+    # Locked, so that two transactions with feedback on one completion see each other's, one after the other. No key
+    # update: their new rows of feedback already hold the key.
+    query = sa.select(c.id, c.text, c.status, c.task, c.rollout, c.arm, c.user, c.created_at).where(c.id.in_(ids))
+    answers = tx.execute(query.order_by(c.id).with_for_update(key_share=True)).all()
+    events = _said(tx, ids)
+    fresh = [_columns(label, answer) for answer in answers for label in labels_of(answer, events.get(answer.id, []))]
+    ours = labels.c.completion_id.in_(ids)
+    known = tx.execute(sa.select(labels.c.verdict).where(ours)).scalars().all()
+    if known:
+        tx.execute(labels.delete().where(ours))
+    if fresh:
+        tx.execute(labels.insert(), fresh)
+    after, before = Counter(row["verdict"] for row in fresh), Counter(known)
+    by = {verdict: after[verdict.value] - before[verdict.value] for verdict in Verdict}
+    return Tally(up=by[Verdict.UP], down=by[Verdict.DOWN], edits=by[Verdict.EDIT])
+
+
+def _columns(label: Label, answer: Any) -> dict[str, Any]:
+    return {
+        "completion_id": label.completion_id,
+        "user": label.user,
+        "verdict": label.verdict.value,
+        "at": label.at,
+        "rollout": answer.rollout,
+        "arm": answer.arm,
+        "asker": answer.user,
+        "asked_at": answer.created_at,
+    }

@@ -1,0 +1,35 @@
+"""What operators ask of the controller, and what it answered."""
+
+from __future__ import annotations
+
+import sqlalchemy as sa
+
+from kto_ray.records.requests import Act, Answer, Done, Refused
+from kto_ray.store.schema import requests
+
+
+def ask(tx: sa.Connection, act: Act, now: float) -> int:
+    """Leave a request for the controller; returns its id."""
+    result = tx.execute(requests.insert().values(created_at=now, action=act.value))
+    key = result.inserted_primary_key
+    assert key is not None
+    return int(key[0])
+
+
+def asked(tx: sa.Connection) -> list[tuple[int, Act]]:
+    """Requests not yet handled, oldest first: (id, what is asked)."""
+    query = sa.select(requests.c.id, requests.c.action).where(requests.c.handled_at.is_(None)).order_by(requests.c.id)
+    return [(int(row.id), Act(row.action)) for row in tx.execute(query)]
+
+
+def answer(tx: sa.Connection, request: int, given: Answer, now: float) -> None:
+    values = dict(handled_at=now, refused=isinstance(given, Refused), result=given.words)
+    tx.execute(requests.update().where(requests.c.id == request).values(**values))
+
+
+def answered(tx: sa.Connection, request: int) -> Answer | None:
+    """The answer, None while there is none."""
+    row = tx.execute(sa.select(requests).where(requests.c.id == request, requests.c.handled_at.is_not(None))).first()
+    if row is None:
+        return None
+    return Refused(row.result) if row.refused else Done(row.result)

@@ -1,0 +1,78 @@
+"""How much there is of everything, kept by increments: what is shown at every look must not walk the log.
+
+A row of counters is locked until its writer commits, and on PostgreSQL a commit waits for the disk. So there are many
+rows, a transaction adds to one of them as the last thing it does (`Store.write`), and a reader adds them up.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import astuple, dataclass, fields
+
+import sqlalchemy as sa
+
+from kto_ray.store.schema import TALLY_SLOTS, tallies
+
+
+@dataclass(frozen=True, slots=True)
+class Tally:
+    """Numbers of rows, or by how many they change. `up`, `down` and `edits` are labels by verdict."""
+
+    completions: int = 0
+    stored: int = 0  # feedback events
+    pending: int = 0  # of these, without a completion yet
+    withdrawn: int = 0
+    up: int = 0
+    down: int = 0
+    edits: int = 0
+
+    def __add__(self, other: Tally) -> Tally:
+        return Tally(*(a + b for a, b in zip(astuple(self), astuple(other), strict=True)))
+
+    @property
+    def labels(self) -> int:
+        return self.up + self.down + self.edits
+
+    @property
+    def desirable(self) -> int:
+        """Examples that teach what to say: an edit holds one of each."""
+        return self.up + self.edits
+
+    @property
+    def undesirable(self) -> int:
+        return self.down + self.edits
+
+
+CHANGE = "tally"  # of a connection's info: what its transaction has added so far
+NAMES = tuple(field.name for field in fields(Tally))
+
+
+@contextmanager
+def gathered(tx: sa.Connection) -> Iterator[None]:
+    """Gather what a transaction adds, and write it last: from then on others who drew the same row wait."""
+    tx.info[CHANGE] = Tally()
+    try:
+        yield
+        _write(tx, tx.info[CHANGE])
+    finally:
+        del tx.info[CHANGE]
+
+
+def add(tx: sa.Connection, change: Tally) -> None:
+    """Change the totals with the rest of a writing transaction."""
+    tx.info[CHANGE] += change
+
+
+def _write(tx: sa.Connection, change: Tally) -> None:
+    changed = {name: tallies.c[name] + by for name in NAMES if (by := getattr(change, name))}
+    if changed:
+        tx.execute(tallies.update().where(tallies.c.slot == random.randrange(TALLY_SLOTS)).values(**changed))
+
+
+def total(tx: sa.Connection) -> Tally:
+    """As the transaction sees it, with what it added itself."""
+    sums = (sa.func.coalesce(sa.func.sum(tallies.c[name]), 0) for name in NAMES)
+    own: Tally = tx.info.get(CHANGE, Tally())
+    return Tally(*(int(value) for value in tx.execute(sa.select(*sums)).one())) + own

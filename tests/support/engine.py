@@ -1,0 +1,96 @@
+"""The one stand-in of the engine, without a model: as the gateway sees it (`StandIn` answers as `Policy.generate`
+does), and as a replica does (`adapter_engine`)."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Mapping
+from typing import Any
+
+from ray.exceptions import RayActorError
+
+WORDS = ("The", " sky", " is", " blue", ".")
+
+
+class StandIn:
+    """Answers with `words`. What is to go wrong is set by a test: `dies` counts the replicas that die before their
+    first event, `breaks_after` the events of a stream after which one dies, `refusal` is what the engine refuses with,
+    `pause_s` passes before each event."""
+
+    def __init__(self, words: tuple[str, ...] = WORDS) -> None:
+        self.words = words
+        self.asked: list[tuple[dict[str, Any], str]] = []
+        self.dies = 0
+        self.breaks_after: int | None = None
+        self.refusal: dict[str, Any] | None = None
+        self.pause_s = 0.0
+
+    async def generate(self, body: Mapping[str, Any], adapter: str) -> AsyncIterator[str]:
+        self.asked.append((dict(body), adapter))
+        if self.dies:
+            self.dies -= 1
+            raise RayActorError
+        if self.refusal is not None:
+            yield json.dumps({"error": self.refusal})
+        elif body.get("stream"):
+            async for event in self._stream(body, adapter):
+                yield event
+        else:
+            message = {"role": "assistant", "content": "".join(self.words)}
+            yield json.dumps(self._response(body, adapter, {"message": message, "finish_reason": "stop"}, whole=True))
+
+    async def _stream(self, body: Mapping[str, Any], adapter: str) -> AsyncIterator[str]:
+        for number, word in enumerate(self.words):
+            if number == self.breaks_after:
+                raise RayActorError
+            await asyncio.sleep(self.pause_s)
+            yield self._event(self._response(body, adapter, {"delta": {"content": word}, "finish_reason": None}))
+        yield self._event(self._response(body, adapter, {"delta": {}, "finish_reason": "stop"}))
+        if (body.get("stream_options") or {}).get("include_usage"):
+            yield self._event({**self._response(body, adapter, None), "usage": self._usage()})
+        yield "data: [DONE]\n\n"
+
+    def _response(
+        self, body: Mapping[str, Any], adapter: str, choice: dict[str, Any] | None, whole: bool = False
+    ) -> dict[str, Any]:
+        kind = "chat.completion" if whole else "chat.completion.chunk"
+        choices = [] if choice is None else [{"index": 0, **choice}]
+        told = {"id": body["request_id"], "object": kind, "created": 1, "model": adapter, "choices": choices}
+        return {**told, "usage": self._usage()} if whole else told
+
+    def _usage(self) -> dict[str, int]:
+        return {"prompt_tokens": 7, "completion_tokens": len(self.words), "total_tokens": 7 + len(self.words)}
+
+    def _event(self, told: Mapping[str, Any]) -> str:
+        return f"data: {json.dumps(told)}\n\n"
+
+
+def adapter_engine(refuses: tuple[str, ...] = ()) -> Any:
+    """Ray's engine with our two calls, `AdapterEngine`, but for what computes: it holds names and answers "Hi".
+
+    Args:
+        refuses: adapters that it does not load.
+    """
+    from ray.serve.llm.openai_api_models import ChatCompletionRequest, ChatCompletionResponse  # with vLLM: 10 s
+
+    from kto_ray.serve.policy.engine import AdapterEngine
+
+    class Engine(AdapterEngine):
+        def __init__(self) -> None:
+            self.held: dict[str, str] = {}
+
+        async def load_adapter(self, name: str, directory: str) -> None:
+            if name in refuses:
+                raise ValueError(f"{name} is not of this model")
+            self.held[name] = directory
+
+        async def unload_adapter(self, name: str) -> None:
+            del self.held[name]
+
+        async def chat(self, request: ChatCompletionRequest, *_: Any) -> AsyncIterator[ChatCompletionResponse]:
+            choice = {"index": 0, "message": {"role": "assistant", "content": "Hi"}, "finish_reason": "stop"}
+            usage = {"prompt_tokens": 1, "completion_tokens": 1, "total_tokens": 2}
+            yield ChatCompletionResponse(model=request.model, choices=[choice], usage=usage)
+
+    return Engine()

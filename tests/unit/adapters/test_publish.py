@@ -1,0 +1,194 @@
+"""Publishing an adapter and refusing bad ones, on real (tiny) safetensors files."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from kto_ray.adapters.files import adapter_name, check_adapter
+from kto_ray.adapters.publish import publish
+from kto_ray.config import Config
+from kto_ray.records.adapters import AdapterVersion
+from kto_ray.records.snapshots import SnapshotManifest
+from tests.support.adapters import LAYER, RANK, tensors, write
+
+MAX_RANK = 16
+
+
+def snapshot() -> SnapshotManifest:
+    return SnapshotManifest(
+        id="0123456789abcdef",
+        created_at=1.0,
+        n_desirable=16,
+        n_undesirable=16,
+        n_holdout_desirable=4,
+        n_holdout_undesirable=4,
+        sources={"thumb": {"desirable": 16, "undesirable": 16}},
+        dropped={},
+        ratio=1.0,
+        ratio_low=0.5,
+        ratio_high=2.0,
+        desirable_weight=1.0,
+        undesirable_weight=1.0,
+        micro_batch=4,
+        seed=7,
+        model=Config().model.id,
+        tokenizer_hash="t",
+        template_hash="c",
+        max_length=128,
+        shards=(),
+        newest_feedback_at=1.0,
+    )
+
+
+def champion() -> AdapterVersion:
+    return AdapterVersion("policy@v6-aaaaaa", 6, 1.0, "nowhere", "a" * 64, None, None, "policy@base", RANK)
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Any:
+    return Config(home=str(tmp_path / "home"))
+
+
+def published(config: Config, folder: Path, **settings: Any) -> Any:
+    return publish(config, write(folder, **settings), 7, snapshot(), champion(), created_at=5.0)
+
+
+def test_the_name_holds_number_and_hash() -> None:
+    assert adapter_name("policy", 7, "3fa9c1" + "0" * 58) == "policy@v7-3fa9c1"
+
+
+def test_publishes_two_files_and_a_manifest(config: Any, tmp_path: Path) -> None:
+    version = published(config, tmp_path / "checkpoint")
+    folder = Path(version.uri)
+    assert {file.name for file in folder.iterdir()} == {
+        "adapter_config.json",
+        "adapter_model.safetensors",
+        "manifest.json",
+    }
+    assert version.name == f"policy@v7-{version.sha256[:6]}" and version.rank == RANK
+    assert (version.parent, version.reference, version.snapshot) == ("policy@v6-aaaaaa", "policy@base", snapshot().id)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    assert manifest == version.manifest
+    assert manifest["seed"] == 7 and manifest["config"]["kto"]["beta"] == 0.3
+    assert manifest["versions"]["trl"] and manifest["versions"]["torch"]
+    check_adapter(version.uri, MAX_RANK)
+
+
+def test_publishing_again_returns_what_is_there(config: Any, tmp_path: Path) -> None:
+    first = published(config, tmp_path / "checkpoint")
+    again = publish(config, str(tmp_path / "checkpoint"), 7, snapshot(), None, created_at=99.0)
+    assert again == first
+
+
+def test_other_weights_get_another_name(config: Any, tmp_path: Path) -> None:
+    first = published(config, tmp_path / "a")
+    other = published(config, tmp_path / "b", weights=tensors(dtype=torch.bfloat16))
+    assert first.name != other.name and first.uri != other.uri
+
+
+def test_works_on_object_storage_uris(tmp_path: Path) -> None:
+    config = Config(home="memory://bucket/kto", store_url="sqlite:////tmp/unused.db")
+    version = published(config, tmp_path / "checkpoint")
+    check_adapter(version.uri, MAX_RANK)
+    assert version.uri.startswith("memory://")
+    fs = fsspec.filesystem("memory")
+    fs.pipe_file(f"{version.uri}/adapter_model.safetensors", b"cut")
+    with pytest.raises(ValueError, match="truncated"):
+        check_adapter(version.uri, MAX_RANK)
+
+
+def damaged(value: float, dtype: torch.dtype = torch.float32) -> dict[str, torch.Tensor]:
+    weights = tensors(dtype=dtype)
+    weights[f"{LAYER}.lora_B.weight"][0, 0] = value
+    return weights
+
+
+BAD = {
+    "nan": (dict(weights=damaged(math.nan)), "NaN"),
+    "inf": (dict(weights=damaged(-math.inf)), "NaN or Inf"),
+    "nan in bfloat16": (dict(weights=damaged(math.nan, torch.bfloat16)), "lora_B"),
+    "inf in float16": (dict(weights=damaged(math.inf, torch.float16)), "lora_B"),
+    "rank by config": (dict(r=32), "rank 32"),
+    "rank by pattern": (dict(rank_pattern={"q_proj": 64}), "rank 64"),
+    "rank by weights": (dict(weights=tensors(rank=17)), "rank 17"),
+    "lm_head target": (dict(target_modules=["q_proj", "lm_head"]), "lm_head"),
+    "lm_head saved": (dict(modules_to_save=["lm_head"]), "lm_head"),
+    "lm_head weights": (dict(weights=tensors() | {"base_model.model.lm_head.weight": torch.ones(2, 2)}), "lm_head"),
+    "quantized type": (dict(weights=tensors() | {f"{LAYER}.x": torch.ones(2, dtype=torch.int8)}), "I8"),
+}
+
+
+@pytest.mark.parametrize(("settings", "fault"), BAD.values(), ids=BAD.keys())
+def test_a_bad_adapter_is_never_published(config: Any, tmp_path: Path, settings: Any, fault: Any) -> None:
+    with pytest.raises(ValueError, match=fault):
+        published(config, tmp_path / "checkpoint", **settings)
+    assert not (Path(config.home) / "adapters").exists()
+
+
+@pytest.mark.parametrize(("settings", "fault"), BAD.values(), ids=BAD.keys())
+def test_a_bad_adapter_is_refused_where_it_was_published(
+    config: Any, tmp_path: Path, settings: Any, fault: Any
+) -> None:
+    """The files were exchanged behind our back, and the manifest with them."""
+    version = published(config, tmp_path / "checkpoint")
+    write(Path(version.uri), **settings)
+    with pytest.raises(ValueError, match=fault):
+        check_adapter(version.uri, MAX_RANK)
+
+
+@pytest.mark.parametrize("name", ["adapter_config.json", "adapter_model.safetensors", "manifest.json"])
+def test_a_missing_file_is_named(config: Any, tmp_path: Path, name: str) -> None:
+    version = published(config, tmp_path / "checkpoint")
+    (Path(version.uri) / name).unlink()
+    with pytest.raises(ValueError, match=name):
+        check_adapter(version.uri, MAX_RANK)
+
+
+def test_a_missing_adapter_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="does not exist"):
+        check_adapter(str(tmp_path / "nothing"), MAX_RANK)
+
+
+@pytest.mark.parametrize("pickle", ["adapter_model.bin", "adapter_model.pt"])
+def test_a_pickle_is_refused_with_or_without_safetensors(config: Any, tmp_path: Path, pickle: Any) -> None:
+    version = published(config, tmp_path / "checkpoint")
+    weights = Path(version.uri) / "adapter_model.safetensors"
+    torch.save(tensors(), Path(version.uri) / pickle)
+    for remove in (False, True):
+        if remove:
+            weights.unlink()
+        with pytest.raises(ValueError, match="pickle"):
+            check_adapter(version.uri, MAX_RANK)
+
+
+@pytest.mark.parametrize("keep", [0, 4, 100, -1])
+def test_truncated_weights_are_refused(config: Any, tmp_path: Path, keep: Any) -> None:
+    version = published(config, tmp_path / "checkpoint")
+    weights = Path(version.uri) / "adapter_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:keep])
+    with pytest.raises(ValueError, match="truncated"):
+        check_adapter(version.uri, MAX_RANK)
+
+
+def test_a_config_that_is_not_json_is_refused(config: Any, tmp_path: Path) -> None:
+    version = published(config, tmp_path / "checkpoint")
+    (Path(version.uri) / "adapter_config.json").write_text('{"r": 4')
+    with pytest.raises(ValueError, match="not JSON"):
+        check_adapter(version.uri, MAX_RANK)
+
+
+def test_sound_but_other_weights_are_refused(config: Any, tmp_path: Path) -> None:
+    version = published(config, tmp_path / "checkpoint")
+    weights = tensors()
+    weights[f"{LAYER}.lora_A.weight"] += 0.5
+    save_file(weights, Path(version.uri) / "adapter_model.safetensors")
+    with pytest.raises(ValueError, match="changed after it was published"):
+        check_adapter(version.uri, MAX_RANK)

@@ -1,0 +1,138 @@
+"""The command line: exit codes, JSON, clear errors, and no heavy import before it is needed."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kto_ray.app import _as_ctrl_c, check_home
+from kto_ray.config import load_config
+from kto_ray.store import leases, open_store, schema
+
+KTO_RAY = [sys.executable, "-m", "kto_ray"]
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([*KTO_RAY, *arguments], capture_output=True, text=True, timeout=120)
+
+
+def test_help_imports_nothing_heavy() -> None:
+    code = "import sys, kto_ray.cli; print(sorted({'torch', 'ray', 'vllm', 'transformers', 'trl'} & set(sys.modules)))"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "[]"
+    assert run("--help").returncode == 0
+
+
+def test_a_typo_in_the_config_is_told_in_one_line(tmp_path: Path) -> None:
+    told = run("status", "--set", f"home={tmp_path}", "--set", "kto.betta=1")
+    assert told.returncode == 2 and "did you mean 'beta'" in told.stderr and "Traceback" not in told.stderr
+
+
+def test_status_of_an_empty_home(tmp_path: Path) -> None:
+    told = run("status", "--json", "--set", f"home={tmp_path}")
+    assert told.returncode == 0
+    state = json.loads(told.stdout)
+    assert state["loop"]["round"] is None and state["readiness"]["champion"] == "policy@base"
+
+
+def test_import_export_and_again(tmp_path: Path) -> None:
+    rows = [{"prompt": f"q{i}", "completion": f"a{i}", "label": i % 2 == 0, "user": f"u{i}"} for i in range(7)]
+    (tmp_path / "in.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    home = f"home={tmp_path}/home"
+    first = run("feedback", "import", str(tmp_path / "in.jsonl"), "--json", "--set", home)
+    assert json.loads(first.stdout) == {"rows": 7, "imported": 7, "already_there": 0}
+    again = run("feedback", "import", str(tmp_path / "in.jsonl"), "--json", "--set", home)
+    assert json.loads(again.stdout)["imported"] == 0
+    exported = run("feedback", "export", str(tmp_path / "out.jsonl"), "--json", "--set", home)
+    assert json.loads(exported.stdout)["exported"] == 7
+    assert len((tmp_path / "out.jsonl").read_text().splitlines()) == 7
+
+
+def test_a_broken_import_stores_nothing(tmp_path: Path) -> None:
+    good = json.dumps({"prompt": "q", "completion": "a", "label": True})
+    (tmp_path / "in.jsonl").write_text(f"{good}\n{{broken\n")
+    told = run("feedback", "import", str(tmp_path / "in.jsonl"), "--set", f"home={tmp_path}/home")
+    assert told.returncode == 2 and "line 2" in told.stderr
+    state = json.loads(run("status", "--json", "--set", f"home={tmp_path}/home").stdout)
+    assert state["loop"]["feedback"]["stored"] == 0
+
+
+def test_a_taken_port_and_a_missing_model_are_told_before_anything_starts(tmp_path: Path) -> None:
+    with socket.socket() as holder:
+        holder.bind(("127.0.0.1", 0))
+        holder.listen()
+        port = holder.getsockname()[1]
+        told = run("serve", "--set", f"home={tmp_path}", "--set", f"http.port={port}")
+    assert told.returncode == 2 and str(port) in told.stderr and "http.port" in told.stderr
+    told = run("serve", "--set", f"home={tmp_path}", "--set", f"model.id={tmp_path}/none", "--set", f"http.port={port}")
+    assert told.returncode == 2 and "model.id" in told.stderr
+
+
+def test_an_address_of_another_machine_is_not_called_taken(tmp_path: Path) -> None:
+    elsewhere = ("--set", "http.host=192.0.2.1", "--set", "http.behind_proxy=true")
+    told = run("serve", "--set", f"home={tmp_path}", *elsewhere)
+    assert told.returncode == 2 and "http.host is '192.0.2.1'" in told.stderr and "taken" not in told.stderr
+
+
+def test_a_home_that_another_service_uses_is_told_before_anything_starts(tmp_path: Path) -> None:
+    config = load_config(None, (f"home={tmp_path}", "http.port=18123"))
+    lease = (leases.CONTROLLER, f"{os.uname().nodename}:x", os.getpid())
+    with open_store(config.database_url).write() as tx:
+        leases.take(tx, *lease, now=time.time(), ttl_s=60.0)
+    told = run("serve", "--set", f"home={tmp_path}", "--set", "http.port=18123")
+    assert told.returncode == 2 and f"process {os.getpid()}" in told.stderr and "--set home=DIR" in told.stderr
+    with open_store(config.database_url).write() as tx:  # what is left of one that was killed
+        tx.execute(schema.leases.update().values(pid=2**22 + 1))
+    check_home(config)
+
+
+def test_nothing_is_asked_of_a_service_that_does_not_run(tmp_path: Path) -> None:
+    told = run("rollout", "promote", "--set", f"home={tmp_path}")
+    assert told.returncode == 2 and "start it with `kto-ray serve`" in told.stderr
+    assert "no service runs here" in run("status", "--set", f"home={tmp_path}").stdout
+
+
+def test_a_file_that_is_no_database_and_one_that_cannot_be_written(tmp_path: Path) -> None:
+    (tmp_path / "kto.db").write_text("this is a note, and not a database\n" * 40)
+    told = run("status", "--set", f"home={tmp_path}")
+    assert told.returncode == 2 and "file is not a database" in told.stderr
+    told = run("feedback", "export", f"{tmp_path}/none/x", "--set", f"home={tmp_path}/home")
+    assert told.returncode == 2 and "none/x" in told.stderr and "cannot be written" in told.stderr
+
+
+def test_doctor_tells_of_a_missing_package_what_mends_it(tmp_path: Path) -> None:
+    code = "import sys; sys.modules['torch'] = None; from kto_ray.cli import main; main()"
+    without = [sys.executable, "-c", code, "doctor", "--json", "--set", f"home={tmp_path}"]
+    told = subprocess.run(without, capture_output=True, text=True, timeout=120)
+    (torch,) = [check for check in json.loads(told.stdout) if check["name"] == "torch"]
+    assert told.returncode == 1 and not torch["ok"] and "make setup" in torch["fix"]
+
+
+def test_unknown_adapter_and_actions(tmp_path: Path) -> None:
+    home = f"home={tmp_path}"
+    assert "not in the store" in run("adapters", "show", "policy@v9", "--set", home).stderr
+    assert "not in the store" in run("evaluate", "policy@v9", "--set", home).stderr
+    assert run("rollout", "explode", "--set", home).returncode == 2
+    nobody = run("purge", "nobody", "--yes", "--set", home)
+    assert nobody.returncode == 2 and "in neither the store nor a snapshot" in nobody.stderr
+
+
+@pytest.mark.parametrize(
+    "handler", [signal.default_int_handler, signal.SIG_IGN], ids=["a terminal", "a background job"]
+)
+def test_sigterm_ends_a_service_as_ctrl_c_does(handler: Any) -> None:
+    before = signal.signal(signal.SIGINT, handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            _as_ctrl_c()
+    finally:
+        signal.signal(signal.SIGINT, before)

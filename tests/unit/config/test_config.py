@@ -1,0 +1,113 @@
+"""A wrong config names the field, the value, what is allowed and the fix."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from kto_ray.config import Config, ConfigError, load_config
+
+CONFIGS = sorted((Path(__file__).parents[3] / "configs").glob("*.yaml"))
+
+
+def test_defaults_are_valid_and_embedded() -> None:
+    config = load_config()
+    assert config.embedded and config.http.host == "127.0.0.1"
+    assert config.database_url.startswith("sqlite:////")
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)
+def test_shipped_configs_load(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # What production takes from secrets comes through the environment, as in a pod.
+    monkeypatch.setenv("KTO_RAY__STORE_URL", "postgresql+psycopg://kto@db/kto")
+    monkeypatch.setenv("KTO_RAY__SALT", "secret")
+    assert isinstance(load_config(path), Config)
+
+
+@pytest.mark.parametrize(
+    ("override", "told"),
+    [
+        ("kto.betta=0.1", ["'kto.betta'", "did you mean 'beta'"]),
+        ("kto.beta=-1", ["'kto.beta'", "greater than 0", "-1"]),
+        ("kto.micro_batch=2", ["'kto.micro_batch'", "4", "2"]),
+        ("kto.target_modules=[lm_head]", ["lm_head", "remove it"]),
+        ("kto.rank=64", ["kto.rank is 64", "serve.max_lora_rank is 16", "raise"]),
+        ("http.host=0.0.0.0", ["0.0.0.0", "behind_proxy"]),
+        ("embedded=false", ["store_url", "postgresql"]),
+        ("serve.max_loras=2", ["'serve.max_loras'", "2"]),
+        ("data.max_length=100000", ["data.max_length", "max_model_len"]),
+        ("modell.id=x", ["'modell'", "did you mean 'model'"]),
+        ("nonsense", ["a.b=c", "'nonsense'"]),
+        ("serve.max_lora_rank=12", ["'serve.max_lora_rank'", "8, 16, 32", "12"]),
+        ("kto.dropout=1", ["'kto.dropout'", "less than 1"]),
+        ("kto.dora=true", ["vLLM cannot serve", "kto.dora: false", "loop.enabled: false"]),
+        ("train.sharding=fsdp", ["sharding is 'fsdp'", "workers is 1", "train.workers"]),
+        ("train.sharding=deepspeed", ["'train.sharding'", "'fsdp'", "deepspeed"]),
+    ],
+)
+def test_wrong_values_are_explained(override: str, told: list[str]) -> None:
+    with pytest.raises(ConfigError) as error:
+        load_config(None, (override,))
+    for words in told:
+        assert words in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "told"),
+    [
+        (("train.device=gpu", "train.quantize=nf4", "train.sharding=fsdp", "train.workers=2"), "4-bit weights are not"),
+        (("train.sharding=fsdp", "train.workers=2", "train.step=trl"), "only the exact step"),
+        (("train.device=gpu", "train.workers=2", "train.gpus_per_worker=0.5"), "NCCL refuses two workers on one GPU"),
+        (("loop.enabled=false", "kto.dora=true", "train.sharding=fsdp", "train.workers=2"), "whole base weights"),
+    ],
+)
+def test_options_that_cannot_work_together_are_refused(overrides: tuple[str, ...], told: str) -> None:
+    with pytest.raises(ConfigError, match=told):
+        load_config(None, overrides)
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ("kto.rslora=true",),
+        ("kto.dora=true", "loop.enabled=false"),
+        ("train.quantize=nf4",),
+        ("train.device=gpu", "train.quantize=nf4"),
+        ("train.device=gpu", "train.quantize=nf4", "train.workers=2"),
+        ("train.sharding=fsdp", "train.workers=2", "train.gradient_checkpointing=true", "train.dtype=bfloat16"),
+        ("train.mlflow_uri=sqlite:///mlflow.db",),
+    ],
+)
+def test_options_that_work_load(overrides: tuple[str, ...]) -> None:
+    load_config(None, overrides)
+
+
+def test_missing_and_broken_files(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="does not exist"):
+        load_config(tmp_path / "none.yaml")
+    (tmp_path / "broken.yaml").write_text("a: [1")
+    with pytest.raises(ConfigError, match="not YAML"):
+        load_config(tmp_path / "broken.yaml")
+
+
+def test_environment_then_overrides(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KTO_RAY__KTO__BETA", "0.3")
+    monkeypatch.setenv("KTO_RAY__LOOP__MIN_LABELS", "77")
+    config = load_config(None, ("kto.beta=0.5",))
+    assert (config.kto.beta, config.loop.min_labels) == (0.5, 77)
+
+
+def test_a_user_never_switches_arms_between_stages() -> None:
+    stages = "[{name: a, weight: 0.5}, {name: b, weight: 0.2, decides: true}]"
+    with pytest.raises(ConfigError, match="switch arms"):
+        load_config(None, (f"rollout.stages={stages}",))
+
+
+def test_what_is_no_yaml_is_told_with_its_name(tmp_path: Path) -> None:
+    (tmp_path / "binary").write_bytes(b"\xa1\xa2")
+    for path in (tmp_path, tmp_path / "binary"):
+        with pytest.raises(ConfigError, match=str(path)):
+            load_config(path)
+    with pytest.raises(ConfigError, match=r"--set model.id has the value '\['"):
+        load_config(None, ("model.id=[",))

@@ -1,0 +1,119 @@
+"""The gate's decision on figures: each bound by itself, all reasons at once, and what is not known is not decided."""
+
+from __future__ import annotations
+
+import pytest
+
+from kto_ray.config.deciding import GateSection
+from kto_ray.evaluate.gate import REQUIRED, decide
+from kto_ray.records.evaluation import GateDecision
+
+CONFIG = GateSection()
+GOOD = {
+    "n_holdout_desirable": 30.0,
+    "n_holdout_undesirable": 40.0,
+    "n_holdout_users": 25.0,
+    "auc": 0.8,
+    "auc_low": 0.7,
+    "auc_high": 0.88,
+    "kl_base": 0.2,
+    "kl_champion": 0.2,
+    "base_nll": 1.1,
+    "base_nll_champion": 1.0,
+    "length_ratio": 0.6,
+    "repetition": 0.0,
+    "repetition_champion": 0.05,
+    "empty": 0.0,
+    "truncated": 0.1,
+    "truncated_champion": 0.6,
+}
+
+
+def test_a_sane_candidate_that_learnt_goes_to_the_canary() -> None:
+    decision, reasons = decide(CONFIG, GOOD)
+    assert decision is GateDecision.PROMOTE_TO_CANARY
+    assert (
+        "AUC 0.800 (80% interval 0.700 to 0.880) lies above min_auc 0.5 on 70 rows of 25 held-out users" in reasons[0]
+    )
+    assert reasons[1].startswith("it is sane: KL to base 0.20")
+
+
+BROKEN = [
+    ({"kl_base": CONFIG.max_kl_base + 0.01}, "max_kl_base"),
+    ({"kl_champion": CONFIG.max_kl_champion + 0.01}, "max_kl_champion"),
+    ({"base_nll": GOOD["base_nll_champion"] + CONFIG.max_base_nll_rise + 0.01}, "max_base_nll_rise"),
+    ({"length_ratio": CONFIG.min_length_ratio - 0.01}, "min_length_ratio"),
+    ({"length_ratio": CONFIG.max_length_ratio + 0.01}, "max_length_ratio"),
+    ({"repetition": GOOD["repetition_champion"] + CONFIG.max_repetition + 0.01}, "max_repetition"),
+    ({"empty": CONFIG.max_empty + 0.01}, "max_empty"),
+    ({"truncated": 0.9, "truncated_champion": 0.9 - CONFIG.max_truncated_rise - 0.01}, "max_truncated_rise"),
+    ({"auc": 0.3, "auc_low": 0.2, "auc_high": 0.45}, "learnt the opposite"),
+]
+
+
+@pytest.mark.parametrize(("change", "word"), BROKEN)
+def test_each_bound_rejects_by_itself(change: dict[str, float], word: str) -> None:
+    decision, reasons = decide(CONFIG, GOOD | change)
+    assert decision is GateDecision.REJECT
+    assert len(reasons) == 1
+    assert word in reasons[0]
+
+
+def test_a_splendid_reward_does_not_save_a_broken_model() -> None:
+    broken = GOOD | {"auc": 0.99, "auc_low": 0.97, "auc_high": 1.0, "kl_base": 3.2, "base_nll": 5.0, "repetition": 0.7}
+    decision, reasons = decide(CONFIG, broken)
+    assert decision is GateDecision.REJECT
+    assert len(reasons) == 3
+    assert "KL to base 3.20" in reasons[0]
+    assert "5.00 nats a token against 1.00" in reasons[1]
+    assert "70% of answers repeat themselves against the champion's 5%" in reasons[2]
+
+
+def test_a_bound_met_exactly_is_kept() -> None:
+    edge = {"kl_base": CONFIG.max_kl_base, "length_ratio": CONFIG.max_length_ratio, "empty": CONFIG.max_empty}
+    assert decide(CONFIG, GOOD | edge)[0] is GateDecision.PROMOTE_TO_CANARY
+
+
+@pytest.mark.parametrize(
+    ("change", "word"),
+    [
+        ({"auc": 0.55, "auc_low": 0.48, "auc_high": 0.62}, "does not lie above min_auc"),
+        ({"auc": 0.5, "auc_low": 0.5, "auc_high": 0.5}, "does not lie above min_auc"),
+        ({"n_holdout_desirable": 5.0, "n_holdout_undesirable": 10.0}, "15 held-out rows are fewer than min_holdout 20"),
+        ({"n_holdout_desirable": 0.0, "auc_low": 0.0, "auc_high": 1.0}, "no held-out row is desirable"),
+        ({"n_holdout_undesirable": 0.0, "auc_low": 0.0, "auc_high": 1.0}, "no held-out row is undesirable"),
+        ({"n_holdout_users": 2.0}, "2 held-out users are fewer"),
+    ],
+)
+def test_what_is_not_known_is_inconclusive(change: dict[str, float], word: str) -> None:
+    decision, reasons = decide(CONFIG, GOOD | change)
+    assert decision is GateDecision.INCONCLUSIVE
+    assert word in " ".join(reasons)
+
+
+def test_too_little_data_never_excuses_a_broken_model() -> None:
+    assert decide(CONFIG, GOOD | {"n_holdout_users": 2.0, "kl_base": 9.0})[0] is GateDecision.REJECT
+
+
+def test_too_little_data_is_no_proof_that_the_opposite_was_learnt() -> None:
+    few = GOOD | {"n_holdout_users": 2.0, "auc": 0.1, "auc_low": 0.1, "auc_high": 0.1}
+    assert decide(CONFIG, few)[0] is GateDecision.INCONCLUSIVE
+
+
+@pytest.mark.parametrize("name", REQUIRED)
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_a_figure_that_is_no_number_rejects(name: str, value: float) -> None:
+    decision, reasons = decide(CONFIG, GOOD | {name: value})
+    assert decision is GateDecision.REJECT
+    assert reasons[0].startswith(f"{name} is ")
+
+
+def test_nan_in_any_other_figure_rejects_too() -> None:
+    decision, reasons = decide(CONFIG, GOOD | {"reward_desirable": float("nan")})
+    assert decision is GateDecision.REJECT
+    assert reasons == ("reward_desirable is NaN",)
+
+
+def test_a_missing_figure_is_our_callers_error() -> None:
+    with pytest.raises(ValueError, match="auc_low"):
+        decide(CONFIG, {k: v for k, v in GOOD.items() if k != "auc_low"})

@@ -1,0 +1,242 @@
+"""What the loop does next, from what it sees: every stage, every outcome, no store and no Ray."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from kto_ray.config import Config
+from kto_ray.loop.decide import Failed, Running, Seen, Trial, decide
+from kto_ray.loop.moves import Begin, Change, KeepSnapshot, Point, Start
+from kto_ray.loop.operators import obey
+from kto_ray.records.adapters import AdapterVersion
+from kto_ray.records.evaluation import GateDecision, GateReport
+from kto_ray.records.replicas import ReplicaReport
+from kto_ray.records.requests import Act, Done, Refused
+from kto_ray.records.rollouts import ArmCount, Look, RolloutState, RolloutStatus
+from kto_ray.records.rounds import Ended, Judging, Loading, OnTrial, Outcome, Round, Sealing, State, Training
+from kto_ray.records.snapshots import SnapshotManifest
+from kto_ray.records.training import Trained, TrainProgress
+from kto_ray.records.trainings import TrainingRun as Run
+
+CONFIG = Config(home="/tmp/kto")
+NOW = 1000.0
+V1 = "policy@v1"
+VERSION = AdapterVersion(V1, 1, 1.0, "uri", "0" * 64, "s", None, "policy@base", 8)
+HOLDS = ReplicaReport("r", "node", 1, (V1,), NOW)
+EMPTY = replace(HOLDS, held=())
+TEST = RolloutState("rollout-1-n", "policy@base", V1, "salt", 1, 0.5, RolloutStatus.RUNNING, 900.0, 950.0)
+
+
+def seen(state: State | None = None, **changes: Any) -> Seen:
+    current = Round(1, state, 900.0, 950.0) if state is not None else None
+    found = Seen(
+        now=NOW,
+        round=current,
+        ended=None,
+        new_labels=0,
+        labels=500,
+        aliases={"champion": "policy@base"},
+        live=(HOLDS,),
+        nonce="n",
+    )
+    return replace(found, **changes)
+
+
+def changed(found: Seen, config: Config = CONFIG) -> tuple[Round | None, tuple[Any, ...]]:
+    move = decide(config, found)
+    assert isinstance(move, Change), move
+    return move.round, move.effects
+
+
+def manifest() -> SnapshotManifest:
+    counts: Any = dict(
+        n_desirable=1, n_undesirable=1, n_holdout_desirable=1, n_holdout_undesirable=1, micro_batch=8, seed=0
+    )
+    figures: Any = dict(ratio=1.0, ratio_low=0.5, ratio_high=2.0, desirable_weight=1.0, undesirable_weight=1.0)
+    names: Any = dict(model="m", tokenizer_hash="t", template_hash="t", max_length=8, shards=(), newest_feedback_at=1.0)
+    return SnapshotManifest(id="s", created_at=1.0, sources={}, dropped={}, **counts, **figures, **names)
+
+
+def report(decision: GateDecision) -> GateReport:
+    return GateReport(V1, "s", NOW, decision, ("why", "and why"), {})
+
+
+def test_a_round_begins_at_enough_new_labels_or_in_time() -> None:
+    assert decide(CONFIG, seen(new_labels=199)) is None
+    assert decide(CONFIG, seen(new_labels=200)) == Begin()
+    hourly = CONFIG.model_copy(update={"loop": CONFIG.loop.model_copy(update={"every_min": 1.0})})
+    assert decide(hourly, seen(new_labels=1)) == Begin(), "no round yet"
+    last = Round(3, Ended(Outcome.REJECTED, "no", 950.0), 800.0, 950.0)
+    assert decide(hourly, seen(new_labels=1, ended=last)) is None
+    assert decide(hourly, seen(new_labels=1, ended=last, now=1011.0)) == Begin()
+    assert decide(hourly, seen(new_labels=0, ended=last, now=1011.0)) is None
+
+
+@pytest.mark.parametrize("off", [{"enabled": False}, {"max_rounds": 3}])
+def test_a_loop_that_is_off_or_has_done_its_rounds_begins_none(off: dict[str, Any]) -> None:
+    config = CONFIG.model_copy(update={"loop": CONFIG.loop.model_copy(update=off)})
+    last = Round(3, Ended(Outcome.PROMOTED, None, 1.0), 0.0, 1.0)
+    assert decide(config, seen(new_labels=900, ended=last)) is None
+
+
+@pytest.mark.parametrize("state", [Sealing(), Training("s"), Judging("s", V1)])
+def test_a_stage_with_a_job_starts_it_and_waits(state: State) -> None:
+    assert decide(CONFIG, seen(state)) == Start()
+    assert decide(CONFIG, seen(state, job=Running())) is None
+
+
+def test_a_sealed_snapshot_is_trained_on() -> None:
+    after, effects = changed(seen(Sealing(), job=manifest()))
+    assert after is not None and after.state == Training("s")
+    assert (after.stage_started_at, after.stage_s) == (NOW, {"snapshot": 50.0})
+    assert effects == (KeepSnapshot(manifest(), "/tmp/kto/snapshots/s"),)
+
+
+def test_progress_is_recorded_and_the_round_stays() -> None:
+    progress = TrainProgress(3, 9, 0.4, 0.2, None, 150.0, 12.5, 77, 5.0)
+    after, (run,) = changed(seen(Training("s"), job=Running(progress)))
+    assert after is None and isinstance(run, Run)
+    assert (run.run, run.round, run.figures["step"], run.ended_at) == ("round-1", 1, 3, None)
+
+
+def test_a_trained_adapter_is_recorded_and_wanted() -> None:
+    trained = Trained(VERSION, ({"step": 1, "loss": 0.5}, {"step": 2, "loss": 0.4}), {"steps": 2})
+    after, (run, version, alias) = changed(seen(Training("s"), job=trained))
+    assert after is not None and after.state == Loading("s", V1)
+    assert (run.adapter, run.ended_at, run.figures) == (V1, NOW, {"step": 2, "loss": 0.4, "steps": 2})
+    assert version == VERSION and alias == Point("challenger", V1)
+
+
+def test_the_candidate_is_judged_when_every_live_replica_holds_it() -> None:
+    loading = Loading("s", V1)
+    assert decide(CONFIG, seen(loading, live=())) is None
+    assert decide(CONFIG, seen(loading, live=(HOLDS, EMPTY))) is None
+    after, effects = changed(seen(loading))
+    assert after is not None and after.state == Judging("s", V1) and effects == ()
+
+
+def test_a_refused_candidate_ends_its_round() -> None:
+    refusing = replace(EMPTY, errors={V1: "broken"})
+    after, effects = changed(seen(Loading("s", V1), live=(HOLDS, refusing)))
+    assert after is not None and isinstance(after.state, Ended)
+    assert (after.state.outcome, after.state.adapter) == (Outcome.FAILED, V1)
+    assert after.state.reason == "load: a replica refused the adapter: broken"
+    assert effects == (Point("challenger", None),)
+
+
+@pytest.mark.parametrize(
+    ("decision", "outcome"),
+    [(GateDecision.REJECT, Outcome.REJECTED), (GateDecision.INCONCLUSIVE, Outcome.INCONCLUSIVE)],
+)
+def test_a_candidate_that_the_gate_does_not_pass_ends_its_round(decision: GateDecision, outcome: Outcome) -> None:
+    after, effects = changed(seen(Judging("s", V1), job=report(decision)))
+    assert after is not None and after.state == Ended(outcome, "why; and why", NOW, "s", V1)
+    assert effects == (report(decision), Point("challenger", None))
+
+
+def test_a_candidate_that_passes_is_tested_on_users() -> None:
+    after, (kept, test) = changed(seen(Judging("s", V1), job=report(GateDecision.PROMOTE_TO_CANARY)))
+    assert after is not None and after.state == OnTrial("s", V1, "rollout-1-n")
+    assert kept.decision is GateDecision.PROMOTE_TO_CANARY
+    assert (test.id, test.champion, test.challenger, test.stage) == ("rollout-1-n", "policy@base", V1, 0)
+    assert test.salt == f"{CONFIG.salt}:rollout-1-n"
+
+
+def in_test(arms: tuple[ArmCount, ArmCount], state: RolloutState = TEST, **changes: Any) -> Seen:
+    return seen(OnTrial("s", V1, TEST.id), trial=Trial(state, arms, changes.pop("last", None)), **changes)
+
+
+def test_a_look_is_recorded_only_where_it_saw_something_new() -> None:
+    arms = (ArmCount(3, 1), ArmCount(2, 2))
+    after, (look,) = changed(in_test(arms))
+    assert after is None and isinstance(look, Look) and look.saw == (1, arms)
+    assert decide(CONFIG, in_test(arms, last=look)) is None
+
+
+def test_a_better_challenger_becomes_champion_when_all_hold_it() -> None:
+    arms = (ArmCount(60, 6), ArmCount(60, 54))
+    after, (look,) = changed(in_test(arms, live=(HOLDS, EMPTY)))
+    assert after is None, "a replica is just starting"
+    after, (state, *aliases) = changed(in_test(arms, last=look))
+    assert after is not None and isinstance(after.state, Ended) and after.state.outcome is Outcome.PROMOTED
+    assert state.status is RolloutStatus.PROMOTED
+    assert aliases == [Point("previous", "policy@base"), Point("champion", V1), Point("challenger", None)]
+
+
+def test_a_worse_challenger_goes() -> None:
+    after, effects = changed(in_test((ArmCount(60, 54), ArmCount(60, 6))))
+    assert after is not None and isinstance(after.state, Ended) and after.state.outcome is Outcome.ABORTED
+    assert effects[-1] == Point("challenger", None)
+    assert not any(isinstance(effect, Point) and effect.alias == "champion" for effect in effects)
+
+
+def test_what_an_operator_ended_is_settled() -> None:
+    promoted = replace(TEST, status=RolloutStatus.PROMOTED, reason="promoted by an operator")
+    after, effects = changed(in_test((ArmCount(0, 0), ArmCount(0, 0)), promoted))
+    assert after is not None and after.state == Ended(
+        Outcome.PROMOTED, "promoted by an operator", NOW, "s", V1, TEST.id
+    )
+    assert Point("champion", V1) in effects
+
+
+def test_a_failure_is_tried_again_and_then_given_up() -> None:
+    failed = Failed("RuntimeError: lost", hopeless=False)
+    after, effects = changed(seen(Sealing(), job=failed))
+    assert after is not None and (after.attempts, after.failure, after.stage) == (1, "RuntimeError: lost", "snapshot")
+    assert effects == ()
+    third = replace(after, attempts=CONFIG.loop.max_attempts - 1)
+    after, effects = changed(replace(seen(job=failed), round=third))
+    assert after is not None and isinstance(after.state, Ended) and after.state.outcome is Outcome.FAILED
+    assert after.state.reason == "snapshot: RuntimeError: lost" and effects == (Point("challenger", None),)
+
+
+def test_what_is_hopeless_is_not_tried_again() -> None:
+    after, _ = changed(seen(Training("s"), job=Failed("ValueError: one class", hopeless=True)))
+    assert after is not None and isinstance(after.state, Ended) and after.state.snapshot == "s"
+
+
+# ---- operators
+
+
+def refused(found: Seen, act: Act, config: Config = CONFIG) -> str:
+    move, answer = obey(config, found, act)
+    assert move is None and isinstance(answer, Refused)
+    return answer.words
+
+
+def test_a_round_is_run_now_unless_there_is_a_reason() -> None:
+    assert obey(CONFIG, seen(), Act.RUN) == (Begin(), Done("round 1 begins"))
+    assert refused(seen(Sealing()), Act.RUN) == "round 1 is in stage snapshot; one round at a time"
+    assert refused(seen(labels=0), Act.RUN) == "there is no feedback to learn from"
+    dora = CONFIG.model_copy(update={"kto": CONFIG.kto.model_copy(update={"dora": True})})
+    assert "DoRA" in refused(seen(), Act.RUN, dora)
+
+
+@pytest.mark.parametrize("act", [Act.PROMOTE, Act.ABORT, Act.PAUSE, Act.RESUME])
+def test_there_must_be_a_rollout_to_steer(act: Act) -> None:
+    assert refused(seen(), act) == f"there is no rollout to {act}"
+    ended = Trial(replace(TEST, status=RolloutStatus.ABORTED), (ArmCount(0, 0), ArmCount(0, 0)), None)
+    assert refused(seen(trial=ended), act) == f"there is no rollout to {act}"
+
+
+def test_a_rollout_is_steered() -> None:
+    none = (ArmCount(0, 0), ArmCount(0, 0))
+    move, answer = obey(CONFIG, in_test(none), Act.PAUSE)
+    assert answer == Done(f"rollout {TEST.id} is paused")
+    assert isinstance(move, Change) and move.effects[0].status is RolloutStatus.PAUSED  # type: ignore[union-attr]
+    assert "not every live replica holds" in refused(in_test(none, live=(EMPTY,)), Act.PROMOTE)
+    assert "resume" in refused(in_test(none), Act.RESUME)
+
+
+def test_the_previous_champion_comes_back() -> None:
+    now = {"champion": V1, "previous": "policy@base"}
+    move, answer = obey(CONFIG, seen(aliases=now, live=(EMPTY,)), Act.ROLLBACK)
+    assert answer == Done("champion is policy@base again")
+    assert move == Change(None, (Point("previous", V1), Point("champion", "policy@base")))
+    assert refused(seen(), Act.ROLLBACK) == "there is no previous champion"
+    held = {"champion": "policy@v2", "previous": V1}
+    assert refused(seen(aliases=held, live=(EMPTY,)), Act.ROLLBACK) == f"not every live replica holds {V1} yet"
+    assert "abort it first" in refused(in_test((ArmCount(0, 0), ArmCount(0, 0))), Act.ROLLBACK)

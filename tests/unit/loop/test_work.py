@@ -1,0 +1,54 @@
+"""The loop's jobs, without Ray: a gate on a tiny model and a sealed snapshot, from its files to its verdict."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from kto_ray.adapters.publish import publish
+from kto_ray.config import Config
+from kto_ray.loop import work
+from kto_ray.records.adapters import AdapterVersion
+from kto_ray.records.evaluation import GateDecision, GuardAnswer
+from kto_ray.records.snapshots import SnapshotManifest
+from tests.support.provenance import seal
+from tests.support.tiny import tiny_model
+
+HI = ({"role": "user", "content": "Hi"},)
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Config:
+    model = {"id": tiny_model(tmp_path / "model"), "dtype": "float32"}
+    return Config.model_validate({"home": str(tmp_path), "model": model})
+
+
+def adapter(config: Config, manifest: SnapshotManifest, folder: Path, noise: float) -> AdapterVersion:
+    """A published adapter of the tiny model, which is the base itself where there is no noise."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    torch.manual_seed(1)
+    base = AutoModelForCausalLM.from_pretrained(config.model.id)
+    model = get_peft_model(base, LoraConfig(r=4, target_modules=["q_proj", "v_proj"]))
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if "lora_B" in name:
+                weight.normal_(std=noise)
+    model.save_pretrained(folder)
+    return publish(config, str(folder), 1, manifest, None, 1.0)
+
+
+@pytest.mark.parametrize("noise", [0.0, 1.0])
+def test_the_gate_reads_the_held_out_rows_and_measures_the_candidate(
+    config: Config, tmp_path: Path, noise: float
+) -> None:
+    manifest, uri = seal(tmp_path, {"train": [("c1", "ann")], "holdout": [("c2", "bo"), ("c3", "cy")]}, 1)
+    candidate = adapter(config, manifest, tmp_path / "adapter", noise)
+    answers = [GuardAnswer(HI, "Hello there.", "stop")]
+    report = work.gate(config, candidate, None, uri, answers, answers)
+    assert report.adapter == candidate.name and report.metrics["n_holdout_users"] == 2.0
+    assert (report.metrics["kl_base"] != 0.0) is (noise > 0), "the base itself is no nat away"
+    assert report.metrics["length_ratio"] == 1.0 and report.decision is not GateDecision.PROMOTE_TO_CANARY

@@ -1,0 +1,118 @@
+"""Routing: sticky, monotone in the weight, uniform; names resolve or say what would."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kto_ray.records.completions import Arm
+from kto_ray.records.rollouts import RolloutState, RolloutStatus
+from kto_ray.records.users import unit_interval
+from kto_ray.rollout.assignment import Route, UnknownModel, route
+
+CHAMPION, CHALLENGER, BASE = "policy@v1-aaaaaa", "policy@v2-bbbbbb", "policy@base"
+ALIASES = {"champion": CHAMPION, "challenger": CHALLENGER, "previous": BASE}
+HELD = {CHAMPION, CHALLENGER, BASE}
+ROLLOUT = RolloutState("r1", CHAMPION, CHALLENGER, "salt", 0, 0.1, RolloutStatus.RUNNING, 0.0, 0.0)
+
+names = st.text(max_size=40)
+
+
+def ask(model: str, user: str | None = "u", rollout: RolloutState | None = ROLLOUT, held: set[str] = HELD) -> Route:
+    return route(model, user, "policy", ALIASES, rollout, held)
+
+
+def test_unit_interval_is_pinned_to_known_values() -> None:
+    """A change of the hash would silently move running users between arms."""
+    assert unit_interval("salt", "alice") == pytest.approx(0.8609348605, abs=1e-9)
+
+
+def test_unit_interval_is_uniform_and_salts_are_independent() -> None:
+    a = [unit_interval("one", f"user-{i}") for i in range(20_000)]
+    b = [unit_interval("two", f"user-{i}") for i in range(20_000)]
+    for tenth in range(10):
+        share = sum(tenth / 10 <= x < (tenth + 1) / 10 for x in a) / len(a)
+        assert abs(share - 0.1) < 0.01
+    both = sum(x < 0.5 and y < 0.5 for x, y in zip(a, b, strict=True)) / len(a)
+    assert abs(both - 0.25) < 0.015
+
+
+@given(names, names, st.floats(0.01, 0.99), st.floats(0.01, 0.99))
+def test_a_growing_weight_only_moves_users_to_the_challenger(salt: str, user: str, one: float, two: float) -> None:
+    small, big = sorted((one, two))
+    before = ask("policy", user, replace(ROLLOUT, salt=salt, weight=small))
+    after = ask("policy", user, replace(ROLLOUT, salt=salt, weight=big))
+    assert before == ask("policy", user, replace(ROLLOUT, salt=salt, weight=small))
+    if before.arm is Arm.CHALLENGER:
+        assert after == before
+
+
+def test_the_weight_is_the_challengers_share() -> None:
+    arms = [ask("policy", f"user-{i}").arm for i in range(20_000)]
+    assert abs(arms.count(Arm.CHALLENGER) / len(arms) - 0.1) < 0.01
+
+
+def user_on(arm: Arm) -> str:
+    return next(f"user-{i}" for i in range(1000) if ask("policy", f"user-{i}").arm is arm)
+
+
+def test_arms_carry_the_rollout_and_its_adapters() -> None:
+    assert ask("policy", user_on(Arm.CHALLENGER)) == Route(CHALLENGER, Arm.CHALLENGER, "r1")
+    assert ask("policy", user_on(Arm.CHAMPION)) == Route(CHAMPION, Arm.CHAMPION, "r1")
+
+
+def test_pausing_moves_nobody() -> None:
+    paused = replace(ROLLOUT, status=RolloutStatus.PAUSED)
+    for i in range(200):
+        assert ask("policy", f"user-{i}", paused) == ask("policy", f"user-{i}")
+
+
+@pytest.mark.parametrize("status", [RolloutStatus.PROMOTED, RolloutStatus.ABORTED])
+def test_an_ended_rollout_is_over(status: RolloutStatus) -> None:
+    ended = replace(ROLLOUT, status=status)
+    assert ask("policy", user_on(Arm.CHALLENGER), ended) == Route(CHAMPION, Arm.CHAMPION)
+
+
+def test_without_rollout_or_user_the_champion_answers_and_nothing_counts() -> None:
+    assert ask("policy", "u", None) == Route(CHAMPION, Arm.CHAMPION)
+    assert ask("policy", None, replace(ROLLOUT, weight=0.99)) == Route(CHAMPION, Arm.CHAMPION)
+
+
+def test_a_rollout_against_another_champion_is_stale() -> None:
+    stale = replace(ROLLOUT, champion="policy@v0-cccccc")
+    assert ask("policy", user_on(Arm.CHALLENGER), stale) == Route(CHAMPION, Arm.CHAMPION)
+
+
+def test_a_challenger_that_is_not_held_costs_no_request_and_does_not_count() -> None:
+    assert ask("policy", user_on(Arm.CHALLENGER), held={CHAMPION, BASE}) == Route(CHAMPION, Arm.PINNED)
+
+
+@pytest.mark.parametrize(
+    ("model", "adapter"),
+    [
+        ("policy@champion", CHAMPION),
+        ("policy@challenger", CHALLENGER),
+        ("policy@previous", BASE),
+        ("policy@base", BASE),
+        (CHALLENGER, CHALLENGER),
+    ],
+)
+def test_named_versions_are_pinned(model: str, adapter: str) -> None:
+    assert ask(model) == Route(adapter, Arm.PINNED)
+
+
+@pytest.mark.parametrize("model", ["gpt-4", "policy@v9-zzzzzz", "policy@", "", "other@champion", "policyX"])
+def test_unknown_models_are_told_what_there_is(model: str) -> None:
+    with pytest.raises(UnknownModel) as error:
+        ask(model)
+    assert repr(model) in str(error.value)
+    for known in ("policy,", "policy@champion", CHALLENGER, BASE):
+        assert known in str(error.value)
+
+
+def test_without_a_rollout_there_is_no_challenger_alias() -> None:
+    with pytest.raises(UnknownModel):
+        route("policy@challenger", "u", "policy", {"champion": BASE}, None, {BASE})

@@ -1,0 +1,126 @@
+"""A replica's reconciling, on a real store and real adapter files; the engine alone is a stand-in."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kto_ray.adapters.publish import publish
+from kto_ray.config import Config, load_config
+from kto_ray.processor import precision
+from kto_ray.records.adapters import CHALLENGER, AdapterVersion
+from kto_ray.records.replicas import ReplicaReport
+from kto_ray.serve.policy.replica import Policy, llm_config
+from kto_ray.store import Store, adapters, replicas
+from tests.support.adapters import tensors, write
+from tests.support.engine import adapter_engine
+from tests.support.provenance import seal
+
+HI = {"messages": [{"role": "user", "content": "Hi"}]}
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Config:
+    return load_config(None, (f"home={tmp_path}", "serve.drain_s=2"))
+
+
+class Bare(Policy):
+    """Without Ray Serve around it, whose end it need not tell."""
+
+    def __del__(self) -> None:  # Ray's is a coroutine that Serve awaits
+        pass
+
+
+def policy(config: Config, store: Store, refuses: tuple[str, ...] = ()) -> Any:
+    """As its constructor leaves it."""
+    made: Any = Bare.__new__(Bare)
+    made._config, made._store, made._replica = config, store, "r1"
+    made._precision = precision("cpu", "float32")
+    made._held, made._errors, made._last_used = {}, {}, {}
+    made._in_use, made._lock = Counter(), asyncio.Lock()
+    made.engine = adapter_engine(refuses)
+    return made
+
+
+def challenger(config: Config, store: Store, number: int, scale: float = 1.0) -> AdapterVersion:
+    """A published version that every replica is to hold."""
+    folder = Path(config.home) / f"checkpoint-{number}"
+    manifest, uri = seal(Path(config.home), {"train": [("c1", "ann")]}, number)
+    weights = {name: scale * number * tensor for name, tensor in tensors().items()}
+    version = publish(config, write(folder, weights), number, manifest, None, 1.0)
+    with store.write() as tx:
+        adapters.insert_snapshot(tx, manifest, uri)
+        adapters.insert(tx, version)
+        adapters.set_alias(tx, CHALLENGER, version.name, 1.0)
+    return version
+
+
+def reported(store: Store) -> ReplicaReport:
+    with store.read() as tx:
+        (report,) = replicas.live(tx, 0.0, 0.0)
+    return report
+
+
+def test_it_holds_what_is_wanted_and_lets_go_once_nothing_uses_it(config: Config, sqlite_store: Store) -> None:
+    async def act() -> None:
+        replica = policy(config, sqlite_store)
+        first = challenger(config, sqlite_store, 1)
+        await replica._reconcile()
+        assert reported(sqlite_store).held == (first.name,) and first.name in replica.engine.held
+        second = challenger(config, sqlite_store, 2)
+        async with replica._using(first.name):
+            await replica._reconcile()
+            assert set(replica.engine.held) == {first.name, second.name}, "a request still runs on it"
+        await replica._reconcile()
+        assert first.name in replica.engine.held, "a request may have been routed to it just now"
+        replica._last_used[first.name] -= config.serve.drain_s
+        await replica._reconcile()
+        assert set(replica.engine.held) == {second.name}
+        assert reported(sqlite_store).held == (second.name,)
+
+    asyncio.run(act())
+
+
+@pytest.mark.parametrize("damage", ["the engine refuses it", "its file has changed"])
+def test_what_cannot_be_loaded_is_told_and_not_held(config: Config, sqlite_store: Store, damage: str) -> None:
+    async def act() -> None:
+        version = challenger(config, sqlite_store, 1)
+        replica = policy(config, sqlite_store, (version.name,) if "engine" in damage else ())
+        if "file" in damage:
+            Path(version.uri, "adapter_model.safetensors").write_bytes(b"changed")
+        await replica._reconcile()
+        report = reported(sqlite_store)
+        assert report.held == () and set(report.errors) == {version.name}
+        (answer,) = [item async for item in replica.generate(HI, version.name)]
+        assert json.loads(answer)["error"]["code"] == 503
+
+    asyncio.run(act())
+
+
+def test_a_request_that_comes_before_the_adapter_loads_it(config: Config, sqlite_store: Store) -> None:
+    async def act() -> None:
+        version = challenger(config, sqlite_store, 1)
+        replica = policy(config, sqlite_store)
+        (answer,) = [item async for item in replica.generate(HI, version.name)]
+        assert json.loads(answer)["choices"][0]["message"]["content"] == "Hi"
+        assert version.name in replica.engine.held
+        (unknown,) = [item async for item in replica.generate(HI, "policy@v9")]
+        assert "not in the store" in json.loads(unknown)["error"]["message"]
+        (bad,) = [item async for item in replica.generate({"messages": "Hi"}, config.base_name)]
+        assert json.loads(bad)["error"]["code"] == 400
+
+    asyncio.run(act())
+
+
+def test_the_engine_is_set_up_from_the_config() -> None:
+    config = load_config(None, ("serve.max_loras=5", "serve.max_num_seqs=7", "serve.engine={block_size: 32}"))
+    made = llm_config(config, "/models/base")
+    assert made.model_id == "policy@base"
+    engine = made.engine_kwargs
+    assert (engine["max_loras"], engine["max_num_seqs"], engine["block_size"]) == (5, 7, 32)
+    assert made.deployment_config["max_ongoing_requests"] == 28

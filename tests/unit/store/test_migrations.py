@@ -1,0 +1,86 @@
+"""The schema by migrations is the schema of the code, on both databases. Old data is carried along, and an older
+program is told where it stands."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import sqlalchemy as sa
+from alembic import command
+from alembic.autogenerate import compare_metadata
+from alembic.config import Config as AlembicConfig
+from alembic.migration import MigrationContext
+
+from kto_ray.store import Store, open_store, rounds, tallies, trainings
+from kto_ray.store.database import MIGRATIONS
+from kto_ray.store.schema import metadata
+from kto_ray.store.tallies import Tally
+
+
+def migrate(store: Store, how: str, revision: str) -> None:
+    config = AlembicConfig()
+    config.set_main_option("script_location", str(MIGRATIONS))
+    with store.engine.connect() as tx, tx.begin():
+        config.attributes["connection"] = tx
+        getattr(command, how)(config, revision)
+
+
+def test_the_migrations_make_the_schema(store: Store) -> None:
+    with store.read() as tx:
+        assert compare_metadata(MigrationContext.configure(tx), metadata) == []
+    migrate(store, "downgrade", "base")
+    with store.read() as tx:
+        assert set(sa.inspect(tx).get_table_names()) == {"alembic_version"}
+    migrate(store, "upgrade", "head")
+    with store.read() as tx:
+        assert compare_metadata(MigrationContext.configure(tx), metadata) == []
+
+
+def test_data_of_the_schema_before_labels_is_carried_along(store: Store) -> None:
+    migrate(store, "downgrade", "0002")
+    with store.write() as tx:
+        for name, task in (("c1", None), ("c2", "title")):
+            tx.execute(
+                sa.text(
+                    "INSERT INTO completions (id, created_at, model, adapter, arm, status, messages, params, text, "
+                    "task, prompt_tokens, completion_tokens, latency_s) VALUES (:id, 1, 'policy', 'policy@base', "
+                    "'champion', 'complete', '[]', '{}', 'Hello.', :task, 1, 1, 0.1)"
+                ),
+                {"id": name, "task": task},
+            )
+        for name, of, value, gone in (("f1", "c1", True, None), ("f2", "c2", True, None), ("f3", None, False, 5.0)):
+            tx.execute(
+                sa.text(
+                    "INSERT INTO feedback (id, created_at, kind, completion_id, named_completion, value, reason_codes, "
+                    "tags, withdrawn_at) VALUES (:id, 2, 'thumb', :of, 'x', :value, '[]', '{}', :gone)"
+                ),
+                {"id": name, "of": of, "value": value, "gone": gone},
+            )
+        figures = {"steps": 2, "loss_last": 0.4, "history": [{"step": 1}, {"step": 2}]}
+        tx.execute(
+            sa.text(
+                "INSERT INTO rounds (id, stage, started_at, stage_started_at, snapshot, attempts, stage_s, "
+                "train_metrics) VALUES (1, 'train', 3, 4, 's', 0, '{}', :figures)"
+            ),
+            {"figures": json.dumps(figures)},
+        )
+    migrate(store, "upgrade", "head")
+    with store.read() as tx:
+        assert tallies.total(tx) == Tally(completions=2, stored=3, pending=1, withdrawn=1, up=1)
+        run = trainings.get(tx, "round-1")
+        assert run is not None and run.figures == {"steps": 2, "loss_last": 0.4}
+        assert run.history == ({"step": 1}, {"step": 2})
+        current = rounds.current(tx)
+        assert current is not None and current.labels_before == 1, "what there was is no news"
+
+
+def test_a_newer_schema_is_used_where_it_can_be_and_told_where_it_cannot(store: Store) -> None:
+    url = store.engine.url.render_as_string(hide_password=False)
+    with store.write() as tx:
+        tx.execute(sa.text("UPDATE alembic_version SET version_num = '9999'"))
+    open_store(url).close()
+    with store.write() as tx:
+        tx.execute(sa.text("UPDATE compatibility SET oldest = '9000'"))
+    with pytest.raises(ValueError, match=r"schema is 9999, of a newer kto_ray.*run the newer version"):
+        open_store(url)

@@ -1,0 +1,271 @@
+"""The system of record, on SQLite and on PostgreSQL: exactly once, joined later, first judgements only."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from kto_ray.records.adapters import AdapterVersion
+from kto_ray.records.completions import Arm, ExternalRef
+from kto_ray.records.evaluation import GateDecision, GateReport
+from kto_ray.records.feedback import FeedbackKind
+from kto_ray.records.replicas import ReplicaReport
+from kto_ray.records.requests import Act, Refused
+from kto_ray.records.rollouts import ArmCount, Look, RolloutState, RolloutStatus
+from kto_ray.records.rounds import Training
+from kto_ray.store import (
+    Store,
+    adapters,
+    completions,
+    feedback,
+    joining,
+    labels,
+    leases,
+    open_store,
+    replicas,
+    requests,
+    rollouts,
+    rounds,
+    tallies,
+)
+from kto_ray.store.feedback import KeyReused, Recorded
+from kto_ray.store.tallies import Tally
+from tests.support.rows import completion, thumb
+
+
+def test_a_completion_comes_back_as_it_went_in(store: Store) -> None:
+    whole = completion(external=ExternalRef("chat", "k", "m"), task="title", params={"top_p": 0.9}, first_token_s=0.1)
+    with store.write() as tx:
+        completions.insert(tx, whole)
+    with store.read() as tx:
+        assert completions.get(tx, "c1") == whole
+        assert joining.find_external(tx, ExternalRef("chat", "k", "m")) == "c1"
+        assert completions.get(tx, "none") is None
+
+
+def test_the_same_key_records_once_and_another_body_is_refused(store: Store) -> None:
+    first = thumb("f1", idempotency_key="k", body_hash="a")
+    with store.write() as tx:
+        completions.insert(tx, completion())
+        assert feedback.record(tx, first).status is Recorded.RECORDED
+        again = feedback.record(tx, replace(first, id="f2"))
+        assert (again.status, again.feedback_id) == (Recorded.DUPLICATE, "f1")
+        with pytest.raises(KeyReused, match="another body"):
+            feedback.record(tx, replace(first, id="f3", body_hash="b"))
+    with store.read() as tx:
+        assert tallies.total(tx).stored == 1
+
+
+def test_one_key_from_many_threads_is_stored_once(store: Store) -> None:
+    with store.write() as tx:
+        completions.insert(tx, completion())
+    seen: list[str] = []
+
+    def send(i: int) -> None:
+        with store.write() as tx:
+            seen.append(feedback.record(tx, thumb(f"f{i}", idempotency_key="k", body_hash="a")).feedback_id)
+
+    threads = [threading.Thread(target=send, args=(i,)) for i in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(seen) == 8 and len(set(seen)) == 1
+
+
+@pytest.mark.parametrize("by", ["id", "external"])
+def test_feedback_before_its_completion_waits_and_is_joined(store: Store, by: str) -> None:
+    ref = ExternalRef("chat", "k", "m")
+    early = thumb("f1", of="c1") if by == "id" else thumb("f1", of=None, external=ref)
+    with store.write() as tx:
+        assert feedback.record(tx, early).status is Recorded.PENDING
+    with store.read() as tx:
+        assert tallies.total(tx) == Tally(stored=1, pending=1)
+    with store.write() as tx:
+        completions.insert(tx, completion(external=ref))
+    with store.read() as tx:
+        assert tallies.total(tx) == Tally(completions=1, stored=1, up=1)
+        assert [event.id for event in feedback.events(tx, "c1")] == ["f1"]
+
+
+def test_joining_mends_what_two_transactions_missed(store: Store) -> None:
+    with store.write() as tx:
+        feedback.record(tx, thumb("f1"))
+    with store.write() as tx:
+        completions.insert(tx, completion("other"))
+        tx.exec_driver_sql("UPDATE completions SET id = 'c1' WHERE id = 'other'")  # arrived unseen by the event
+    with store.read() as tx:
+        found, after = joining.overlooked(tx)
+    assert (found, after) == ({"f1": "c1"}, "")
+    with store.write() as tx:
+        assert joining.join(tx, found) == 1
+        assert joining.join(tx, found) == 0
+    with store.read() as tx:
+        assert joining.overlooked(tx) == ({}, "")
+        assert tallies.total(tx) == Tally(completions=1, stored=1, up=1)
+
+
+def test_counts_leave_out_withdrawn_and_tasks(store: Store) -> None:
+    with store.write() as tx:
+        completions.insert(tx, completion("c1"))
+        completions.insert(tx, completion("c2", task="title"))
+        feedback.record(tx, thumb("f1", "c1", value=True))
+        feedback.record(tx, thumb("f2", "c1", value=False))
+        feedback.record(tx, thumb("f3", "c2", value=True))
+        feedback.record(tx, thumb("f4", "c1", kind=FeedbackKind.EDIT, value=None, text="Better."))
+        assert feedback.withdraw(tx, "f2", 300.0)
+        assert not feedback.withdraw(tx, "nope", 300.0)
+    with store.read() as tx:
+        assert tallies.total(tx) == Tally(completions=2, stored=4, withdrawn=1, edits=1)
+        out = feedback.left_out(tx)
+        assert (out.task, out.withdrawn, out.pending) == (1, 1, 0)
+
+
+def test_key_ranges_cover_every_completion_with_feedback_once(store: Store) -> None:
+    with store.write() as tx:
+        for i in range(23):
+            completions.insert(tx, completion(f"c{i:02}"))
+            if i != 5:
+                feedback.record(tx, thumb(f"f{i:02}", f"c{i:02}"))
+    with store.read() as tx:
+        for size in (1, 4, 50):
+            ranges = labels.key_ranges(tx, size)
+            parts = [labels.with_feedback(tx, *keys) for keys in ranges]
+            assert all(0 < sum(len(events) for _, events in part) <= size for part in parts)
+            assert len(ranges) == -(-22 // size)
+            found = [c.id for part in parts for c, events in part if events]
+            assert found == [f"c{i:02}" for i in range(23) if i != 5]
+
+
+def test_only_a_users_first_judgement_in_the_stage_counts(store: Store) -> None:
+    def judged(name: str, user: str, arm: Arm, value: bool, at: float, created: float = 150.0) -> None:
+        completions.insert(tx, completion(name, user=user, arm=arm, rollout="r", created_at=created))
+        feedback.record(tx, thumb(f"f-{name}", name, value=value, created_at=at, user=user))
+
+    with store.write() as tx:
+        judged("a1", "ann", Arm.CHAMPION, False, 201.0)
+        judged("a2", "ann", Arm.CHAMPION, True, 202.0)  # her second: correlated with the first
+        judged("b1", "bob", Arm.CHALLENGER, True, 203.0)
+        judged("c1", "cid", Arm.CHALLENGER, True, 204.0, created=50.0)  # before the stage
+        judged("c2", "cid", Arm.CHALLENGER, False, 205.0)
+        judged("d1", "dan", Arm.CHALLENGER, True, 206.0)
+        feedback.withdraw(tx, "f-d1", 300.0)
+        completions.insert(tx, completion("e1", user=None, rollout="r"))
+        feedback.record(tx, thumb("f-e1", "e1"))
+    with store.read() as tx:
+        assert rollouts.votes(tx, "r", since=100.0) == (ArmCount(1, 0), ArmCount(2, 1))
+        assert rollouts.votes(tx, "other", since=0.0) == (ArmCount(0, 0), ArmCount(0, 0))
+
+
+def version(number: int) -> AdapterVersion:
+    return AdapterVersion(f"policy@v{number}", number, 1.0, f"/a/{number}", "0" * 64, "s", None, "policy@base", 8)
+
+
+def test_desired_is_champion_challenger_and_previous(store: Store) -> None:
+    with store.write() as tx:
+        for number in (1, 2, 3, 4):
+            adapters.insert(tx, version(number))
+        adapters.set_alias(tx, "champion", "policy@v3", 1.0)
+        adapters.set_alias(tx, "challenger", "policy@v4", 1.0)
+        adapters.set_alias(tx, "previous", "policy@base", 1.0)
+        assert adapters.next_number(tx) == 5
+    with store.write() as tx:
+        assert [v.name for v in adapters.desired(tx)] == ["policy@v3", "policy@v4"]
+        adapters.set_alias(tx, "challenger", None, 2.0)
+        assert [v.name for v in adapters.desired(tx)] == ["policy@v3"]
+        assert adapters.get(tx, "policy@v3") == version(3)
+
+
+def test_gates_rounds_rollouts_and_replicas_come_back(store: Store) -> None:
+    report = GateReport("policy@v1", "s", 1.0, GateDecision.REJECT, ("why",), {"auc": 0.5}, ({"prompt": "p"},))
+    test = RolloutState("r", "policy@base", "policy@v1", "salt", 0, 0.1, RolloutStatus.RUNNING, 1.0, 1.0)
+    look = Look("r", 2.0, 0, 3, 1, 2, 2, -0.5, 0.75)
+    replica = ReplicaReport("x", "node", 7, ("policy@v1",), 50.0, {"policy@v2": "broken"})
+    with store.write() as tx:
+        adapters.insert(tx, version(1))
+        adapters.insert_gate(tx, report)
+        opened = rounds.insert(tx, 5.0)
+        rounds.update(tx, opened.to(Training("s"), 6.5))
+        rollouts.put(tx, test)
+        rollouts.add_look(tx, look)
+        replicas.report(tx, replica)
+        replicas.report(tx, replace(replica, heartbeat_at=60.0))
+    with store.read() as tx:
+        assert adapters.get_gate(tx, "policy@v1") == report
+        current = rounds.current(tx)
+        assert current is not None and current.state == Training("s") and current.stage_s == {"snapshot": 1.5}
+        assert rollouts.live(tx) == test
+        assert rollouts.looks(tx, "r") == [look] and rollouts.last_look(tx, "r") == look
+        assert replicas.live(tx, 70.0, timeout_s=15.0) == [replace(replica, heartbeat_at=60.0)]
+        assert replicas.live(tx, 70.0, timeout_s=9.0) == []
+
+
+def test_the_lease_has_one_holder_until_it_expires(store: Store) -> None:
+    with store.write() as tx:
+        assert leases.take(tx, "controller", "a", 1, now=0.0, ttl_s=10.0)
+        assert leases.take(tx, "controller", "a", 1, now=5.0, ttl_s=10.0)
+        assert not leases.take(tx, "controller", "b", 2, now=14.0, ttl_s=10.0)
+        assert leases.take(tx, "controller", "b", 2, now=15.1, ttl_s=10.0)
+        assert not leases.take(tx, "controller", "a", 1, now=16.0, ttl_s=10.0)
+        assert leases.holder(tx, "controller", now=25.0) == leases.Holder("b", 2)
+        assert leases.holder(tx, "controller", now=25.2) is None
+
+
+def test_requests_are_answered_once(store: Store) -> None:
+    with store.write() as tx:
+        request = requests.ask(tx, Act.PROMOTE, 1.0)
+        assert requests.asked(tx) == [(request, Act.PROMOTE)] and requests.answered(tx, request) is None
+        requests.answer(tx, request, Refused("not yet"), 2.0)
+        assert requests.asked(tx) == [] and requests.answered(tx, request) == Refused("not yet")
+
+
+def test_a_failed_transaction_leaves_nothing(store: Store) -> None:
+    with pytest.raises(RuntimeError), store.write() as tx:
+        completions.insert(tx, completion())
+        raise RuntimeError("power cut")
+    with store.read() as tx:
+        assert tallies.total(tx) == Tally()
+
+
+WRITER = """
+import sys
+sys.path.insert(0, {root!r})
+from tests.support.rows import completion
+from kto_ray.store import completions, open_store
+store = open_store({url!r})
+i = 0
+while True:
+    with store.write() as tx:
+        completions.insert(tx, completion(f"k{{i:06}}"))
+    print(i, flush=True)  # acknowledged
+    i += 1
+"""
+
+
+def test_what_was_acknowledged_survives_kill_9(sqlite_store: Store) -> None:
+    script = WRITER.format(root=str(Path(__file__).parents[3]), url=sqlite_store.url)
+    writer = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
+    assert writer.stdout is not None
+    acknowledged = [int(writer.stdout.readline()) for _ in range(20)]
+    os.kill(writer.pid, signal.SIGKILL)
+    acknowledged += [int(line) for line in writer.stdout.read().split()]
+    writer.wait()
+    with sqlite_store.read() as tx:
+        assert all(completions.get(tx, f"k{i:06}") is not None for i in acknowledged)
+
+
+def test_a_store_that_cannot_be_opened_is_explained(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    for url in (f"sqlite:///{tmp_path}/file/kto.db", "postgresql+psycopg://kto:hidden@127.0.0.1:1/kto", "nosuch://x"):
+        with pytest.raises(ValueError, match="cannot be opened") as error:
+            open_store(url)
+        assert "hidden" not in str(error.value)
+    with pytest.raises(ValueError, match="must survive"):
+        open_store("sqlite://")
