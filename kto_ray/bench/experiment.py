@@ -1,4 +1,4 @@
-"""One learning experiment: train an adapter, score answers with it, answer prompts with it; or any part of that.
+"""Asks for one learning experiment, in a process of its own: train an adapter, score answers, answer prompts.
 
 All methods see the same rows in the same sealed order, from the same initial adapter. Who asks needs neither torch nor
 TRL: these are in the process that answers (`inside/experiment.py`).

@@ -92,11 +92,11 @@ def _run(manifest: SnapshotManifest, number: int) -> str:
 def _repeat(settings: Config, name: str, as_json: bool) -> None:
     """Train a version again from its own snapshot, settings and seed; exit 1 when other bytes come out."""
     from kto_ray.adapters.publish import as_trained, installed_versions
-    from kto_ray.store import adapters
+    from kto_ray.store import adapters, snapshots
     from kto_ray.train.learn import repeat
 
     version = read_store(settings, lambda tx: adapters.get(tx, name))
-    uri = read_store(settings, lambda tx: adapters.snapshot_uri(tx, version.snapshot or "")) if version else None
+    uri = read_store(settings, lambda tx: snapshots.uri_of(tx, version.snapshot)) if version else None
     if version is None or uri is None:
         raise ValueError(
             f"adapter {name!r} cannot be repeated: {'its snapshot' if version else 'it'} is not in the store"
@@ -149,13 +149,13 @@ def evaluate(
     settings = settings_of(config, set_)
     from kto_ray.adapters import files as adapter_files
     from kto_ray.model import resolve_model
-    from kto_ray.store import adapters
+    from kto_ray.store import adapters, snapshots
 
     version = read_store(settings, lambda tx: adapters.get(tx, adapter))
     if version is None:
         known = read_store(settings, lambda tx: [v.name for v in adapters.every(tx)])
         raise ValueError(f"adapter {adapter!r} is not in the store; known: {', '.join(known) or 'none'}")
-    uri = read_store(settings, lambda tx: adapters.snapshot_uri(tx, version.snapshot or ""))
+    uri = read_store(settings, lambda tx: snapshots.uri_of(tx, version.snapshot))
     if uri is None:
         raise ValueError(
             f"adapter {adapter!r} has no snapshot in the store, so there is no held-out feedback to judge by"

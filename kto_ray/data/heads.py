@@ -1,4 +1,5 @@
-"""Heads: what selection needs of every row, as columns of integers, so that millions fit in a driver."""
+"""Row heads: integers that stand for a row (hashes of id, user and texts; label; time), by which selection decides: of
+these, millions fit in a driver."""
 
 from __future__ import annotations
 

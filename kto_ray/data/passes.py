@@ -1,4 +1,4 @@
-"""The passes of a freeze over the rows, by Ray Data: read, tokenize, put in order and write.
+"""The passes over all rows while a snapshot is made, by Ray Data: read, tokenize, put in order and write.
 
 Texts and tokens live in Ray's object store, which spills to disk, and in one block of a task at a time. To the driver
 come columns of integers, and to the tasks go sorted arrays of them, never a dictionary.

@@ -1,4 +1,4 @@
-"""Seal the store's feedback into a snapshot: key ranges of completions, labelled where they are read."""
+"""What the loop calls to make a snapshot of the stored feedback: `snapshot.freeze` on key ranges of the store."""
 
 from __future__ import annotations
 

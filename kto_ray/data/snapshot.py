@@ -1,4 +1,4 @@
-"""Freeze labelled examples into a snapshot: tokenized Parquet shards, named by their content, the manifest last.
+"""How a snapshot is made of labelled examples (`freeze`): tokenized shards, named by content, the manifest last.
 
 A snapshot depends on its examples, the tokenizer, the config and the seed, never on the order of reading. The driver
 holds integers of the rows alone (`heads`), and decides; the texts and tokens pass through Ray Data (`passes`).

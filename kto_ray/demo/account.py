@@ -1,4 +1,4 @@
-"""report.json: what the crowd counted, joined with what the service says of itself."""
+"""Gathers the demo's report: what the crowd counted, joined with what the service says of itself."""
 
 from __future__ import annotations
 

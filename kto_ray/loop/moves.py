@@ -16,7 +16,7 @@ from kto_ray.records.rollouts import Look, RolloutState
 from kto_ray.records.rounds import Round
 from kto_ray.records.snapshots import SnapshotManifest
 from kto_ray.records.trainings import TrainingRun
-from kto_ray.store import adapters, rollouts, rounds, trainings
+from kto_ray.store import adapters, evaluation, rollouts, rounds, snapshots, trainings
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,14 +68,14 @@ def perform(tx: sa.Connection, change: Change, now: float) -> None:
 def _perform(tx: sa.Connection, effect: Effect, now: float) -> None:
     match effect:
         case KeepSnapshot(manifest, uri):
-            adapters.insert_snapshot(tx, manifest, uri)
+            snapshots.insert(tx, manifest, uri)
         case TrainingRun():
             trainings.put(tx, effect)
         case AdapterVersion():
             if adapters.get(tx, effect.name) is None:
                 adapters.insert(tx, effect)
         case GateReport():
-            adapters.insert_gate(tx, effect)
+            evaluation.put(tx, effect)
         case RolloutState():
             rollouts.put(tx, effect)
         case Look():

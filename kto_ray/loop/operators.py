@@ -1,4 +1,5 @@
-"""What operators ask, and what becomes of it. Pure: no store, no clock."""
+"""What the loop makes of an operator's request (promote, abort, pause, resume, rollback, run). Pure: no store, no
+clock."""
 
 from __future__ import annotations
 

@@ -28,7 +28,18 @@ from kto_ray.records.adapters import CHAMPION
 from kto_ray.records.requests import Act
 from kto_ray.records.rounds import Judging, OnTrial, Round, Sealing, Stage, Training
 from kto_ray.records.training import TrainingDiverged, TrainProgress
-from kto_ray.store import adapters, joining, leases, open_store, replicas, requests, rollouts, rounds, tallies
+from kto_ray.store import (
+    adapters,
+    joining,
+    leases,
+    open_store,
+    replicas,
+    requests,
+    rollouts,
+    rounds,
+    snapshots,
+    tallies,
+)
 from kto_ray.train.job import read_progress
 
 log = logging.getLogger(__name__)
@@ -152,12 +163,12 @@ class Loop:
                 return work.start(work.seal, self._config)
             case Training(snapshot):
                 with self._store.read() as tx:
-                    uri, number = adapters.snapshot_uri(tx, snapshot), adapters.next_number(tx)
+                    uri, number = snapshots.uri_of(tx, snapshot), adapters.next_number(tx)
                     champion = adapters.get(tx, seen.aliases[CHAMPION])  # None where it is the base model
                 return work.start(work.learn, config, current.run, number, uri, champion)
             case Judging(snapshot, adapter):
                 with self._store.read() as tx:
-                    uri, candidate = adapters.snapshot_uri(tx, snapshot), adapters.get(tx, adapter)
+                    uri, candidate = snapshots.uri_of(tx, snapshot), adapters.get(tx, adapter)
                     champion = adapters.get(tx, seen.aliases[CHAMPION])
                 return work.start(work.examine, config, self._policy, candidate, champion, uri)
             case _:

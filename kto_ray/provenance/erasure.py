@@ -24,7 +24,7 @@ from kto_ray.records.adapters import AdapterVersion
 from kto_ray.records.rounds import Stage
 from kto_ray.records.snapshots import SnapshotManifest
 from kto_ray.records.users import user_hash
-from kto_ray.store import Store, adapters, rounds, users
+from kto_ray.store import Store, adapters, rounds, snapshots, users
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,8 +83,8 @@ def purge(store: Store, config: Config, user: str) -> Reach:
         _refuse_while_sealing(tx)
         erased = users.erase(tx, user)
     with store.read() as tx:
-        snapshots = _snapshots(tx, config)
-    late = held_rows(snapshots, user_hash(config.salt, user), asked)  # sealed while we were looking
+        there = _snapshots(tx, config)
+    late = held_rows(there, user_hash(config.salt, user), asked)  # sealed while we were looking
     _bury(config, user, tuple(h for h in late if h.rows and h.purged_at is None))
     _sweep(config)
     return replace(reach, rows=erased)
@@ -114,7 +114,7 @@ def rebuild(store: Store, config: Config, version: AdapterVersion) -> tuple[Snap
     """
     sealed = replacing(config, version)
     with store.read() as tx:
-        uri = adapters.snapshot_uri(tx, version.snapshot or "")
+        uri = snapshots.uri_of(tx, version.snapshot)
     assert uri is not None, "an affected version has a snapshot"
     manifest = seal(sealed, until=load_manifest(uri).newest_feedback_at)
     with store.read() as tx:
@@ -127,7 +127,7 @@ def _snapshots(tx: sa.Connection, config: Config) -> list[tuple[str, str]]:
     home = Paths(config.home)
     fs, folder = filesystem(home.snapshots())
     sealed = [str(path).split("/")[-2] for path in fs.glob(join(folder, "*", SNAPSHOT_MANIFEST))]
-    return list(({name: home.snapshot(name) for name in sealed} | dict(adapters.every_snapshot(tx))).items())
+    return list(({name: home.snapshot(name) for name in sealed} | dict(snapshots.every(tx))).items())
 
 
 def _sweep(config: Config) -> None:

@@ -21,7 +21,7 @@ from kto_ray.records.adapters import AdapterVersion
 from kto_ray.records.completions import Completion
 from kto_ray.records.lineage import AdapterLineage, AnsweredBy, InTest, RowLineage, RowsIn, Version
 from kto_ray.records.users import user_hash
-from kto_ray.store import Store, adapters, completions, feedback, rollouts, rounds
+from kto_ray.store import Store, adapters, completions, evaluation, feedback, rollouts, rounds, snapshots
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,9 +49,9 @@ def lineage(store: Store, config: Config, name: str) -> RowLineage | AdapterLine
         if version is not None:
             return _of_adapter(tx, config, version)
         asked = _asked(tx, name)
-        snapshots = adapters.every_snapshot(tx)
+        sealed = snapshots.every(tx)
     user = user_hash(config.salt, name) if asked.kind == "user" else None
-    held = held_rows(snapshots, user, asked.completions)
+    held = held_rows(sealed, user, asked.completions)
     if not asked.found and not any(h.rows for h in held):
         raise ValueError(
             f"{name!r} is no adapter version, no completion and no user that the store or a snapshot knows"
@@ -122,7 +122,7 @@ def _of_adapter(tx: sa.Connection, config: Config, version: AdapterVersion) -> A
     while parent in by_name and parent not in ancestors:
         ancestors.append(parent)
         parent = by_name[parent].parent
-    uri = adapters.snapshot_uri(tx, version.snapshot or "")
+    uri = snapshots.uri_of(tx, version.snapshot)
     grave = read_tombstone(uri) if uri else None
     return AdapterLineage(
         **asdict(_version(tx, config, version)),
@@ -142,6 +142,6 @@ def _of_adapter(tx: sa.Connection, config: Config, version: AdapterVersion) -> A
 
 
 def _version(tx: sa.Connection, config: Config, version: AdapterVersion) -> Version:
-    gate = adapters.get_gate(tx, version.name)
+    gate = evaluation.get(tx, version.name)
     held = tuple(alias for alias, name in adapters.aliases(tx, config.base_name).items() if name == version.name)
     return Version(version.name, version.snapshot, gate.decision.value if gate else None, held)

@@ -1,4 +1,4 @@
-"""What KTO learns from."""
+"""An example: a prompt, an answer, and whether it is desirable; what KTO learns from."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A challenger's way to champion."""
+"""An A/B test: where it stands, its counts and its looks."""
 
 from __future__ import annotations
 

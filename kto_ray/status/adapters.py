@@ -10,7 +10,7 @@ import sqlalchemy as sa
 from kto_ray.config import Config
 from kto_ray.records.adapters import AdapterVersion
 from kto_ray.records.evaluation import GateReport
-from kto_ray.store import adapters
+from kto_ray.store import adapters, evaluation
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,14 +27,14 @@ class AdapterPage:
 
 
 def page(tx: sa.Connection, config: Config) -> AdapterPage:
-    gates = adapters.every_gate(tx)
+    gates = evaluation.every(tx)
     every = tuple(_shown(version, gates.get(version.name)) for version in adapters.every(tx))
     return AdapterPage(adapters.aliases(tx, config.base_name), every)
 
 
 def one(tx: sa.Connection, name: str) -> ShownAdapter | None:
     version = adapters.get(tx, name)
-    return _shown(version, adapters.get_gate(tx, name)) if version else None
+    return _shown(version, evaluation.get(tx, name)) if version else None
 
 
 def _shown(version: AdapterVersion, gate: GateReport | None) -> ShownAdapter:

@@ -1,4 +1,4 @@
-"""What Prometheus scrapes: GET /metrics, in its text format. Read from the store, so every gateway tells the same."""
+"""The figures that Prometheus gets, as text. Read from the store, so every gateway tells the same."""
 
 from __future__ import annotations
 

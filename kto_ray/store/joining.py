@@ -1,4 +1,5 @@
-"""Which completion an event means: found when the event comes, when the completion comes, or afterwards."""
+"""Which completion a thumb or an edit means; what comes before its completion is pending, and is joined when that comes
+or, where two transactions missed each other, afterwards."""
 
 from __future__ import annotations
 

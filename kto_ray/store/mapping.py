@@ -1,4 +1,4 @@
-"""Rows of the log as records, and back."""
+"""Rows of the tables of completions and feedback as records, and back."""
 
 from __future__ import annotations
 

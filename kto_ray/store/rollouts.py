@@ -1,4 +1,4 @@
-"""A/B tests: their state, their votes (one a user), and the interval at each look."""
+"""A/B tests: their state, the interval at each look, and their votes, one a user: which one is decided here."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A LoRA layer's part of the step, in one pass over its output.
+"""A faster LoRA layer for the training step: it adds into its frozen layer's output, in one pass.
 
 PEFT casts the input to the adapter's precision, multiplies, scales and adds, each with a buffer of its own, most of
 which autograd keeps: on a CPU that takes as long as the frozen layer's own product. Here the low-rank product is

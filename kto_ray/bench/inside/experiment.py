@@ -1,4 +1,4 @@
-"""The inside of one experiment (`bench/experiment.py`): the trainers side by side, the scores, the samples."""
+"""What runs in that process: the trainers side by side, the scores, the samples (`bench/experiment.py` asks for it)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What every route stands on: the config, the store, the view and the engine behind it."""
+"""What every route is given: the config, the store, the view and the engine behind it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The vLLM engine of a policy replica, with adapters loaded and unloaded in process, under names that never change."""
+"""The vLLM engine of a policy replica. Only its replica may load and unload an adapter, in process; no request can."""
 
 from __future__ import annotations
 

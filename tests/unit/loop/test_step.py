@@ -26,6 +26,7 @@ from kto_ray.store import (
     Store,
     adapters,
     completions,
+    evaluation,
     feedback,
     open_store,
     replicas,
@@ -198,7 +199,7 @@ def test_a_round_walks_to_its_test(loop: Loop, sqlite_store: Store, jobs: Jobs) 
     with sqlite_store.read() as tx:
         test = rollouts.live(tx)
         assert test is not None and (test.id, test.challenger) == (testing.state.rollout, V1)
-        assert adapters.get_gate(tx, V1) is not None and rounds.new_labels(tx) == 0
+        assert evaluation.get(tx, V1) is not None and rounds.new_labels(tx) == 0
 
 
 def test_another_controller_goes_on_where_one_was_killed(

@@ -16,7 +16,7 @@ from kto_ray.provenance.erasure import purge, reach_of, to_replace
 from kto_ray.provenance.lineage import lineage
 from kto_ray.records.completions import ExternalRef
 from kto_ray.records.feedback import Feedback, FeedbackKind
-from kto_ray.store import Store, adapters, completions, feedback, labels, open_store, rounds, tallies, users
+from kto_ray.store import Store, adapters, completions, feedback, labels, open_store, rounds, snapshots, tallies, users
 from kto_ray.store.tallies import Tally
 from tests.support.provenance import adapter, completion, seal, thumb
 
@@ -86,7 +86,7 @@ def learnt(filled: Any, tmp_path: Path) -> tuple[Store, Config]:
     with filled.write() as tx:
         for number, held in enumerate(rows, 1):
             manifest, uri = seal(tmp_path, {"train": held}, number)
-            adapters.insert_snapshot(tx, manifest, uri)
+            snapshots.insert(tx, manifest, uri)
             adapters.insert(tx, adapter(number, manifest.id, None))
         adapters.set_alias(tx, "champion", "policy@v2-aaaaaa", 4.0)
     return filled, config
@@ -96,7 +96,7 @@ def snapshot_of(store: Store, version: int) -> tuple[str, str]:
     with store.read() as tx:
         found = adapters.get(tx, f"policy@v{version}-aaaaaa")
         assert found is not None and found.snapshot is not None
-        uri = adapters.snapshot_uri(tx, found.snapshot)
+        uri = snapshots.uri_of(tx, found.snapshot)
         assert uri is not None
         return found.snapshot, uri
 

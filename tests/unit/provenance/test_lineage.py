@@ -12,7 +12,7 @@ from kto_ray.provenance.lineage import lineage
 from kto_ray.records.completions import Arm
 from kto_ray.records.lineage import InTest
 from kto_ray.records.rollouts import RolloutState, RolloutStatus
-from kto_ray.store import Store, adapters, completions, feedback, rollouts
+from kto_ray.store import Store, adapters, completions, feedback, rollouts, snapshots
 from tests.support.provenance import adapter, completion, seal, thumb
 
 CONFIG = Config(salt="s")
@@ -31,8 +31,8 @@ def told(store: Store, tmp_path: Path) -> Any:
         completions.insert(tx, completion("c4", "dan", v1.name, arm=Arm.CHALLENGER, rollout="r1"))
         for event in (thumb("f1", "c1", "ann"), thumb("f3", "c3", "cat"), thumb("f4", "c4", "dan")):
             feedback.record(tx, event)
-        adapters.insert_snapshot(tx, first, first_uri)
-        adapters.insert_snapshot(tx, second, second_uri)
+        snapshots.insert(tx, first, first_uri)
+        snapshots.insert(tx, second, second_uri)
         adapters.insert(tx, v1)
         adapters.insert(tx, v2)
         adapters.set_alias(tx, "champion", v1.name, 4.0)
@@ -85,8 +85,8 @@ def test_a_snapshot_that_has_no_index_is_read_itself(store: Store, tmp_path: Pat
     rows = {"train": [("c1", "ann"), ("c2", "ann")], "holdout": [("c3", "cat")]}
     (old, old_uri), (new, new_uri) = seal(tmp_path, rows, 1, indexed=False), seal(tmp_path, rows, 2)
     with store.write() as tx:
-        adapters.insert_snapshot(tx, old, old_uri)
-        adapters.insert_snapshot(tx, new, new_uri)
+        snapshots.insert(tx, old, old_uri)
+        snapshots.insert(tx, new, new_uri)
     for user in ("ann", "cat"):
         found: Any = lineage(store, CONFIG, user)
         first, second = found.snapshots

@@ -24,6 +24,7 @@ from kto_ray.store import (
     Store,
     adapters,
     completions,
+    evaluation,
     feedback,
     joining,
     labels,
@@ -190,7 +191,7 @@ def test_gates_rounds_rollouts_and_replicas_come_back(store: Store) -> None:
     replica = ReplicaReport("x", "node", 7, ("policy@v1",), 50.0, {"policy@v2": "broken"})
     with store.write() as tx:
         adapters.insert(tx, version(1))
-        adapters.insert_gate(tx, report)
+        evaluation.put(tx, report)
         opened = rounds.insert(tx, 5.0)
         rounds.update(tx, opened.to(Training("s"), 6.5))
         rollouts.put(tx, test)
@@ -198,7 +199,7 @@ def test_gates_rounds_rollouts_and_replicas_come_back(store: Store) -> None:
         replicas.report(tx, replica)
         replicas.report(tx, replace(replica, heartbeat_at=60.0))
     with store.read() as tx:
-        assert adapters.get_gate(tx, "policy@v1") == report
+        assert evaluation.get(tx, "policy@v1") == report
         current = rounds.current(tx)
         assert current is not None and current.state == Training("s") and current.stage_s == {"snapshot": 1.5}
         assert rollouts.live(tx) == test

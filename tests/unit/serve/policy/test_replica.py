@@ -16,7 +16,7 @@ from kto_ray.processor import precision
 from kto_ray.records.adapters import CHALLENGER, AdapterVersion
 from kto_ray.records.replicas import ReplicaReport
 from kto_ray.serve.policy.replica import Policy, llm_config
-from kto_ray.store import Store, adapters, replicas
+from kto_ray.store import Store, adapters, replicas, snapshots
 from tests.support.adapters import tensors, write
 from tests.support.engine import adapter_engine
 from tests.support.provenance import seal
@@ -54,7 +54,7 @@ def challenger(config: Config, store: Store, number: int, scale: float = 1.0) ->
     weights = {name: scale * number * tensor for name, tensor in tensors().items()}
     version = publish(config, write(folder, weights), number, manifest, None, 1.0)
     with store.write() as tx:
-        adapters.insert_snapshot(tx, manifest, uri)
+        snapshots.insert(tx, manifest, uri)
         adapters.insert(tx, version)
         adapters.set_alias(tx, CHALLENGER, version.name, 1.0)
     return version

@@ -1,4 +1,4 @@
-"""GET /healthz, /readyz and /metrics: what the platform asks."""
+"""GET /healthz, /readyz and /metrics: where what the platform asks and scrapes is answered."""
 
 from __future__ import annotations
 
