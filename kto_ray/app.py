@@ -130,10 +130,9 @@ def running(config: Config, tell: Callable[[str], None]) -> Iterator[str]:
         tell("vLLM and the model, gateway, controller")
         app = application(config)
         serve.run(app, name="kto-ray", route_prefix="/")
-        url = f"http://{config.http.host}:{config.http.port}"
-        _wait_ready(url)
+        _wait_ready(config.http.url)
         up = True
-        yield url
+        yield config.http.url
     finally:
         if not up:
             tell("stopping")

@@ -61,5 +61,7 @@ def rollout(
     if action not in STEERED:
         raise ValueError(f"rollout {action!r} does not exist; use get or one of: {', '.join(STEERED)}")
     with step("asking the controller"):
-        told = source.steer(action)
+        told, done = source.steer(action)
     tell(told, as_json)
+    if not done:
+        raise typer.Exit(1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 import httpx
 
@@ -23,7 +24,8 @@ class Source:
 
     def __init__(self, config: Config) -> None:
         self._config = config
-        self._url = f"http://{config.http.host}:{config.http.port}"
+        # Whatever proxy the environment names: the service is here.
+        self._http = httpx.Client(base_url=config.http.url, timeout=TIMEOUT_S, trust_env=False)
         self.running = self._answers()
 
     def loop(self) -> Shown:
@@ -51,7 +53,7 @@ class Source:
         ValueError: nothing of that name is known.
         """
         if self.running:
-            return self._got(httpx.get(f"{self._url}/v1/lineage/{name}", timeout=TIMEOUT_S))
+            return self._got(self._asked("GET", f"/v1/lineage/{quote(name, safe='')}"))
         from kto_ray.provenance.lineage import lineage
         from kto_ray.store import open_store
 
@@ -61,24 +63,37 @@ class Source:
         finally:
             store.close()
 
-    def steer(self, action: str) -> Shown:
-        """Ask the controller for an act on the rollout; what it answered.
+    def steer(self, action: str) -> tuple[Shown, bool]:
+        """Ask the controller for an act on the rollout; what it answered, and whether it was done.
 
         Raises:
-            ValueError: no service runs, or the controller refused.
+            ValueError: no service runs.
         """
         if not self.running:
             raise ValueError(
-                f"no service of {self._config.home!r} answers on {self._url} to {action}; start it with `kto-ray serve`"
+                f"no service of {self._config.home!r} answers on {self._http.base_url} to {action}; start it with "
+                "`kto-ray serve`"
             )
-        return self._got(httpx.post(f"{self._url}/v1/rollout/{action}", timeout=TIMEOUT_S))
+        answer = self._asked("POST", f"/v1/rollout/{action}")
+        if answer.status_code == 409:
+            return {"action": action, "result": answer.json()["error"]["message"]}, False
+        return self._got(answer), answer.status_code == 200
 
     def _get(self, path: str, query: Callable[[sa.Connection], Any]) -> Shown:
         if not self.running:
             return read_store(self._config, lambda tx: asdict(query(tx)))
-        answer = httpx.get(self._url + path, timeout=TIMEOUT_S)
+        answer = self._asked("GET", path)
         told: Shown = answer.json() if answer.status_code == 503 else self._got(answer)  # not ready is an answer too
         return told
+
+    def _asked(self, method: str, path: str) -> httpx.Response:
+        """Raises:
+        ValueError: the service went away.
+        """
+        try:
+            return self._http.request(method, path)
+        except httpx.HTTPError as error:
+            raise ValueError(f"the service at {self._http.base_url} went away: {error}; ask again") from None
 
     def _got(self, answer: httpx.Response) -> Shown:
         told: Shown = answer.json()
@@ -89,7 +104,7 @@ class Source:
     def _answers(self) -> bool:
         """Whether a service of this very store listens where the config says."""
         try:
-            told = httpx.get(f"{self._url}/healthz", timeout=5).json()
+            told = self._http.get("/healthz", timeout=5).json()
         except (httpx.HTTPError, ValueError):
             return False
         return isinstance(told, dict) and told.get("store") == self._config.store_mark

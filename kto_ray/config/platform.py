@@ -20,6 +20,11 @@ class HttpSection(Section):
     port: int = Field(8000, ge=1, le=65535)
     behind_proxy: bool = False  # required to listen beyond loopback: an authenticating proxy stands in front
 
+    @property
+    def url(self) -> str:
+        """The gateway's base URL, as this machine reaches it."""
+        return f"http://{f'[{self.host}]' if ':' in self.host else self.host}:{self.port}"
+
     @model_validator(mode="after")
     def _loopback_without_keys(self) -> HttpSection:
         if self.host not in ("127.0.0.1", "::1", "localhost") and not self.behind_proxy:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from pathlib import Path
 from typing import Literal
 
@@ -105,8 +106,11 @@ class Config(Section):
 
     @property
     def store_mark(self) -> str:
-        """Tells one store from another, and nothing else of it."""
-        return hashlib.sha256(self.database_url.encode()).hexdigest()[:16]
+        """Tells one store from another, however its path is spelled, and nothing else of it."""
+        url = self.database_url
+        if url.startswith("sqlite:///"):
+            url = f"sqlite:///{os.path.realpath(url.removeprefix('sqlite:///'))}"
+        return hashlib.sha256(url.encode()).hexdigest()[:16]
 
     def pool(self, name: Literal["serve", "train"]) -> dict[str, str]:
         """Ray's label selector of a node pool; empty where every node is for everything."""

@@ -10,6 +10,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from kto_ray import paths
+from kto_ray.data.shards import verified
 from kto_ray.data.tombstone import Purged, read_tombstone
 from kto_ray.records.snapshots import Shard, SnapshotManifest
 
@@ -30,8 +31,11 @@ def held(uri: str, manifest: SnapshotManifest, user: str | None, asked: Sequence
     """How many rows of each split a user (their hash) gave, or anyone gave on one of the completions `asked`.
 
     Raises:
-        Purged: the snapshot's rows were deleted for a user's sake.
+        Purged: the snapshot's rows were deleted for a user's sake, or are being deleted.
+        ValueError: it has no index, and a shard is missing or damaged.
     """
+    if tombstone := read_tombstone(uri):
+        raise Purged(uri, tombstone)
     wanted = pc.field("completion_id").isin(pa.array(asked, pa.string()))
     if user is not None:
         wanted = wanted | (pc.field("user_hash") == user)
@@ -39,11 +43,11 @@ def held(uri: str, manifest: SnapshotManifest, user: str | None, asked: Sequence
     if fs.exists(path):
         found = pq.read_table(path, filesystem=fs, filters=wanted, columns=["split"])["split"].to_pylist()
         return dict(Counter(found))
-    if tombstone := read_tombstone(uri):
-        raise Purged(uri, tombstone)
-    # Sealed before there were indexes.
-    rows = (_rows_of(uri, shard).filter(wanted)["split"].to_pylist() for shard in manifest.shards)
-    return dict(sum(map(Counter, rows), Counter[str]()))
+    rows: Counter[str] = Counter()
+    for shard in manifest.shards:  # sealed before there were indexes
+        verified(uri, shard)
+        rows.update(_rows_of(uri, shard).filter(wanted)["split"].to_pylist())
+    return dict(rows)
 
 
 def _rows_of(folder: str, shard: Shard) -> pa.Table:

@@ -38,10 +38,12 @@ class Purged(ValueError):
 
 
 def purge_rows(uri: str, manifest: SnapshotManifest, tombstone: Tombstone) -> None:
-    """Delete the shards of a snapshot and their index. Called again after it was killed, it deletes the rest."""
-    data = json.dumps(asdict(tombstone), indent=1).encode()
-    paths.write_atomic(paths.join(uri, paths.SNAPSHOT_TOMBSTONE), data)
-    for name in (*(shard.name for shard in manifest.shards), paths.SNAPSHOT_ROWS):  # the index last: it knows what goes
+    """Delete the shards of a snapshot and their index. Called again after it was killed, it deletes the rest; the first
+    tombstone stands, for it says whose rows there were."""
+    if read_tombstone(uri) is None:
+        data = json.dumps(asdict(tombstone), indent=1).encode()
+        paths.write_atomic(paths.join(uri, paths.SNAPSHOT_TOMBSTONE), data)
+    for name in (*(shard.name for shard in manifest.shards), paths.SNAPSHOT_ROWS):
         fs, path = paths.filesystem(paths.join(uri, name))
         if fs.exists(path):
             fs.rm(path)

@@ -32,7 +32,7 @@ class Controller:
             except LostLease:
                 continue
             except sa.exc.SQLAlchemyError as error:  # an outage of the store stops changes; the next tick tries again
-                log.warning("the controller cannot reach the store: %s", error)
+                log.warning("the store is away or refuses what the controller writes: %s", error)
 
     def check_health(self) -> None:
         """Called by Serve, which replaces a controller whose thread ended."""

@@ -164,13 +164,13 @@ def _failed(config: Config, seen: Seen, current: Round, failed: Failed) -> Move:
     new start makes it anew."""
     if not failed.hopeless and current.attempts + 1 < config.loop.max_attempts:
         words = f"round {current.id}, stage {current.stage} failed and is tried again: {failed.reason}"
-        return Change(current.again(failed.reason), words=words)
+        return Change(current.again(failed.reason), words=words, failed=True)
     return _give_up(current, f"{current.stage}: {failed.reason}", seen.now)
 
 
 def _give_up(current: Round, reason: str, now: float) -> Change:
     ended = current.ended(Outcome.FAILED, reason, now)
-    return Change(ended, (Point(CHALLENGER, None),), _end_words(ended))
+    return Change(ended, (Point(CHALLENGER, None),), _end_words(ended), failed=True)
 
 
 def _load(seen: Seen, current: Round, loading: Loading) -> Move:
@@ -189,8 +189,9 @@ def _test(config: Config, seen: Seen, current: Round, testing: OnTrial) -> Move:
     if state.live:
         state, looks = _look(config, seen, seen.trial)
     if state.live:
-        changed = (state,) if state != seen.trial.state else ()
-        return Change(None, (*looks, *changed)) if looks or changed else None
+        if state != seen.trial.state:
+            return Change(None, (*looks, state), f"rollout {state.id} enters stage {_stage(config, state)}")
+        return Change(None, looks) if looks else None
     outcome, aliases = settle(state)
     ended = current.ended(outcome, state.reason, seen.now)
     return Change(ended, (*looks, state, *aliases), _end_words(ended))
@@ -214,6 +215,10 @@ def settle(state: RolloutState) -> tuple[Outcome, tuple[Point, ...]]:
         swap = (Point(PREVIOUS, state.champion), Point(CHAMPION, state.challenger), Point(CHALLENGER, None))
         return Outcome.PROMOTED, swap
     return Outcome.ABORTED, (Point(CHALLENGER, None),)
+
+
+def _stage(config: Config, state: RolloutState) -> str:
+    return config.rollout.stages[state.stage].name
 
 
 def _end_words(ended: Round) -> str:

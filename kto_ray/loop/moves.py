@@ -48,11 +48,12 @@ class Start:
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """`round` as it is from now on, None where it stays; `words` go to the log."""
+    """`round` as it is from now on, None where it stays; `words` go to the log, as an error where something failed."""
 
     round: Round | None
     effects: tuple[Effect, ...] = ()
     words: str | None = None
+    failed: bool = False
 
 
 Move = Begin | Start | Change | None

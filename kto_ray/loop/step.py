@@ -14,6 +14,7 @@ import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 
 import ray
 import sqlalchemy as sa
@@ -25,7 +26,7 @@ from kto_ray.loop.decide import Failed, Job, Running, Seen, Trial, decide
 from kto_ray.loop.moves import Begin, Change, Move, Start, perform
 from kto_ray.loop.operators import obey
 from kto_ray.records.adapters import CHAMPION
-from kto_ray.records.requests import Act
+from kto_ray.records.requests import Act, Refused
 from kto_ray.records.rounds import Judging, OnTrial, Round, Sealing, Stage, Training
 from kto_ray.records.training import TrainingDiverged, TrainProgress
 from kto_ray.store import (
@@ -75,43 +76,45 @@ class Loop:
         with self._store.read() as tx:
             found, self._joined = joining.overlooked(tx, self._joined)
             asked = requests.asked(tx)
-            seen = self._observe(tx)
         if found:
             with self._act() as tx:
                 joining.join(tx, found)
-        if asked:
-            self._obey(seen, *asked[0])
-        else:
-            self._do(seen, decide(self._config, seen))
+        for request, act in asked:
+            self._obey(self._observe(), request, act)
+        seen = self._observe(with_job=True)
+        self._do(seen, decide(self._config, seen))
 
     # ---- observe
 
-    def _observe(self, tx: sa.Connection) -> Seen:
+    def _observe(self, with_job: bool = False) -> Seen:
         config, now = self._config, time.time()
-        newest = rounds.newest(tx)
-        current = newest if newest is not None and newest.stage is not Stage.DONE else None
-        tally = tallies.total(tx)
-        return Seen(
-            now=now,
-            round=current,
-            ended=newest if current is None else None,
-            new_labels=max(tally.labels - (newest.labels_before if newest else 0), 0),
-            labels=tally.labels,
-            aliases=adapters.aliases(tx, config.base_name),
-            live=tuple(replicas.live(tx, now, config.serve.heartbeat_timeout_s)),
-            trial=_trial(tx, current),
-            job=self._look(current) if current is not None else None,
-            nonce=uuid.uuid4().hex[:8],
-        )
+        with self._store.read() as tx:
+            newest = rounds.newest(tx)
+            current = newest if newest is not None and newest.in_progress else None
+            seen = Seen(
+                now=now,
+                round=current,
+                ended=newest if current is None else None,
+                new_labels=rounds.new_labels(tx),
+                labels=tallies.total(tx).labels,
+                aliases=adapters.aliases(tx, config.base_name),
+                live=tuple(replicas.live(tx, now, config.serve.heartbeat_timeout_s)),
+                trial=_trial(tx, current),
+                nonce=uuid.uuid4().hex[:8],
+            )
+        return replace(seen, job=self._look(current)) if with_job and current is not None else seen
 
     def _look(self, current: Round) -> Job:
-        """Where the job of the round's stage stands."""
+        """Where the job of the round's stage stands; what came of it is told once. Whoever cannot persist that starts
+        the job anew: what it did is found again, and what stood in the way may be another's now, as an adapter's
+        number."""
         if self._job is None or self._job[0] != _key(current):
             return None
         ref = self._job[1]
         done, _ = ray.wait([ref], timeout=0)
         if not done:
             return Running(self._news(current))
+        self._job = None
         try:
             result: Job = ray.get(ref)
             return result
@@ -123,10 +126,7 @@ class Loop:
     def _news(self, current: Round) -> TrainProgress | None:
         """How far a training is, where it went on since the last look."""
         progress = read_progress(self._config, current.run) if isinstance(current.state, Training) else None
-        if progress == self._shown:
-            return None
-        self._shown = progress
-        return progress
+        return progress if progress != self._shown else None
 
     # ---- act
 
@@ -142,12 +142,15 @@ class Loop:
             case Change():
                 with self._act() as tx:
                     perform(tx, move, seen.now)
+                if isinstance(seen.job, Running):
+                    self._shown = seen.job.progress
                 if move.words:
-                    log.info(move.words)
+                    log.log(logging.ERROR if move.failed else logging.INFO, move.words)
 
-    def _obey(self, seen: Seen, request: int, act: Act) -> None:
+    def _obey(self, seen: Seen, request: int, act: Act | str) -> None:
         """Do what an operator asked, and answer, at once."""
-        move, answer = obey(self._config, seen, act)
+        unknown = Refused(f"this version of kto_ray does not know {act!r}")
+        move, answer = obey(self._config, seen, act) if isinstance(act, Act) else (None, unknown)
         with self._act() as tx:
             if isinstance(move, Begin):
                 rounds.insert(tx, seen.now)

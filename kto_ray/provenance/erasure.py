@@ -17,7 +17,7 @@ from kto_ray.adapters.publish import as_trained
 from kto_ray.config import Config
 from kto_ray.data.seal import seal
 from kto_ray.data.snapshot import load_manifest
-from kto_ray.data.tombstone import Tombstone, purge_rows
+from kto_ray.data.tombstone import Tombstone, purge_rows, read_tombstone
 from kto_ray.paths import SNAPSHOT_MANIFEST, Paths, filesystem, join
 from kto_ray.provenance.lineage import Held, held_rows
 from kto_ray.records.adapters import AdapterVersion
@@ -131,14 +131,20 @@ def _snapshots(tx: sa.Connection, config: Config) -> list[tuple[str, str]]:
 
 
 def _sweep(config: Config) -> None:
-    """Delete what killed freezes left, staged or not published to the end: it may hold anyone's rows."""
+    """Delete what killed freezes left, staged or not published to the end, and what killed purges left: it may hold
+    anyone's rows."""
     home = Paths(config.home)
     fs, folder = filesystem(home.snapshots())
     parts = fs.ls(folder, detail=False) if fs.exists(folder) else []
-    staging = filesystem(home.staging())[1]
-    for leftover in (staging, *(str(part) for part in parts if not fs.exists(join(part, SNAPSHOT_MANIFEST)))):
+    torn = [str(part) for part in parts if not fs.exists(join(part, SNAPSHOT_MANIFEST))]
+    leftovers = [filesystem(home.staging())[1], *torn]
+    for leftover in leftovers:
         if fs.exists(leftover):
             fs.rm(leftover, recursive=True)
+    for name in (str(part).split("/")[-1] for part in parts if str(part) not in leftovers):
+        uri = home.snapshot(name)
+        if grave := read_tombstone(uri):
+            purge_rows(uri, load_manifest(uri), grave)
 
 
 def _refuse_while_sealing(tx: sa.Connection) -> None:

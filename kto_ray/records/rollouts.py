@@ -25,7 +25,7 @@ class RolloutState:
     @property
     def live(self) -> bool:
         """Running or paused: users are split."""
-        return self.status in (RolloutStatus.RUNNING, RolloutStatus.PAUSED)
+        return self.status in LIVE
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,3 +65,6 @@ class RolloutStatus(enum.StrEnum):
     PAUSED = "paused"
     PROMOTED = "promoted"
     ABORTED = "aborted"
+
+
+LIVE = (RolloutStatus.RUNNING, RolloutStatus.PAUSED)  # users are split

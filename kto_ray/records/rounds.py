@@ -84,7 +84,7 @@ class Round:
     state: State
     started_at: float
     stage_started_at: float
-    labels_before: int = 0  # that there were when it began: those beyond are for the next round
+    came_before: int = 0  # labels that had come when it began (`store.tallies`): those beyond are for the next round
     attempts: int = 0  # of the present stage that failed
     failure: str | None = None
     stage_s: Mapping[str, float] = field(default_factory=dict)
@@ -92,6 +92,10 @@ class Round:
     @property
     def stage(self) -> Stage:
         return self.state.stage
+
+    @property
+    def in_progress(self) -> bool:
+        return not isinstance(self.state, Ended)
 
     @property
     def run(self) -> str:

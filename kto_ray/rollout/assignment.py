@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from kto_ray.records.adapters import BASE, CHAMPION
 from kto_ray.records.completions import Arm
-from kto_ray.records.rollouts import RolloutState, RolloutStatus
+from kto_ray.records.rollouts import RolloutState
 from kto_ray.records.users import unit_interval
 
 
@@ -75,8 +75,7 @@ def _assign(user: str | None, champion: str, rollout: RolloutState | None, serva
     the challenger is not held by the replicas, its users get the champion and do not count, so nobody's request fails
     and no arm holds answers of the other.
     """
-    live = rollout is not None and rollout.status in (RolloutStatus.RUNNING, RolloutStatus.PAUSED)
-    if rollout is None or not live or rollout.champion != champion or user is None:
+    if rollout is None or not rollout.live or rollout.champion != champion or user is None:
         return Route(champion, Arm.CHAMPION)
     if unit_interval(rollout.salt, user) >= rollout.weight:
         return Route(champion, Arm.CHAMPION, rollout.id)

@@ -17,7 +17,7 @@ Gauges = dict[str, tuple[str, float]]  # name -> (help, value)
 
 def metrics(tx: sa.Connection, config: Config) -> bytes:
     registry = CollectorRegistry()
-    registry.register(_Collector(_loop(tx, config) | _training(trainings.newest(tx))))
+    registry.register(_Collector(_loop(tx, config) | _training(trainings.newest_of_a_round(tx))))
     return generate_latest(registry)
 
 
@@ -42,16 +42,18 @@ def _training(run: TrainingRun | None) -> Gauges:
     """The figures of the newest training that has taken a step: its newest step while it runs, then the result's."""
     if run is None or not run.figures:
         return {}
-    ended = run.history[-1] if run.history else run.figures
-    figures = {"kto_ray_train_round": ("Number of the newest round that has trained a step", float(run.round or 0))}
+    of_run, figures = (
+        run.figures,
+        {"kto_ray_train_round": ("Number of the newest round that has trained a step", float(run.round or 0))},
+    )
     for name, text, value in (
-        ("step", "Optimizer steps that it has taken", ended.get("step")),
-        ("steps", "Optimizer steps that it takes in all", run.figures["steps"]),
-        ("loss", "Loss of its newest step", ended.get("loss")),
-        ("kl_nats", "KL estimate of its newest step, in nats an answer", ended.get("kl")),
-        ("reward_margin", "Desirable minus undesirable reward of its newest step", ended.get("margin")),
-        ("tokens_per_second", "Real tokens a second: of its newest step, then of the run", run.figures["tokens_per_s"]),
-        ("seconds", "Seconds spent in its steps so far", run.figures["train_s"]),
+        ("step", "Optimizer steps that it has taken", of_run.get("step")),
+        ("steps", "Optimizer steps that it takes in all", of_run["steps"]),
+        ("loss", "Loss of its newest step", of_run.get("loss")),
+        ("kl_nats", "KL estimate of its newest step, in nats an answer", of_run.get("kl")),
+        ("reward_margin", "Desirable minus undesirable reward of its newest step", of_run.get("margin")),
+        ("tokens_per_second", "Real tokens a second: of its newest step, then of the run", of_run["tokens_per_s"]),
+        ("seconds", "Seconds spent in its steps so far", of_run["train_s"]),
     ):
         if value is not None:  # a step may hold rows of one class only
             figures[f"kto_ray_train_{name}"] = (text, float(value))

@@ -75,7 +75,7 @@ def loop(tx: sa.Connection, config: Config) -> LoopPage:
     found = rounds.latest(tx, SHOWN)
     runs = trainings.of_rounds(tx, found[0].id) if found else {}
     every = tuple(_shown(one, runs.get(one.id)) for one in found)
-    current = every[-1] if found and found[-1].stage is not Stage.DONE else None
+    current = every[-1] if found and found[-1].in_progress else None
     tally, new = tallies.total(tx), rounds.new_labels(tx)
     return LoopPage(
         round=current,

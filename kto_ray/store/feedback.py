@@ -62,9 +62,11 @@ def record(tx: sa.Connection, event: Feedback) -> Receipt:
 def withdraw(tx: sa.Connection, feedback_id: str, now: float) -> bool:
     """Mark an event withdrawn (again is fine); False when there is no such event."""
     mine = feedback.c.id == feedback_id
+    of = sa.select(feedback.c.completion_id).where(mine)
+    labels.lock(tx, tx.execute(of.where(feedback.c.completion_id.is_not(None))).scalars())
     standing = feedback.update().where(mine, feedback.c.withdrawn_at.is_(None)).values(withdrawn_at=now)
     withdrawn = tx.execute(standing).rowcount
-    row = tx.execute(sa.select(feedback.c.completion_id).where(mine)).first()
+    row = tx.execute(of).first()
     if withdrawn and row is not None:
         affected = [row.completion_id] if row.completion_id is not None else []
         tallies.add(tx, Tally(withdrawn=1) + labels.refresh(tx, affected))
@@ -74,12 +76,6 @@ def withdraw(tx: sa.Connection, feedback_id: str, now: float) -> bool:
 def events(tx: sa.Connection, completion_id: str) -> list[Feedback]:
     query = sa.select(feedback).where(feedback.c.completion_id == completion_id)
     return [feedback_of(row) for row in tx.execute(query.order_by(feedback.c.created_at, feedback.c.id)).mappings()]
-
-
-def every(tx: sa.Connection) -> list[Feedback]:
-    """The whole log, oldest first, for export."""
-    query = sa.select(feedback).order_by(feedback.c.created_at, feedback.c.id)
-    return [feedback_of(row) for row in tx.execute(query).mappings()]
 
 
 @dataclass(frozen=True, slots=True)

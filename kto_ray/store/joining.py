@@ -86,6 +86,7 @@ def overlooked(tx: sa.Connection, after: str = "") -> tuple[dict[str, str], str]
 def join(tx: sa.Connection, found: Mapping[str, str]) -> int:
     """Join events (id -> completion id) that are still pending; returns how many."""
     joined = 0
+    labels.lock(tx, found.values())
     for event, completion_id in found.items():
         still = (feedback.c.id == event) & feedback.c.completion_id.is_(None)
         joined += tx.execute(feedback.update().where(still).values(completion_id=completion_id)).rowcount

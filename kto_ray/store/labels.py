@@ -18,7 +18,7 @@ from kto_ray.records.examples import Example
 from kto_ray.records.feedback import Feedback, FeedbackKind
 from kto_ray.records.labels import Label, Verdict
 from kto_ray.store.mapping import completion_of, feedback_of
-from kto_ray.store.schema import completions, feedback, labels
+from kto_ray.store.schema import completions, feedback, labels, rounds
 from kto_ray.store.tallies import Tally
 
 CHUNK = 500  # completions of a query
@@ -93,6 +93,16 @@ def _events(tx: sa.Connection, chosen: sa.ColumnElement[bool]) -> dict[str, list
     return events
 
 
+def lock(tx: sa.Connection, completion_ids: Iterable[str]) -> None:
+    """Hold completions before their feedback is touched: whoever changes both takes them in this order, so that no two
+    wait for each other (PostgreSQL)."""
+    ids = sorted(set(completion_ids))
+    for begin in range(0, len(ids), CHUNK):
+        chosen = completions.c.id.in_(ids[begin : begin + CHUNK])
+        query = sa.select(completions.c.id).where(chosen).order_by(completions.c.id)
+        tx.execute(query.with_for_update(key_share=True)).all()
+
+
 def _said(tx: sa.Connection, ids: Sequence[str]) -> dict[str, list[Feedback]]:
     """What of the log makes labels, by completion; narrow, for migrations to this schema read with it too."""
     names = ("id", "created_at", "kind", "completion_id", "user", "value", "text", "withdrawn_at")
@@ -110,19 +120,28 @@ def _refresh(tx: sa.Connection, ids: Sequence[str]) -> Tally:
     query = sa.select(c.id, c.text, c.status, c.task, c.rollout, c.arm, c.user, c.created_at).where(c.id.in_(ids))
     answers = tx.execute(query.order_by(c.id).with_for_update(key_share=True)).all()
     events = _said(tx, ids)
-    fresh = [_columns(label, answer) for answer in answers for label in labels_of(answer, events.get(answer.id, []))]
     ours = labels.c.completion_id.in_(ids)
-    known = tx.execute(sa.select(labels.c.verdict).where(ours)).scalars().all()
+    known = {
+        (row.completion_id, row.user, row.verdict, row.at): row.since
+        for row in tx.execute(sa.select(labels).where(ours))
+    }
+    round_now = tx.execute(sa.select(sa.func.coalesce(sa.func.max(rounds.c.id), 0))).scalar_one()
+    fresh = [
+        _columns(label, answer, known.get((label.completion_id, label.user, label.verdict.value, label.at), round_now))
+        for answer in answers
+        for label in labels_of(answer, events.get(answer.id, []))
+    ]
     if known:
         tx.execute(labels.delete().where(ours))
     if fresh:
         tx.execute(labels.insert(), fresh)
-    after, before = Counter(row["verdict"] for row in fresh), Counter(known)
-    by = {verdict: after[verdict.value] - before[verdict.value] for verdict in Verdict}
-    return Tally(up=by[Verdict.UP], down=by[Verdict.DOWN], edits=by[Verdict.EDIT])
+    by = Counter(row["verdict"] for row in fresh)
+    by.subtract(verdict for _, _, verdict, _ in known)
+    came = sum(row["since"] == round_now for row in fresh) - sum(since == round_now for since in known.values())
+    return Tally(up=by[Verdict.UP.value], down=by[Verdict.DOWN.value], edits=by[Verdict.EDIT.value], came=came)
 
 
-def _columns(label: Label, answer: Any) -> dict[str, Any]:
+def _columns(label: Label, answer: Any, since: int) -> dict[str, Any]:
     return {
         "completion_id": label.completion_id,
         "user": label.user,
@@ -132,4 +151,5 @@ def _columns(label: Label, answer: Any) -> dict[str, Any]:
         "arm": answer.arm,
         "asker": answer.user,
         "asked_at": answer.created_at,
+        "since": since,
     }

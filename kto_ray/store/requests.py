@@ -16,10 +16,11 @@ def ask(tx: sa.Connection, act: Act, now: float) -> int:
     return int(key[0])
 
 
-def asked(tx: sa.Connection) -> list[tuple[int, Act]]:
-    """Requests not yet handled, oldest first: (id, what is asked)."""
+def asked(tx: sa.Connection) -> list[tuple[int, Act | str]]:
+    """Requests not yet handled, oldest first: (id, what is asked), a text where only a newer program knows it."""
     query = sa.select(requests.c.id, requests.c.action).where(requests.c.handled_at.is_(None)).order_by(requests.c.id)
-    return [(int(row.id), Act(row.action)) for row in tx.execute(query)]
+    known = set(Act)
+    return [(int(row.id), Act(row.action) if row.action in known else str(row.action)) for row in tx.execute(query)]
 
 
 def answer(tx: sa.Connection, request: int, given: Answer, now: float) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import asdict
 from typing import Any
 
@@ -9,10 +10,8 @@ import sqlalchemy as sa
 
 from kto_ray.records.completions import Arm
 from kto_ray.records.labels import Verdict
-from kto_ray.records.rollouts import ArmCount, Look, RolloutState, RolloutStatus
+from kto_ray.records.rollouts import LIVE, ArmCount, Look, RolloutState, RolloutStatus
 from kto_ray.store.schema import labels, rollout_points, rollouts
-
-LIVE = (RolloutStatus.RUNNING.value, RolloutStatus.PAUSED.value)
 
 
 def put(tx: sa.Connection, state: RolloutState) -> None:
@@ -29,7 +28,12 @@ def get(tx: sa.Connection, rollout: str) -> RolloutState | None:
 
 def live(tx: sa.Connection) -> RolloutState | None:
     """The rollout in progress, running or paused; there is at most one."""
-    query = sa.select(rollouts).where(rollouts.c.status.in_(LIVE)).order_by(rollouts.c.started_at.desc()).limit(1)
+    query = (
+        sa.select(rollouts)
+        .where(rollouts.c.status.in_([status.value for status in LIVE]))
+        .order_by(rollouts.c.started_at.desc())
+        .limit(1)
+    )
     row = tx.execute(query).mappings().first()
     return _state(row) if row else None
 
@@ -54,15 +58,24 @@ def votes(tx: sa.Connection, rollout: str, since: float) -> tuple[ArmCount, ArmC
     A user's first label on a completion asked for in that time is the unit: later ones are correlated with it and would
     make the confidence sequence too narrow. An edit counts as a down: the answer was not good enough.
     """
-    c = labels.c
-    order = sa.func.row_number().over(partition_by=c.asker, order_by=(c.at, c.completion_id, c.user))
-    up = sa.case((c.verdict == Verdict.UP.value, 1), else_=0)
-    theirs = (c.rollout == rollout) & c.asker.is_not(None) & (c.asked_at >= since)
-    judged = sa.select(c.arm, up.label("up"), order.label("nth")).where(theirs).subquery()
-    query = sa.select(judged.c.arm, sa.func.count(), sa.func.sum(judged.c.up)).where(judged.c.nth == 1)
-    by_arm = {row[0]: ArmCount(int(row[1]), int(row[2])) for row in tx.execute(query.group_by(judged.c.arm))}
-    empty = ArmCount(0, 0)
-    return by_arm.get(Arm.CHAMPION.value, empty), by_arm.get(Arm.CHALLENGER.value, empty)
+    # From one user to the next along the index, and of each the first label: users who judge on and on cost nothing.
+    theirs = labels.c.rollout == rollout
+    users = sa.select(sa.func.min(labels.c.asker).label("asker")).where(theirs).cte("users", recursive=True)
+    another = sa.select(sa.func.min(labels.c.asker)).where(theirs, labels.c.asker > users.c.asker)
+    users = users.union_all(sa.select(another.scalar_subquery()).where(users.c.asker.is_not(None)))
+    vote = labels.c.arm + "/" + labels.c.verdict
+    own = sa.select(vote).where(theirs, labels.c.asker == users.c.asker, labels.c.asked_at >= since)
+    first = own.order_by(labels.c.at, labels.c.completion_id, labels.c.user).limit(1).scalar_subquery().label("vote")
+    votes = sa.select(first).where(users.c.asker.is_not(None)).subquery()
+    counted = sa.select(votes.c.vote, sa.func.count()).where(votes.c.vote.is_not(None)).group_by(votes.c.vote)
+    number = Counter({str(row[0]): int(row[1]) for row in tx.execute(counted)})
+
+    def arm(name: Arm) -> ArmCount:
+        up, *others = (number[f"{name.value}/{verdict.value}"] for verdict in Verdict)
+        return ArmCount(up + sum(others), up)
+
+    assert next(iter(Verdict)) is Verdict.UP
+    return arm(Arm.CHAMPION), arm(Arm.CHALLENGER)
 
 
 def add_look(tx: sa.Connection, look: Look) -> None:

@@ -13,8 +13,8 @@ from kto_ray.store.schema import rounds
 
 def insert(tx: sa.Connection, now: float) -> Round:
     """Open a new round at its first stage."""
-    labels = tallies.total(tx).labels
-    new = Round(id=count(tx) + 1, state=Sealing(), started_at=now, stage_started_at=now, labels_before=labels)
+    came = tallies.total(tx).came
+    new = Round(id=count(tx) + 1, state=Sealing(), started_at=now, stage_started_at=now, came_before=came)
     tx.execute(rounds.insert().values(**_columns(new)))
     return new
 
@@ -26,7 +26,7 @@ def update(tx: sa.Connection, changed: Round) -> None:
 def current(tx: sa.Connection) -> Round | None:
     """The round in progress; there is at most one."""
     found = newest(tx)
-    return found if found is not None and found.stage is not Stage.DONE else None
+    return found if found is not None and found.in_progress else None
 
 
 def newest(tx: sa.Connection) -> Round | None:
@@ -55,9 +55,9 @@ def of_adapter(tx: sa.Connection, adapter: str) -> list[int]:
 
 
 def new_labels(tx: sa.Connection) -> int:
-    """Labels that no round has seen: how many there are more than when the newest round began."""
-    before = tx.execute(sa.select(rounds.c.labels_before).order_by(rounds.c.id.desc()).limit(1)).scalar()
-    return max(tallies.total(tx).labels - (before or 0), 0)
+    """Labels that no round has seen: those that came since the newest round began, and stand."""
+    before = tx.execute(sa.select(rounds.c.came_before).order_by(rounds.c.id.desc()).limit(1)).scalar()
+    return max(tallies.total(tx).came - (before or 0), 0)
 
 
 def _columns(value: Round) -> dict[str, Any]:
@@ -72,7 +72,7 @@ def _columns(value: Round) -> dict[str, Any]:
         "ended_at": ended.at if ended else None,
         "outcome": ended.outcome.value if ended else None,
         "reason": ended.reason if ended else value.failure,
-        "labels_before": value.labels_before,
+        "came_before": value.came_before,
         "attempts": value.attempts,
         "stage_s": dict(value.stage_s),
         **held,
@@ -86,7 +86,7 @@ def _round(row: Any) -> Round:
         state=state,
         started_at=row["started_at"],
         stage_started_at=row["stage_started_at"],
-        labels_before=row["labels_before"],
+        came_before=row["came_before"],
         attempts=row["attempts"],
         failure=None if isinstance(state, Ended) else row["reason"],
         stage_s=row["stage_s"],

@@ -115,7 +115,8 @@ labels = Table(
     Column("arm", String(16), nullable=False),
     Column("asker", String(255)),
     Column("asked_at", Double, nullable=False),
-    Index("ix_labels_rollout", "rollout", "asked_at"),
+    Column("since", Integer, nullable=False),  # the newest round when it came to be what it is; 0: before the first
+    Index("ix_labels_votes", "rollout", "asker", "at", "completion_id", "user"),
 )
 
 TALLY_SLOTS = 64
@@ -125,7 +126,7 @@ tallies = Table(
     Column("slot", Integer, primary_key=True, autoincrement=False),
     *(
         Column(name, BigInteger, nullable=False, server_default="0")
-        for name in ("completions", "stored", "pending", "withdrawn", "up", "down", "edits")
+        for name in ("completions", "stored", "pending", "withdrawn", "up", "down", "edits", "came")
     ),
 )
 
@@ -186,7 +187,7 @@ rounds = Table(
     Column("rollout", String(64)),
     Column("outcome", String(32)),
     Column("reason", Text),
-    Column("labels_before", BigInteger, nullable=False, server_default="0"),  # that there were when it began
+    Column("came_before", BigInteger, nullable=False, server_default="0"),  # the total `came` when it began
     Column("attempts", Integer, nullable=False),
     Column("stage_s", JSON, nullable=False),
     Index("ix_rounds_adapter", "adapter"),
@@ -203,7 +204,6 @@ trainings = Table(
     Column("ended_at", Double),
     Column("figures", JSON, nullable=False),
     Column("history", JSON, nullable=False),
-    Index("ix_trainings_started_at", "started_at"),
 )
 
 rollouts = Table(

@@ -18,7 +18,11 @@ from kto_ray.store.schema import TALLY_SLOTS, tallies
 
 @dataclass(frozen=True, slots=True)
 class Tally:
-    """Numbers of rows, or by how many they change. `up`, `down` and `edits` are labels by verdict."""
+    """Numbers of rows, or by how many they change. `up`, `down` and `edits` are labels by verdict.
+
+    `came` counts labels as they come, less those that go again before a round has begun: what it grew by since the
+    newest round began are the labels that no round has seen. That older ones were withdrawn or erased does not count.
+    """
 
     completions: int = 0
     stored: int = 0  # feedback events
@@ -27,6 +31,7 @@ class Tally:
     up: int = 0
     down: int = 0
     edits: int = 0
+    came: int = 0
 
     def __add__(self, other: Tally) -> Tally:
         return Tally(*(a + b for a, b in zip(astuple(self), astuple(other), strict=True)))

@@ -26,9 +26,11 @@ def get(tx: sa.Connection, run: str) -> TrainingRun | None:
     return _training(row) if row else None
 
 
-def newest(tx: sa.Connection) -> TrainingRun | None:
-    """The run that began last, without its history."""
-    query = sa.select(*WITHOUT_HISTORY).order_by(trainings.c.started_at.desc()).limit(1)
+def newest_of_a_round(tx: sa.Connection) -> TrainingRun | None:
+    """The run of the newest round that has trained, without its history."""
+    query = (
+        sa.select(*WITHOUT_HISTORY).where(trainings.c.round.is_not(None)).order_by(trainings.c.round.desc()).limit(1)
+    )
     row = tx.execute(query).mappings().first()
     return _training(row) if row else None
 

@@ -6,7 +6,6 @@ import asyncio
 
 from fastapi import APIRouter
 
-from kto_ray.provenance.lineage import lineage
 from kto_ray.records.lineage import AdapterLineage, RowLineage
 from kto_ray.serve.gateway.door import Door
 from kto_ray.serve.gateway.errors import ApiError
@@ -17,6 +16,8 @@ def router(door: Door) -> APIRouter:
 
     @routes.get("/v1/lineage/{name:path}")
     async def trace(name: str) -> RowLineage | AdapterLineage:
+        from kto_ray.provenance.lineage import lineage  # reads snapshots, with Ray Data, which no other route needs
+
         try:
             return await asyncio.to_thread(lineage, door.store, door.config, name)
         except ValueError as error:

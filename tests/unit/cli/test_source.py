@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import json
+import threading
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
+from kto_ray.cli import app
 from kto_ray.cli.source import Source
 from kto_ray.config import Config, load_config
+from kto_ray.loop.step import Loop
 from kto_ray.store import Store, completions
 from tests.conftest import FreePort
 from tests.support.engine import StandIn
@@ -44,12 +49,62 @@ def test_a_service_of_another_store_is_not_asked(config: Config, sqlite_store: S
             Source(other).steer("pause")
 
 
+@pytest.mark.parametrize("name", ["ann#1", "ann?x=1", "team/../ann", "a%41", "Zoë & co"])
+def test_a_name_is_asked_for_as_it_is(config: Config, sqlite_store: Store, name: str) -> None:
+    with sqlite_store.write() as tx:
+        completions.insert(tx, completion("c1", "ann"))
+        completions.insert(tx, completion("c2", name))
+    with served(config, sqlite_store, StandIn()):
+        told = Source(config).lineage(name)
+    assert (told["id"], told["completions"]) == (name, ["c2"])
+
+
+def test_a_service_is_found_however_its_home_is_spelled_and_past_any_proxy(
+    config: Config, sqlite_store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
+    (tmp_path / "x").mkdir()
+    spelled = load_config(None, (f"home={tmp_path}/x/..", f"http.port={config.http.port}"))
+    with served(config, sqlite_store, StandIn()):
+        assert Source(spelled).running
+
+
+@pytest.mark.parametrize(("answers", "code"), [(True, 1), (False, 1)])
+def test_an_act_that_was_not_done_is_told_and_exits_1(
+    config: Config, sqlite_store: Store, monkeypatch: pytest.MonkeyPatch, answers: bool, code: int
+) -> None:
+    monkeypatch.setattr("kto_ray.serve.gateway.loop.ANSWER_S", 5.0 if answers else 0.2)
+    loop = Loop(config, policy=None)
+    ended = threading.Event()
+
+    def run() -> None:
+        while not ended.wait(0.05):
+            loop.step()
+
+    thread = threading.Thread(target=run)
+    with served(config, sqlite_store, StandIn()):
+        if answers:
+            thread.start()
+        settings = ["--set", f"home={config.home}", "--set", f"http.port={config.http.port}"]
+        told = CliRunner().invoke(app, ["rollout", "pause", "--json", *settings])
+        ended.set()
+    if answers:
+        thread.join()
+    words = "refused: there is no rollout to pause" if answers else "has not handled it yet"
+    assert told.exit_code == code and words in json.loads(told.stdout)["result"]
+
+
+def test_a_service_that_goes_away_is_told(config: Config, sqlite_store: Store) -> None:
+    with served(config, sqlite_store, StandIn()):
+        source = Source(config)
+    with pytest.raises(ValueError, match="went away"):
+        source.loop()
+
+
 def test_nobody_to_steer_is_told(config: Config) -> None:
     with pytest.raises(ValueError, match="start it with `kto-ray serve`"):
         Source(config).steer("promote")
 
 
 def _as_json(told: object) -> object:
-    import json
-
     return tuple(json.loads(json.dumps(told)))

@@ -19,9 +19,9 @@ from kto_ray.loop.step import Loop, LostLease
 from kto_ray.records.adapters import AdapterVersion
 from kto_ray.records.evaluation import GateDecision, GateReport
 from kto_ray.records.replicas import ReplicaReport
-from kto_ray.records.requests import Act, Done
+from kto_ray.records.requests import Act, Done, Refused
 from kto_ray.records.rounds import Ended, Outcome, Stage
-from kto_ray.records.training import Trained
+from kto_ray.records.training import Trained, TrainProgress
 from kto_ray.store import (
     Store,
     adapters,
@@ -33,6 +33,7 @@ from kto_ray.store import (
     requests,
     rollouts,
     rounds,
+    schema,
     trainings,
 )
 from kto_ray.store.schema import metadata
@@ -230,6 +231,62 @@ def test_a_failure_is_tried_again_and_a_hopeless_one_is_not(loop: Loop, sqlite_s
     ended = until(loop, sqlite_store, Stage.DONE)
     assert isinstance(ended.state, Ended) and ended.state.outcome is Outcome.FAILED
     assert ended.state.reason == "snapshot: ValueError: one class"
+
+
+def test_what_cannot_be_persisted_is_worked_out_anew(loop: Loop, sqlite_store: Store, jobs: Jobs) -> None:
+    """A version was published by hand while the round trained, under the number that the round had drawn."""
+    labels(sqlite_store)
+    until(loop, sqlite_store, Stage.TRAIN)
+    loop.step()
+    by_hand = replace(jobs.results["learn"].version, name="policy@v1-bbbbbb")
+    with sqlite_store.write() as tx:
+        adapters.insert(tx, by_hand)
+    with pytest.raises(sa.exc.IntegrityError):
+        loop.step()
+    next_one = replace(jobs.results["learn"].version, name="policy@v2-aaaaaa", number=2)
+    jobs.results["learn"] = replace(jobs.results["learn"], version=next_one)
+    loading = until(loop, sqlite_store, Stage.LOAD)
+    assert loading.state.adapter == "policy@v2-aaaaaa" and jobs.started == ["seal", "learn", "learn"]
+
+
+def test_progress_is_shown_while_operators_ask_and_once_a_step(
+    loop: Loop, sqlite_store: Store, jobs: Jobs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    labels(sqlite_store)
+    until(loop, sqlite_store, Stage.TRAIN)
+    loop.step()
+    monkeypatch.setattr("ray.wait", lambda refs, timeout: ([], refs))
+    figures: Any = {**dict.fromkeys(TrainProgress.__slots__, 1.0), "step": 3, "steps": 9}
+    monkeypatch.setattr("kto_ray.loop.step.read_progress", lambda *_: TrainProgress(**figures))
+    with sqlite_store.write() as tx:
+        asked = [requests.ask(tx, Act.PAUSE, 1.0) for _ in range(3)]
+    loop.step()
+    with sqlite_store.read() as tx:
+        run = trainings.get(tx, "round-1")
+        assert run is not None and run.figures["step"] == 3
+        assert all(requests.answered(tx, request) for request in asked), "all of them, at once"
+    monkeypatch.setattr(trainings, "put", lambda *_: pytest.fail("nothing has moved"))
+    loop.step()
+
+
+def test_what_only_a_newer_program_knows_is_refused(loop: Loop, sqlite_store: Store) -> None:
+    with sqlite_store.write() as tx:
+        tx.execute(schema.requests.insert().values(created_at=1.0, action="freeze"))
+    loop.step()
+    with sqlite_store.read() as tx:
+        assert requests.answered(tx, 1) == Refused("this version of kto_ray does not know 'freeze'")
+
+
+def test_failures_are_logged_as_such(
+    loop: Loop, sqlite_store: Store, jobs: Jobs, caplog: pytest.LogCaptureFixture
+) -> None:
+    labels(sqlite_store)
+    jobs.results["seal"] = Failed("ValueError: one class", hopeless=True)
+    with caplog.at_level("INFO"):
+        until(loop, sqlite_store, Stage.DONE)
+    assert [r.getMessage() for r in caplog.records if r.levelname == "ERROR"] == [
+        "round 1 ends: failed (snapshot: ValueError: one class)"
+    ]
 
 
 def test_an_operator_is_obeyed_and_answered_at_once(loop: Loop, sqlite_store: Store) -> None:

@@ -51,10 +51,10 @@ def test_erasing_takes_the_users_rows_and_no_others(filled: Any) -> None:
         assert users.erase(tx, "ann") == found == users.UserRows(completions=1, feedback=3, feedback_of_others=2)
     with filled.write() as tx:
         assert completions.get(tx, "of-ann") is None and completions.get(tx, "of-bob") is not None
-        assert {e.id for e in feedback.every(tx)} == {"bob-on-bob", "somebody-on-bob"}
+        assert {e.id for e in feedback.events(tx, "of-bob")} == {"bob-on-bob", "somebody-on-bob"}
         assert users.erase(tx, "ann") == users.UserRows(0, 0, 0)
         assert users.erase(tx, "nobody") == users.UserRows(0, 0, 0)
-        assert tallies.total(tx) == Tally(completions=1, stored=2, up=2)
+        assert tallies.total(tx) == Tally(completions=1, stored=2, up=2, came=2)
 
 
 def test_erased_text_is_overwritten_in_sqlite(tmp_path: Path) -> None:

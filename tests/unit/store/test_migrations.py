@@ -40,7 +40,7 @@ def test_the_migrations_make_the_schema(store: Store) -> None:
 def test_data_of_the_schema_before_labels_is_carried_along(store: Store) -> None:
     migrate(store, "downgrade", "0002")
     with store.write() as tx:
-        for name, task in (("c1", None), ("c2", "title")):
+        for name, task in (("c1", None), ("c2", "title"), ("c4", None)):
             tx.execute(
                 sa.text(
                     "INSERT INTO completions (id, created_at, model, adapter, arm, status, messages, params, text, "
@@ -49,13 +49,18 @@ def test_data_of_the_schema_before_labels_is_carried_along(store: Store) -> None
                 ),
                 {"id": name, "task": task},
             )
-        for name, of, value, gone in (("f1", "c1", True, None), ("f2", "c2", True, None), ("f3", None, False, 5.0)):
+        for name, of, value, gone, at in (
+            ("f1", "c1", True, None, 2.0),
+            ("f2", "c2", True, None, 2.0),
+            ("f3", None, False, 5.0, 2.0),
+            ("f4", "c4", False, None, 9.0),  # after the round began
+        ):
             tx.execute(
                 sa.text(
                     "INSERT INTO feedback (id, created_at, kind, completion_id, named_completion, value, reason_codes, "
-                    "tags, withdrawn_at) VALUES (:id, 2, 'thumb', :of, 'x', :value, '[]', '{}', :gone)"
+                    "tags, withdrawn_at) VALUES (:id, :at, 'thumb', :of, 'x', :value, '[]', '{}', :gone)"
                 ),
-                {"id": name, "of": of, "value": value, "gone": gone},
+                {"id": name, "of": of, "value": value, "gone": gone, "at": at},
             )
         figures = {"steps": 2, "loss_last": 0.4, "history": [{"step": 1}, {"step": 2}]}
         tx.execute(
@@ -67,12 +72,11 @@ def test_data_of_the_schema_before_labels_is_carried_along(store: Store) -> None
         )
     migrate(store, "upgrade", "head")
     with store.read() as tx:
-        assert tallies.total(tx) == Tally(completions=2, stored=3, pending=1, withdrawn=1, up=1)
+        assert tallies.total(tx) == Tally(completions=3, stored=4, pending=1, withdrawn=1, up=1, down=1, came=1)
         run = trainings.get(tx, "round-1")
-        assert run is not None and run.figures == {"steps": 2, "loss_last": 0.4}
+        assert run is not None and run.figures == {"step": 2, "steps": 2, "loss_last": 0.4}
         assert run.history == ({"step": 1}, {"step": 2})
-        current = rounds.current(tx)
-        assert current is not None and current.labels_before == 1, "what there was is no news"
+        assert rounds.new_labels(tx) == 1, "what came since the round began"
 
 
 def test_a_newer_schema_is_used_where_it_can_be_and_told_where_it_cannot(store: Store) -> None:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+import random
 import signal
 import subprocess
 import sys
 import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -34,7 +37,9 @@ from kto_ray.store import (
     requests,
     rollouts,
     rounds,
+    schema,
     tallies,
+    users,
 )
 from kto_ray.store.feedback import KeyReused, Recorded
 from kto_ray.store.tallies import Tally
@@ -92,7 +97,7 @@ def test_feedback_before_its_completion_waits_and_is_joined(store: Store, by: st
     with store.write() as tx:
         completions.insert(tx, completion(external=ref))
     with store.read() as tx:
-        assert tallies.total(tx) == Tally(completions=1, stored=1, up=1)
+        assert tallies.total(tx) == Tally(completions=1, stored=1, up=1, came=1)
         assert [event.id for event in feedback.events(tx, "c1")] == ["f1"]
 
 
@@ -110,7 +115,7 @@ def test_joining_mends_what_two_transactions_missed(store: Store) -> None:
         assert joining.join(tx, found) == 0
     with store.read() as tx:
         assert joining.overlooked(tx) == ({}, "")
-        assert tallies.total(tx) == Tally(completions=1, stored=1, up=1)
+        assert tallies.total(tx) == Tally(completions=1, stored=1, up=1, came=1)
 
 
 def test_counts_leave_out_withdrawn_and_tasks(store: Store) -> None:
@@ -124,7 +129,7 @@ def test_counts_leave_out_withdrawn_and_tasks(store: Store) -> None:
         assert feedback.withdraw(tx, "f2", 300.0)
         assert not feedback.withdraw(tx, "nope", 300.0)
     with store.read() as tx:
-        assert tallies.total(tx) == Tally(completions=2, stored=4, withdrawn=1, edits=1)
+        assert tallies.total(tx) == Tally(completions=2, stored=4, withdrawn=1, edits=1, came=1)
         out = feedback.left_out(tx)
         assert (out.task, out.withdrawn, out.pending) == (1, 1, 0)
 
@@ -163,6 +168,56 @@ def test_only_a_users_first_judgement_in_the_stage_counts(store: Store) -> None:
     with store.read() as tx:
         assert rollouts.votes(tx, "r", since=100.0) == (ArmCount(1, 0), ArmCount(2, 1))
         assert rollouts.votes(tx, "other", since=0.0) == (ArmCount(0, 0), ArmCount(0, 0))
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_votes_are_each_users_first_judgement_whatever_they_say(store: Store, seed: int) -> None:
+    chance, said = random.Random(seed), []
+    with store.write() as tx:
+        for i in range(80):
+            user, arm = f"u{chance.randrange(9)}", chance.choice((Arm.CHAMPION, Arm.CHALLENGER))
+            at, asked_at, up = float(chance.randrange(30)), float(chance.randrange(20)), chance.random() < 0.5
+            completions.insert(tx, completion(f"c{i:02}", user=user, arm=arm, rollout="r", created_at=asked_at))
+            feedback.record(tx, thumb(f"f{i}", f"c{i:02}", value=up, created_at=at, user=user))
+            said.append((at, f"c{i:02}", user, arm, up, asked_at))
+    for since in (0.0, 7.0, 15.0):
+        first: dict[str, tuple[Arm, bool]] = {}
+        for _, _, user, arm, up, asked_at in sorted(said):
+            if asked_at >= since:
+                first.setdefault(user, (arm, up))
+        wanted = tuple(
+            ArmCount(sum(a is arm for a, _ in first.values()), sum(a is arm and up for a, up in first.values()))
+            for arm in (Arm.CHAMPION, Arm.CHALLENGER)
+        )
+        with store.read() as tx:
+            assert rollouts.votes(tx, "r", since) == wanted
+
+
+def test_withdrawing_waits_for_an_erasure_and_not_it_for_that(store: Store) -> None:
+    """One order of locks: an erasure that holds a completion gets its feedback too, whoever else wants both."""
+    with store.write() as tx:
+        completions.insert(tx, completion("c1", user="ann"))
+        feedback.record(tx, thumb("f1", "c1", user="ann"))
+
+    def withdraw() -> bool:
+        with store.write() as tx:
+            return feedback.withdraw(tx, "f1", 5.0)
+
+    with ThreadPoolExecutor(1) as other:
+        with store.write() as tx:
+            labels.lock(tx, ["c1"])
+            waiting = other.submit(withdraw)
+            time.sleep(0.3)
+            users.erase(tx, "ann")
+        assert waiting.result(timeout=30) is False
+
+
+def test_a_request_of_a_newer_program_is_told_as_text(store: Store) -> None:
+    with store.write() as tx:
+        tx.execute(schema.requests.insert().values(created_at=1.0, action="freeze"))
+        requests.ask(tx, Act.PAUSE, 2.0)
+    with store.read() as tx:
+        assert [act for _, act in requests.asked(tx)] == ["freeze", Act.PAUSE]
 
 
 def version(number: int) -> AdapterVersion:
