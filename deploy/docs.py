@@ -1,7 +1,8 @@
 """Make what the docs say of the code and of its figures; `make docs` runs it.
 
     tree.md       a line a module, which is the first line of its docstring
-    measured.md   docs/measured/NAME.md, with the table of docs/measured/NAME.json, which `kto-ray bench NAME` wrote
+    measured.md   docs/measured/NAME.md, with the table of docs/measured/NAME.json, which `kto-ray bench NAME` wrote,
+                  and the demo's, of docs/measured/demo-*.json, each a figures.json of `kto-ray demo`
 
 A test holds both files to what they are made of: no module is left out, and no figure is typed.
 """
@@ -17,10 +18,13 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from kto_ray.demo import figures
+
 ROOT = Path(__file__).parents[1]
 PACKAGE, TREE = ROOT / "kto_ray", ROOT / "kto_ray" / "docs" / "tree.md"
-MEASURED = PACKAGE / "docs" / "measured.md"
-ORDER = ("learn", "ablation", "edits", "rounds", "train", "peeking", "serve", "chat", "data", "scale")
+MEASURED, RECORDS = PACKAGE / "docs" / "measured.md", PACKAGE / "docs" / "measured"
+NONE = "No record yet."
+ORDER = ("demo", "learn", "ablation", "edits", "rounds", "train", "peeking", "serve", "chat", "data", "scale")
 MEASURED_HEAD = """# What was measured
 
 By commands that measure their peers in the same run; to be read as ratios, for machines differ and are noisy. Each
@@ -56,18 +60,28 @@ def measured() -> str:
     """The file's content; a benchmark that has no record yet says so."""
     parts = [MEASURED_HEAD]
     for name in ORDER:
-        text, record = (MEASURED.parent / "measured" / f"{name}{end}" for end in (".md", ".json"))
-        shown = _shown(name, json.loads(record.read_text())) if record.is_file() else "No record yet."
-        parts.append(text.read_text().strip().replace("{{" + name + "}}", shown) + "\n")
+        text = (RECORDS / f"{name}.md").read_text().strip()
+        parts.append(text.replace("{{" + name + "}}", _shown(name)) + "\n")
     return "\n".join(parts)
 
 
-def _shown(name: str, report: dict[str, Any]) -> str:
-    """A benchmark's own table as Markdown, under a line on where it comes from."""
-    made = report["measured"]
-    where = f"{made['cores']} cores of {made['processor']} ({', '.join(made['instructions'])})"
+def _shown(name: str) -> str:
+    """A table as Markdown, under a line on where its figures come from."""
+    if name == "demo":
+        runs = [json.loads(file.read_text()) for file in sorted(RECORDS.glob("demo-*.json"))]
+        where = " ".join(f"Column {i}: {_where(run['measured'])}." for i, run in enumerate(runs, start=1))
+        return f"*{where}*\n\n{markdown(figures.table(runs))}" if runs else NONE
+    record = RECORDS / f"{name}.json"
+    if not record.is_file():
+        return NONE
+    report = json.loads(record.read_text())
     bench = importlib.import_module(f"kto_ray.bench.{'learn' if name == 'ablation' else name}")
-    return f"*{where}; commit {made['commit']}, {made['at']}.*\n\n{markdown(bench.table(report))}"
+    return f"*{_where(report['measured'])}.*\n\n{markdown(bench.table(report))}"
+
+
+def _where(made: dict[str, Any]) -> str:
+    machine = f"{made['cores']} cores of {made['processor']} ({', '.join(made['instructions'])})"
+    return f"{machine}; commit {made['commit']}, {made['at']}"
 
 
 def markdown(table: Table) -> str:

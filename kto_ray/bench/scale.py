@@ -1,8 +1,9 @@
 """`kto-ray bench scale`: a tick of the loop, /v1/loop, /metrics and /readyz, as the past grows.
 
-A store is filled with events, pending feedback and ended rounds in fixed proportions, and each is measured in process
-on it, the store's file in the page cache. The slope is that of log time over log events: 0 does not grow, 1 grows as
-the past does. The peer is a count of the whole log, which is what a tick and each page would do without totals.
+A store is filled with events, pending feedback, ended rounds and a running test's labels in fixed proportions, and each
+is measured in process on it, the store's file in the page cache. The slope is that of log time over log events: 0 does
+not grow, 1 grows as the past does. The peer is a count of the whole log, which is what a tick and each page would do
+without totals.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from statistics import linear_regression, median
 from typing import Any
 
 import httpx
+import sqlalchemy as sa
 from rich.table import Table
 
 from kto_ray.config import Config
@@ -23,16 +25,19 @@ from kto_ray.loop.step import Loop
 from kto_ray.people.filler import fill
 from kto_ray.records.feedback import Feedback, FeedbackKind
 from kto_ray.records.replicas import ReplicaReport
+from kto_ray.records.rollouts import RolloutState, RolloutStatus
 from kto_ray.records.rounds import Ended, Outcome, Round
 from kto_ray.records.trainings import TrainingRun
 from kto_ray.serve.gateway.api import build
-from kto_ray.store import Store, feedback, open_store, replicas, tallies, trainings
+from kto_ray.store import Store, feedback, open_store, replicas, rollouts, tallies, trainings
 from kto_ray.store import rounds as stored_rounds
+from kto_ray.store.schema import labels
 
 PAGES = ("/v1/loop", "/metrics", "/readyz")
 PENDING_SHARE = 0.02  # of the events: 20,000 of a million
 ROUNDS_SHARE = 0.001
 STEPS = 100  # recorded of each round's training
+TEST = RolloutState("test", "policy@base", "policy@v1", "salt", 1, 0.5, RolloutStatus.RUNNING, 1.0, 1.0)
 Tell = Callable[[str], None]
 
 
@@ -43,6 +48,7 @@ class Measured:
     events: int
     pending: int
     rounds: int
+    test_labels: int  # of a running A/B test, by at most 1,000 users
     tick_ms: float
     pages_ms: Mapping[str, float]
     log_count_ms: float  # the peer
@@ -68,14 +74,22 @@ def bench_scale(config: Config, sizes: Sequence[int], repeats: int, tell: Tell) 
 
 
 def table(report: Mapping[str, Any]) -> Table:
-    shown = Table("events", "pending", "rounds", "tick, ms", *(f"{page}, ms" for page in PAGES), "count of the log, ms")
+    shown = Table(
+        "events",
+        "pending",
+        "rounds",
+        "labels of a test",
+        "tick, ms",
+        *(f"{page}, ms" for page in PAGES),
+        "count of the log, ms",
+    )
     for one in report["sizes"]:
         pages = (f"{one['pages_ms'][page]:.1f}" for page in PAGES)
-        size = (f"{one[name]:,}" for name in ("events", "pending", "rounds"))
+        size = (f"{one[name]:,}" for name in ("events", "pending", "rounds", "test_labels"))
         shown.add_row(*size, f"{one['tick_ms']:.1f}", *pages, f"{one['log_count_ms']:.1f}")
     slopes = report["slopes"]
     if slopes:
-        shown.add_row("slope", "", "", *(f"{slopes[name]:.2f}" for name in ("tick", *PAGES, "log count")))
+        shown.add_row("slope", "", "", "", *(f"{slopes[name]:.2f}" for name in ("tick", *PAGES, "log count")))
     return shown
 
 
@@ -87,14 +101,18 @@ def _grow(store: Store, before: int, size: int, tell: Tell) -> None:
             feedback.record(tx, Feedback(f"late-{i:07}", 1.0, FeedbackKind.THUMB, f"unknown-{i}", user="u", value=True))
     step = {"step": 1, "loss": 0.5, "kl": 0.1, "margin": 0.2, "tokens": 900, "seconds": 1.0}
     with store.write() as tx:
-        labels = tallies.total(tx).labels
+        came = tallies.total(tx).came
         for _ in range(int(before * ROUNDS_SHARE), int(size * ROUNDS_SHARE)):
             begun = stored_rounds.insert(tx, 1.0)
             ended = Ended(Outcome.REJECTED, "no evidence of gain", 9.0, "s", None)
-            stored_rounds.update(tx, Round(begun.id, ended, 1.0, 9.0, labels))
+            stored_rounds.update(tx, Round(begun.id, ended, 1.0, 9.0, came))
             figures = {**step, "steps": STEPS, "tokens_per_s": 100.0, "train_s": 9.0}
             trainings.put(tx, TrainingRun(begun.run, "s", 1.0, begun.id, None, 9.0, figures, (step,) * STEPS))
         replicas.report(tx, ReplicaReport("r", "node", 1, (), time.time()))
+        rollouts.put(tx, TEST)
+        # Ids are hashes: one in sixteen; of users that say much and little.
+        few = labels.c.completion_id.startswith("chatcmpl-1") & (sa.func.length(labels.c.asker) <= len("user-999"))
+        tx.execute(labels.update().where(few).values(rollout=TEST.id))
 
 
 def _measure(config: Config, store: Store, loop: Loop, size: int, repeats: int) -> Measured:
@@ -102,10 +120,14 @@ def _measure(config: Config, store: Store, loop: Loop, size: int, repeats: int) 
         with store.read() as tx:
             feedback.left_out(tx)
 
+    with store.read() as tx:
+        of_test = sa.select(sa.func.count()).select_from(labels).where(labels.c.rollout == TEST.id)
+        test_labels = int(tx.execute(of_test).scalar_one())
     return Measured(
         events=size,
         pending=int(size * PENDING_SHARE),
         rounds=int(size * ROUNDS_SHARE),
+        test_labels=test_labels,
         tick_ms=_timed(loop.step, repeats),
         pages_ms=asyncio.run(_pages(config, store, repeats)),
         log_count_ms=_timed(counted, min(repeats, 3)),

@@ -12,9 +12,9 @@ from typing import Annotated, Any
 
 import typer
 
-from kto_ray.bench.record import record
 from kto_ray.cli.common import AsJson, ConfigFile, Overrides, err, out, settings_of
 from kto_ray.config import Config
+from kto_ray.measured import record
 from kto_ray.paths import write_atomic
 from kto_ray.processor import precision
 

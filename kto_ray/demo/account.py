@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Sequence
 from dataclasses import asdict
 from importlib.metadata import distributions
@@ -17,6 +18,7 @@ from kto_ray.demo.report import (
     requests_record,
     round_record,
 )
+from kto_ray.measured import record
 from kto_ray.paths import SNAPSHOT_MANIFEST, Paths, filesystem, join
 
 if TYPE_CHECKING:
@@ -60,6 +62,7 @@ async def account(story: Story, stopped: str | None, total_s: float) -> Report:
         "answers": _side_by_side(story),
         "judgements": judgement_records(story.crowd.turns),
         "stopped": stopped,
+        "measured": record(time.time() - total_s),
         "config": story.config.model_dump(mode="json"),
         "versions": {d.metadata["Name"]: d.version for d in distributions() if d.metadata["Name"] in PACKAGES},
     }

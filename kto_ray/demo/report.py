@@ -263,9 +263,8 @@ def _span(interval: Sequence[float] | None) -> str:
     return "not measured" if interval is None else f"[{interval[0]:+.3f}, {interval[1]:+.3f}]"
 
 
-def write(report: Report, out_dir: Path) -> Path:
-    """Write report.json (rows of history included); returns its path."""
-    out_dir.mkdir(parents=True, exist_ok=True)
-    path = out_dir / "report.json"
+def write(report: Report, path: Path) -> Path:
+    """Write a report (report.json with its rows of history) to a file; returns its path."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(report, indent=1, default=str) + "\n")
     return path

@@ -14,6 +14,7 @@ from typing import Any
 from kto_ray import preflight
 from kto_ray.config import Config
 from kto_ray.demo import page, report
+from kto_ray.demo.figures import figures
 from kto_ray.demo.show import Narrator, console
 from kto_ray.demo.story import HABITS, Story
 from kto_ray.people.tastes import TASTES, Taste
@@ -114,7 +115,9 @@ def run_demo(
         found = asyncio.run(story.tell())
         met = report.conditions(found)
         found["conditions"] = [{"met": c.met, "words": c.words} for c in met]
-        paths = [report.write(found, Path(out_dir)), page.write(found, met, Path(out_dir) / "report.html")]
+        out = Path(out_dir)
+        report.write(figures(found), out / "figures.json")
+        paths = [report.write(found, out / "report.json"), page.write(found, met, out / "report.html")]
         narrator.answers(found["answers"])
         narrator.times(found["stage_s"])
         narrator.verdict(met, [str(path) for path in paths])

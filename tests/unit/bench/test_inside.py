@@ -13,10 +13,10 @@ import torch
 from kto_ray.bench.experiment import Work
 from kto_ray.bench.inside import data, experiment, serve, train
 from kto_ray.bench.own_process import ask
-from kto_ray.bench.record import record
 from kto_ray.bench.sealed_rows import Memory, sealed
 from kto_ray.config import Config
 from kto_ray.data.tokens import load_tokenizer
+from kto_ray.measured import record
 from tests.support.experiments import judged, tiny_config
 
 

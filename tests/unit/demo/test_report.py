@@ -221,7 +221,7 @@ def test_page_of_a_run_that_stopped_early() -> None:
 
 
 def test_report_json_is_written_where_asked(tmp_path: Path) -> None:
-    path = report.write(good_report(), tmp_path / "demo")
+    path = report.write(good_report(), tmp_path / "demo" / "report.json")
     assert path == tmp_path / "demo" / "report.json" and '"taste": "short"' in path.read_text()
 
 
