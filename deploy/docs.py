@@ -95,7 +95,8 @@ def markdown(table: Table) -> str:
     head = [plain(column.header) for column in table.columns]
     rows = zip(*([plain(cell) for cell in column.cells] for column in table.columns), strict=True)
     lines = [head, ["---"] * len(head), *map(list, rows)]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    title = f"{table.title}:\n\n" if table.title else ""
+    return title + "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def _modules(folder: Path) -> list[Path]:
