@@ -20,6 +20,7 @@ from kto_ray.model import resolve_model
 from kto_ray.records.snapshots import Shard, SnapshotManifest
 from kto_ray.records.training import TrainProgress
 from kto_ray.train.job import read_progress
+from tests.support import rows as handmade
 from tests.support.training import train
 
 ROWS, MICRO = 24, 4
@@ -91,29 +92,10 @@ def seal(folder: Path) -> Sealed:
 
 
 def manifest(shards: tuple[Shard, ...]) -> SnapshotManifest:
-    return SnapshotManifest(
-        id="0123456789abcdef",
-        created_at=1.0,
-        n_desirable=ROWS // 2,
-        n_undesirable=ROWS // 2,
-        n_holdout_desirable=0,
-        n_holdout_undesirable=0,
-        sources={"thumb": {"desirable": ROWS // 2, "undesirable": ROWS // 2}},
-        dropped={},
-        ratio=1.0,
-        ratio_low=0.5,
-        ratio_high=2.0,
-        desirable_weight=1.25,
-        undesirable_weight=1.0,
-        micro_batch=MICRO,
-        seed=3,
-        model=Config().model.id,
-        tokenizer_hash="",
-        template_hash="",
-        max_length=128,
-        shards=shards,
-        newest_feedback_at=1.0,
-    )
+    half = ROWS // 2
+    counts: Any = dict(n_desirable=half, n_undesirable=half, n_holdout_desirable=0, n_holdout_undesirable=0)
+    sources = {"thumb": {"desirable": half, "undesirable": half}}
+    return handmade.manifest(shards=shards, sources=sources, desirable_weight=1.25, micro_batch=MICRO, seed=3, **counts)
 
 
 def config(home: Path, **kto: Any) -> Config:

@@ -16,36 +16,10 @@ from kto_ray.adapters.files import adapter_name, check_adapter
 from kto_ray.adapters.publish import publish
 from kto_ray.config import Config
 from kto_ray.records.adapters import AdapterVersion
-from kto_ray.records.snapshots import SnapshotManifest
 from tests.support.adapters import LAYER, RANK, tensors, write
+from tests.support.rows import manifest
 
 MAX_RANK = 16
-
-
-def snapshot() -> SnapshotManifest:
-    return SnapshotManifest(
-        id="0123456789abcdef",
-        created_at=1.0,
-        n_desirable=16,
-        n_undesirable=16,
-        n_holdout_desirable=4,
-        n_holdout_undesirable=4,
-        sources={"thumb": {"desirable": 16, "undesirable": 16}},
-        dropped={},
-        ratio=1.0,
-        ratio_low=0.5,
-        ratio_high=2.0,
-        desirable_weight=1.0,
-        undesirable_weight=1.0,
-        micro_batch=4,
-        seed=7,
-        model=Config().model.id,
-        tokenizer_hash="t",
-        template_hash="c",
-        max_length=128,
-        shards=(),
-        newest_feedback_at=1.0,
-    )
 
 
 def champion() -> AdapterVersion:
@@ -58,7 +32,7 @@ def config(tmp_path: Path) -> Any:
 
 
 def published(config: Config, folder: Path, **settings: Any) -> Any:
-    return publish(config, write(folder, **settings), 7, snapshot(), champion(), created_at=5.0)
+    return publish(config, write(folder, **settings), 7, manifest(), champion(), created_at=5.0)
 
 
 def test_the_name_holds_number_and_hash() -> None:
@@ -74,17 +48,17 @@ def test_publishes_two_files_and_a_manifest(config: Any, tmp_path: Path) -> None
         "manifest.json",
     }
     assert version.name == f"policy@v7-{version.sha256[:6]}" and version.rank == RANK
-    assert (version.parent, version.reference, version.snapshot) == ("policy@v6-aaaaaa", "policy@base", snapshot().id)
-    manifest = json.loads((folder / "manifest.json").read_text())
-    assert manifest == version.manifest
-    assert manifest["seed"] == 7 and manifest["config"]["kto"]["beta"] == 0.3
-    assert manifest["versions"]["trl"] and manifest["versions"]["torch"]
+    assert (version.parent, version.reference, version.snapshot) == ("policy@v6-aaaaaa", "policy@base", manifest().id)
+    written = json.loads((folder / "manifest.json").read_text())
+    assert written == version.manifest
+    assert written["seed"] == 7 and written["config"]["kto"]["beta"] == 0.3
+    assert written["versions"]["trl"] and written["versions"]["torch"]
     check_adapter(version.uri, MAX_RANK)
 
 
 def test_publishing_again_returns_what_is_there(config: Any, tmp_path: Path) -> None:
     first = published(config, tmp_path / "checkpoint")
-    again = publish(config, str(tmp_path / "checkpoint"), 7, snapshot(), None, created_at=99.0)
+    again = publish(config, str(tmp_path / "checkpoint"), 7, manifest(), None, created_at=99.0)
     assert again == first
 
 

@@ -17,9 +17,9 @@ from kto_ray.records.replicas import ReplicaReport
 from kto_ray.records.requests import Act, Done, Refused
 from kto_ray.records.rollouts import ArmCount, Look, RolloutState, RolloutStatus
 from kto_ray.records.rounds import Ended, Judging, Loading, OnTrial, Outcome, Round, Sealing, State, Training
-from kto_ray.records.snapshots import SnapshotManifest
 from kto_ray.records.training import Trained, TrainProgress
 from kto_ray.records.trainings import TrainingRun as Run
+from tests.support.rows import manifest
 
 CONFIG = Config(home="/tmp/kto")
 NOW = 1000.0
@@ -51,15 +51,6 @@ def changed(found: Seen, config: Config = CONFIG) -> tuple[Round | None, tuple[A
     return move.round, move.effects
 
 
-def manifest() -> SnapshotManifest:
-    counts: Any = dict(
-        n_desirable=1, n_undesirable=1, n_holdout_desirable=1, n_holdout_undesirable=1, micro_batch=8, seed=0
-    )
-    figures: Any = dict(ratio=1.0, ratio_low=0.5, ratio_high=2.0, desirable_weight=1.0, undesirable_weight=1.0)
-    names: Any = dict(model="m", tokenizer_hash="t", template_hash="t", max_length=8, shards=(), newest_feedback_at=1.0)
-    return SnapshotManifest(id="s", created_at=1.0, sources={}, dropped={}, **counts, **figures, **names)
-
-
 def report(decision: GateDecision) -> GateReport:
     return GateReport(V1, "s", NOW, decision, ("why", "and why"), {})
 
@@ -89,10 +80,10 @@ def test_a_stage_with_a_job_starts_it_and_waits(state: State) -> None:
 
 
 def test_a_sealed_snapshot_is_trained_on() -> None:
-    after, effects = changed(seen(Sealing(), job=manifest()))
+    after, effects = changed(seen(Sealing(), job=manifest("s")))
     assert after is not None and after.state == Training("s")
     assert (after.stage_started_at, after.stage_s) == (NOW, {"snapshot": 50.0})
-    assert effects == (KeepSnapshot(manifest(), "/tmp/kto/snapshots/s"),)
+    assert effects == (KeepSnapshot(manifest("s"), "/tmp/kto/snapshots/s"),)
 
 
 def test_progress_is_recorded_and_the_round_stays() -> None:

@@ -3,178 +3,33 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
 import sqlalchemy as sa
 
-from kto_ray.config import Config, load_config
+from kto_ray.config import Config
 from kto_ray.loop.actor import Controller
 from kto_ray.loop.decide import Failed
 from kto_ray.loop.step import Loop, LostLease
-from kto_ray.records.adapters import AdapterVersion
-from kto_ray.records.evaluation import GateDecision, GateReport
-from kto_ray.records.replicas import ReplicaReport
 from kto_ray.records.requests import Act, Done, Refused
 from kto_ray.records.rounds import Ended, Outcome, Stage
-from kto_ray.records.training import Trained, TrainProgress
+from kto_ray.records.training import TrainProgress
 from kto_ray.store import (
     Store,
     adapters,
     completions,
     evaluation,
     feedback,
-    open_store,
-    replicas,
     requests,
     rollouts,
     rounds,
     schema,
     trainings,
 )
-from kto_ray.store.schema import metadata
-from tests.support.provenance import completion, seal, thumb
-
-V1 = "policy@v1-aaaaaa"
-
-
-class Jobs:
-    """Results in place of Ray tasks: each is there at the next tick."""
-
-    def __init__(self, folder: Path) -> None:
-        self.manifest, _ = seal(folder, {"train": [("c1", "ann")]}, 1)
-        self.started: list[str] = []
-        self.results: dict[str, Any] = {
-            "seal": self.manifest,
-            "learn": Trained(
-                AdapterVersion(V1, 1, 1.0, "uri", "0" * 64, self.manifest.id, None, "policy@base", 8),
-                ({"step": 1, "loss": 0.5},),
-                {"steps": 1, "tokens_per_s": 9.0, "train_s": 1.0},
-            ),
-            "examine": GateReport(V1, self.manifest.id, 1.0, GateDecision.PROMOTE_TO_CANARY, ("sane",), {}),
-        }
-
-    def start(self, function: Any, *_: Any) -> str:
-        self.started.append(function.__name__)
-        return str(function.__name__)
-
-    def get(self, ref: str) -> Any:
-        found = self.results[ref]
-        if isinstance(found, Exception):
-            raise found
-        return found
-
-
-@pytest.fixture
-def config(tmp_path: Path) -> Config:
-    return load_config(None, (f"home={tmp_path}", "loop.min_labels=8"))
-
-
-@pytest.fixture
-def jobs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Jobs]:
-    made = Jobs(tmp_path)
-    monkeypatch.setattr("kto_ray.loop.work.start", made.start)
-    monkeypatch.setattr("ray.wait", lambda refs, timeout: (refs, []))
-    monkeypatch.setattr("ray.get", made.get)
-    yield made
-
-
-@pytest.fixture
-def loop(config: Config, sqlite_store: Store, jobs: Jobs) -> Loop:
-    return Loop(config, policy=None)
-
-
-def labels(store: Store, number: int = 8) -> None:
-    with store.write() as tx:
-        for i in range(number):
-            completions.insert(tx, completion(f"c{i}", f"u{i}"))
-            feedback.record(tx, thumb(f"f{i}", f"c{i}", f"u{i}"))
-
-
-def hold(store: Store, *held: str) -> None:
-    with store.write() as tx:
-        replicas.report(tx, ReplicaReport("r", "node", 1, held, time.time(), dtype="float32"))
-
-
-def until(loop: Loop, store: Store, stage: Stage) -> Any:
-    for _ in range(10):
-        loop.step()
-        with store.read() as tx:
-            newest = rounds.newest(tx)
-        if newest is not None and newest.stage is stage:
-            return newest
-    raise AssertionError(f"{newest} has not come to {stage}")
-
-
-class Killed(BaseException):
-    """The controller's process ends here."""
-
-
-class Mortal(Loop):
-    """A controller that is killed at its write number `at`, before or after the commit."""
-
-    def __init__(self, config: Config, at: int | None, committed: bool) -> None:
-        super().__init__(config, policy=None)
-        self.writes = 0
-        self._at, self._committed = at, committed
-
-    @contextmanager
-    def _act(self) -> Iterator[sa.Connection]:
-        self.writes += 1
-        now = self.writes == self._at
-        with super()._act() as tx:
-            yield tx
-            if now and not self._committed:
-                raise Killed
-        if now:
-            raise Killed
-
-
-def a_whole_round(config: Config, at: int | None = None, committed: bool = False) -> tuple[dict[str, Any], int]:
-    """What is in the store after a round that an operator promotes, and how often its first controller wrote."""
-    store = open_store(config.database_url)
-    labels(store)
-    hold(store, V1)
-    loop, asked = Mortal(config, at, committed), False
-    first = loop
-    for _ in range(30):
-        try:
-            loop.step()
-        except Killed:
-            with store.write() as tx:
-                tx.exec_driver_sql("UPDATE leases SET expires_at = 0")
-            loop = Mortal(config, None, False)
-        with store.write() as tx:
-            newest = rounds.newest(tx)
-            if newest is not None and newest.stage is Stage.ROLLOUT and not asked:
-                requests.ask(tx, Act.PROMOTE, time.time())
-                asked = True
-            if newest is not None and isinstance(newest.state, Ended):
-                there: dict[str, Any] = {
-                    table.name: tx.execute(sa.select(sa.func.count()).select_from(table)).scalar()
-                    for table in metadata.sorted_tables
-                }
-                there |= adapters.aliases(tx, "policy@base")
-                there |= {"outcome": newest.state.outcome, "answered": type(requests.answered(tx, 1))}
-                return there, first.writes
-    raise AssertionError(f"{newest} has not ended")
-
-
-@pytest.mark.parametrize("committed", [False, True])
-def test_killed_around_any_write_the_next_controller_comes_to_the_same_end(
-    tmp_path: Path, jobs: Jobs, committed: bool
-) -> None:
-    def config(name: str) -> Config:
-        return load_config(None, (f"home={tmp_path / name}", "loop.min_labels=8"))
-
-    whole, writes = a_whole_round(config("whole"))
-    assert whole["outcome"] is Outcome.PROMOTED and whole["champion"] == V1 and writes > 6
-    for at in range(1, writes + 1):
-        assert a_whole_round(config(f"killed-{at}"), at, committed)[0] == whole, f"killed at write {at}"
+from tests.support.loop import V1, Jobs, hold, labels, until
+from tests.support.provenance import completion, thumb
 
 
 def test_a_round_walks_to_its_test(loop: Loop, sqlite_store: Store, jobs: Jobs) -> None:
