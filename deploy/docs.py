@@ -28,8 +28,8 @@ ORDER = ("demo", "learn", "ablation", "edits", "rounds", "train", "peeking", "se
 MEASURED_HEAD = """# What was measured
 
 By commands that measure their peers in the same run; to be read as ratios, for machines differ and are noisy. Each
-table says by which commit, where and when. What has no record yet was last measured before records were kept: figures of
-that time stand in the README of commit 9862de0.
+table says by which commit, where and when. What has no record yet was last measured before records were kept: figures
+of that time stand in the README of commit 9862de0.
 """
 HEAD = """# The tree
 
