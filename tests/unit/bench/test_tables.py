@@ -11,7 +11,8 @@ import pytest
 from rich.console import Console
 from rich.table import Table
 
-from kto_ray.bench import chat, rounds, train
+from kto_ray.bench import chat, data, rounds, train
+from kto_ray.bench.data import Built, Fed, Streamed
 from kto_ray.bench.experiment import Found, Work
 from kto_ray.bench.train import BARS, VARIANTS, Measured
 from kto_ray.config import Config
@@ -60,3 +61,16 @@ def test_processes_are_counted_by_name() -> None:
     report = {"users": 24, "answers_per_s": 2.94, "shares_ratio": {"ray::Worker": 0.77}, "worker_share_bar": 0.85}
     words = told(chat.table(report))
     assert "77.0%" in words and "24 users, 2.9 answers/s" in words and "85%" in words
+
+
+def test_what_a_stream_costs_is_against_memory_and_its_start_is_spread_over_an_epoch() -> None:
+    def fed(step_s: float) -> list[Fed]:
+        return [Fed([step_s] * 4, [0.0] * 4, 2.0, 0.5)] * 3
+
+    built = [Built("s", n, seconds, {"read": 1.0}, 0.8, 0.5) for n, seconds in ((900, 10.0), (9000, 100.0))]
+    streamed = Streamed(fed(1.1), fed(1.0), fed(1.0), {"stream": 9.0, "memory": 1.0}, epoch_steps=100)
+    report = data._report(Config(), [1000, 10_000], [1.0, 9.0], built, streamed)
+    assert report["time_slope"] == pytest.approx(1.0) and report["control_cost_share"] == 0.0
+    assert report["stream_cost_share"] == pytest.approx(0.1 + 2.0 / 100)
+    assert report["met"] == {"driver_peak_gib": True, "time_slope": True, "stream_cost_share": False}
+    assert "stream_cost_share 0.12 (bar 0.03, MISSED)" in told(data.table(report))
