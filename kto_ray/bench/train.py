@@ -152,7 +152,8 @@ def _in_process(config: Config, work: Work) -> Measured:
 def table(report: dict[str, Any]) -> Table:
     """The rates of a first epoch, with the ratio of ours to each."""
     sets = report["sets"]
-    shown = Table("tokens/s (ours over it)", *sets, title="first epoch, the reference counted once; later epochs")
+    title = f"first epoch, the reference counted once; later epochs; median of {report['repeats']} processes"
+    shown = Table("tokens/s (ours over it)", *sets, title=title)
     for variant in VARIANTS:
         cells = []
         for figures in sets.values():
