@@ -17,6 +17,7 @@ import pytest
 from kto_ray.app import _as_ctrl_c, check_home
 from kto_ray.config import load_config
 from kto_ray.store import leases, open_store, schema
+from tests.support.provenance import seal
 
 KTO_RAY = [sys.executable, "-m", "kto_ray"]
 
@@ -136,3 +137,13 @@ def test_sigterm_ends_a_service_as_ctrl_c_does(handler: Any) -> None:
             _as_ctrl_c()
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+def test_a_snapshot_is_shown_and_an_unknown_one_is_told(tmp_path: Path) -> None:
+    (tmp_path / "snapshots").mkdir()
+    manifest, uri = seal(tmp_path / "snapshots", {"train": [("c1", "ann")], "holdout": [("c2", "bo")]}, 1)
+    Path(uri).rename(tmp_path / "snapshots" / manifest.id)
+    told = run("data", "show", manifest.id, "--rows", "1", "--json", "--set", f"home={tmp_path}")
+    assert told.returncode == 0 and json.loads(told.stdout)["id"] == manifest.id, told.stderr
+    unknown = run("data", "show", "none", "--set", f"home={tmp_path}")
+    assert unknown.returncode == 2 and "none" in unknown.stderr
