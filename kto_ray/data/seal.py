@@ -16,12 +16,12 @@ from kto_ray.store import Store, feedback, labels
 logger = logging.getLogger(__name__)
 
 
-def seal(config: Config, until: float | None = None, tell: Callable[[str], None] = logger.info) -> SnapshotManifest:
-    """Freeze the stored feedback into a snapshot: what was recorded up to `until` (seconds since the epoch), or all.
+def seal(config: Config, until: int | None = None, tell: Callable[[str], None] = logger.info) -> SnapshotManifest:
+    """Freeze the stored feedback into a snapshot: up to the number `until` in the order of the store, or all of it.
 
-    Nothing newer than `newest_feedback_at` is read, however much arrives meanwhile: the same store with that time as
-    `until` gives the same snapshot later. Only feedback that was withdrawn or erased since is left out then too, for
-    it never trains; and an import counts from the times that its file names. Ray must be up; `tell` hears the stages.
+    Nothing behind the manifest's `newest_seq` is read, however much arrives meanwhile: the same store with that number
+    as `until` gives the same snapshot later. Only feedback that was withdrawn, held or erased since is left out then
+    too, for it never trains. Ray must be up; `tell` hears the stages.
 
     Raises:
         ValueError: what the store holds cannot be trained on (see `freeze`).
@@ -33,12 +33,12 @@ def seal(config: Config, until: float | None = None, tell: Callable[[str], None]
         out = feedback.left_out(tx, until)
     store.close()
     dropped = {"task": out.task, "withdrawn": out.withdrawn, "pending": out.pending}
-    read = partial(read_examples, config.database_url, until=out.newest_at)
-    return freeze(config, resolve_model(config.model), ranges, read, dropped, out.newest_at, tell)
+    read = partial(read_examples, config.database_url, until=out.newest_seq)
+    return freeze(config, resolve_model(config.model), ranges, read, dropped, out.newest_at, out.newest_seq, tell)
 
 
-def read_examples(url: str, keys: tuple[str, str | None], until: float | None = None) -> list[Example]:
-    """The labelled examples of one key range of completions, by the feedback recorded up to `until`."""
+def read_examples(url: str, keys: tuple[str, str | None], until: int | None = None) -> list[Example]:
+    """The labelled examples of one key range of completions, by the feedback up to the number `until`."""
     store = Store(url)
     with store.read() as tx:
         found = labels.examples(tx, keys, until)

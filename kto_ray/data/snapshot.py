@@ -47,6 +47,7 @@ def freeze(
     read: Callable[[R], list[Example]],
     dropped: Mapping[str, int],
     newest_feedback_at: float,
+    newest_seq: int = 0,
     tell: Callable[[str], None] = logger.info,
 ) -> SnapshotManifest:
     """Read, select, tokenize, order and write; Ray must be up.
@@ -59,7 +60,8 @@ def freeze(
         dropped: rows that were left out before, by reason; joined with those left out here: duplicate, contradiction
             (by one user, the latest stands), near_duplicate, stale_holdout, user_cap, window, too_long (the prompt
             fills max_length), unrenderable (the chat template refuses it), remainder (does not fill a micro-batch).
-        newest_feedback_at: the newest event that `read` may have seen.
+        newest_feedback_at: the newest event that `read` may have seen (seconds since the epoch).
+        newest_seq: its place in the order of the store.
         tell: hears the name of each stage when it begins: read, select, tokenize, order, write.
 
     Returns:
@@ -95,6 +97,7 @@ def freeze(
         written = passes.write(tokenized, train, holdout, staging, config.kto.micro_batch, config)
         every = Counter(dropped) + plan.dropped
         manifest = _manifest(config, plan, heads, written, hashes, every, newest_feedback_at)
+        manifest = dataclasses.replace(manifest, newest_seq=newest_seq)
         return _publish(home, staging, manifest)
 
 
@@ -209,7 +212,7 @@ def _publish(home: paths.Paths, staging: str, manifest: SnapshotManifest) -> Sna
 
 def _content_id(manifest: SnapshotManifest) -> str:
     facts = dataclasses.asdict(manifest)
-    del facts["id"], facts["created_at"]
+    del facts["id"], facts["created_at"], facts["newest_seq"]
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
 
 

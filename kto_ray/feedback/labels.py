@@ -10,7 +10,7 @@ from typing import Protocol
 
 from kto_ray.records.completions import Arm, Completion
 from kto_ray.records.examples import Example
-from kto_ray.records.feedback import Feedback, FeedbackKind
+from kto_ray.records.feedback import Feedback, FeedbackKind, Held
 from kto_ray.records.labels import Label, Verdict
 
 
@@ -25,26 +25,29 @@ class Answer(Protocol):
     def status(self) -> str: ...
     @property
     def task(self) -> str | None: ...
+    @property
+    def forced(self) -> bool: ...
 
 
 def labels(answer: Answer, events: Sequence[Feedback]) -> tuple[Label, ...]:
     """The verdict of each user on one completion, ordered by user.
 
     A thumb is a verdict; an edit that changes the answer is one and outranks the same user's thumb. The last standing
-    event per (user, kind) counts. Comments say nothing, and a completion that never trains (a task, an unfinished or
-    an empty answer) has no verdicts.
+    event per (user, kind) counts, by the order of the store. Comments and signals say nothing, neither does what
+    quarantine holds, and a completion that never trains (a task, an unfinished, an empty or a forced answer) has no
+    verdicts.
 
     Args:
         answer: the logged completion.
         events: its feedback log, in any order, withdrawn events included.
     """
     assert all(e.completion_id in (None, answer.id) for e in events), "events of another completion"
-    if answer.task or answer.status != "complete" or not answer.text.strip():
+    if answer.task or answer.forced or answer.status != "complete" or not answer.text.strip():
         return ()
     thumbs: dict[str, Feedback] = {}
     edits: dict[str, Feedback] = {}
-    for event in sorted(events, key=lambda e: (e.created_at, e.id)):
-        if event.withdrawn_at is not None:
+    for event in sorted(events, key=lambda e: (e.seq or 0, e.created_at, e.id)):
+        if event.withdrawn_at is not None or event.held in (Held.HELD, Held.DROPPED):
             continue
         user = _user_key(answer.id, event.user)
         if event.kind is FeedbackKind.THUMB:
@@ -69,9 +72,9 @@ def examples(completion: Completion, events: Sequence[Feedback]) -> tuple[Exampl
 def _verdict(answer: Answer, user: str, thumb: Feedback | None, edit: Feedback | None) -> Label | None:
     text = edit.text if edit is not None else None
     if edit is not None and text is not None and text.strip() not in ("", answer.text.strip()):
-        return Label(answer.id, user, Verdict.EDIT, edit.created_at, text)
+        return Label(answer.id, user, Verdict.EDIT, edit.created_at, text, edit.seq or 0)
     if thumb is not None and thumb.value is not None:
-        return Label(answer.id, user, Verdict.UP if thumb.value else Verdict.DOWN, thumb.created_at)
+        return Label(answer.id, user, Verdict.UP if thumb.value else Verdict.DOWN, thumb.created_at, seq=thumb.seq or 0)
     return None
 
 

@@ -202,7 +202,7 @@ def _trial(tx: sa.Connection, current: Round | None) -> Trial | None:
     state = rollouts.get(tx, testing.rollout) if testing else rollouts.live(tx)
     if state is None:
         return None
-    return Trial(state, rollouts.votes(tx, state.id, state.stage_started_at), rollouts.last_look(tx, state.id))
+    return Trial(state, rollouts.votes(tx, state.id), rollouts.last_look(tx, state.id))
 
 
 def _key(current: Round) -> tuple[int, Stage, int]:

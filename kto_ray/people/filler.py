@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from kto_ray.store import Store, labels, tallies
+from kto_ray.store import Store, labels, sequence, tallies
 from kto_ray.store.schema import completions, feedback
 from kto_ray.store.tallies import Tally
 
@@ -43,6 +43,9 @@ def fill(store: Store, start: int, stop: int, seed: int, tell: Callable[[str], N
         with store.write() as tx:
             if store.sqlite:
                 tx.exec_driver_sql("PRAGMA cache_size=-262144")  # KiB: random ids touch all of an index
+            numbers = iter(sequence.take(tx, len(said) + len(judged)))
+            for row in (*said, *judged):
+                row["seq"] = next(numbers)
             tx.execute(completions.insert(), said)
             tx.execute(feedback.insert(), judged)
             change = Tally(completions=len(said), stored=len(judged))

@@ -116,7 +116,7 @@ def rebuild(store: Store, config: Config, version: AdapterVersion) -> tuple[Snap
     with store.read() as tx:
         uri = snapshots.uri_of(tx, version.snapshot)
     assert uri is not None, "an affected version has a snapshot"
-    manifest = seal(sealed, until=load_manifest(uri).newest_feedback_at)
+    manifest = seal(sealed, until=load_manifest(uri).newest_seq)
     with store.read() as tx:
         twins = [v for v in adapters.every(tx) if v.snapshot == manifest.id and as_trained(config, v) == sealed]
     return manifest, twins[-1] if twins else None

@@ -27,6 +27,9 @@ class Completion:
 
     `model` is what the client asked for, `adapter` the immutable version that answered (`policy@v7-3fa9c1`, or
     `policy@base`). `status` is "complete", "aborted" (the client left) or "failed".
+
+    `prompt_ids` and `answer_ids` are the tokens that the engine read and said (int32, little-endian; None where nobody
+    told: an import), made by the tokenizer of `base`; they are what is trained, `messages` and `text` are for people.
     """
 
     id: str
@@ -47,6 +50,16 @@ class Completion:
     params: Json = field(default_factory=dict)
     latency_s: float = 0.0
     first_token_s: float | None = None
+    principal: str | None = None  # whose key asked; None: no keys are in use
+    forced: bool = False  # the client forced or biased the words: they are not the policy's own, and never train
+    prompt_ids: bytes | None = None
+    answer_ids: bytes | None = None
+    stop_reason: str | None = None  # the stop string or token that ended it, where that was not the end of turn
+    reasoning: str | None = None
+    tool_calls: tuple[Json, ...] = ()
+    base: str | None = None  # `ModelSection.mark`
+    archive: str | None = None  # the archive that holds messages, text and ids, once retention has moved them there
+    seq: int | None = field(default=None, compare=False)  # its place in the order of the store; None: not stored yet
 
 
 class Arm(enum.StrEnum):

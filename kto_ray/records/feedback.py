@@ -10,7 +10,7 @@ from kto_ray.records.completions import ExternalRef, Json
 
 @dataclass(frozen=True, slots=True)
 class Feedback:
-    """One event of the append-only feedback log. `value` belongs to a thumb, `text` to an edit."""
+    """One event of the append-only log. `value` belongs to a thumb, `text` to an edit, `signal` to a signal."""
 
     id: str
     created_at: float
@@ -26,9 +26,33 @@ class Feedback:
     idempotency_key: str | None = None
     body_hash: str | None = None
     withdrawn_at: float | None = None
+    principal: str | None = None  # whose key sent it; None: no keys are in use
+    key_owner: str = ""  # whose idempotency_key it is
+    reviewer: bool = False  # from a key that may judge any answer
+    signal: Signal | None = None
+    parent: str | None = None  # the event on a whole conversation that this one was spread from
+    held: Held | None = None
+    held_why: str | None = None
+    seq: int | None = field(default=None, compare=False)  # its place in the order of the store; None: not stored yet
 
 
 class FeedbackKind(enum.StrEnum):
     THUMB = "thumb"
     EDIT = "edit"
     COMMENT = "comment"
+    SIGNAL = "signal"  # what a user did rather than said; no label unless the config says so
+
+
+class Signal(enum.StrEnum):
+    REGENERATED = "regenerated"
+    COPIED = "copied"
+    STOPPED = "stopped"
+    DISAGREED = "disagreed"  # the next turn
+
+
+class Held(enum.StrEnum):
+    """Where an event stands that quarantine has caught. Only a released one counts."""
+
+    HELD = "held"
+    RELEASED = "released"
+    DROPPED = "dropped"

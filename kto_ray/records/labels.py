@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 
 class Verdict(enum.StrEnum):
@@ -21,3 +21,5 @@ class Label:
     verdict: Verdict
     at: float
     text: str | None = None  # the edited one
+    seq: int = field(default=0, compare=False)  # of the event that decided it
+    reviewer: bool = False  # by someone who may judge any answer: it trains, and is no vote

@@ -10,7 +10,8 @@ from kto_ray.records.completions import Json
 
 @dataclass(frozen=True, slots=True)
 class SnapshotManifest:
-    """What a snapshot holds. `id` is the SHA-256 (first 16 hex digits) of everything here but itself and created_at."""
+    """What a snapshot holds. `id` is the SHA-256 (first 16 hex digits) of everything here but itself, created_at
+    and newest_seq, which say when and where it was made."""
 
     id: str
     created_at: float
@@ -34,6 +35,7 @@ class SnapshotManifest:
     shards: tuple[Shard, ...]
     newest_feedback_at: float
     filters: Json = field(default_factory=dict)  # the settings that decided which rows entered
+    newest_seq: int = 0  # in the order of the store: feedback up to here was read
 
 
 @dataclass(frozen=True, slots=True)

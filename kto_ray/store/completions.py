@@ -5,7 +5,7 @@ from __future__ import annotations
 import sqlalchemy as sa
 
 from kto_ray.records.completions import Completion
-from kto_ray.store import joining, tallies
+from kto_ray.store import joining, sequence, tallies
 from kto_ray.store.mapping import columns_of, completion_of
 from kto_ray.store.schema import completions, feedback
 from kto_ray.store.tallies import Tally
@@ -13,7 +13,8 @@ from kto_ray.store.tallies import Tally
 
 def insert(tx: sa.Connection, completion: Completion) -> None:
     """Add a completion and join the feedback that was waiting for it."""
-    tx.execute(completions.insert().values(**columns_of(completion)))
+    [seq] = sequence.take(tx)
+    tx.execute(completions.insert().values(**{**columns_of(completion), "seq": seq}))
     tallies.add(tx, Tally(completions=1) + joining.arrived(tx, completion.id, completion.external))
 
 
@@ -30,5 +31,5 @@ def of_user(tx: sa.Connection, user: str) -> list[Completion]:
     """What a user asked for or judged, oldest first."""
     judged = sa.select(feedback.c.completion_id).where(feedback.c.user == user)
     query = sa.select(completions).where((completions.c.user == user) | completions.c.id.in_(judged))
-    ordered = query.order_by(completions.c.created_at, completions.c.id)
+    ordered = query.order_by(completions.c.seq)
     return [completion_of(row) for row in tx.execute(ordered).mappings()]

@@ -9,7 +9,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from kto_ray.records.feedback import Feedback
-from kto_ray.store import joining, labels, tallies
+from kto_ray.store import joining, labels, sequence, tallies
 from kto_ray.store.mapping import feedback_columns, feedback_of
 from kto_ray.store.schema import completions, feedback
 from kto_ray.store.tallies import Tally
@@ -39,16 +39,18 @@ def record(tx: sa.Connection, event: Feedback) -> Receipt:
         KeyReused: the key is known with another body.
     """
     if event.idempotency_key is not None:
-        known = _by_key(tx, event.idempotency_key)
+        known = _by_key(tx, event)
         if known is not None:
             return _repeat(known, event)
     completion_id = joining.resolve(tx, event)
+    labels.lock(tx, [completion_id] if completion_id is not None else [])  # before the number: its order is the one
     try:
         with tx.begin_nested():
-            tx.execute(feedback.insert().values(**feedback_columns(event, completion_id)))
+            [seq] = sequence.take(tx)
+            tx.execute(feedback.insert().values(**{**feedback_columns(event, completion_id), "seq": seq}))
     except sa.exc.IntegrityError:
         # On PostgreSQL another transaction may have committed the same key since we looked.
-        known = _by_key(tx, event.idempotency_key) if event.idempotency_key else None
+        known = _by_key(tx, event) if event.idempotency_key else None
         if known is None:
             raise
         return _repeat(known, event)
@@ -75,21 +77,23 @@ def withdraw(tx: sa.Connection, feedback_id: str, now: float) -> bool:
 
 def events(tx: sa.Connection, completion_id: str) -> list[Feedback]:
     query = sa.select(feedback).where(feedback.c.completion_id == completion_id)
-    return [feedback_of(row) for row in tx.execute(query.order_by(feedback.c.created_at, feedback.c.id)).mappings()]
+    return [feedback_of(row) for row in tx.execute(query.order_by(feedback.c.seq)).mappings()]
 
 
 @dataclass(frozen=True, slots=True)
 class LeftOut:
-    """Events of the log that a snapshot leaves out, by reason, and the time of the newest event of all."""
+    """Events of the log that a snapshot leaves out, by reason, and the newest event of all."""
 
     task: int  # on completions with a task header, which never train
     withdrawn: int
     pending: int
-    newest_at: float
+    newest_at: float  # seconds since the epoch
+    newest_seq: int
 
 
-def left_out(tx: sa.Connection, until: float | None = None) -> LeftOut:
-    """Of the events recorded up to `until` (seconds since the epoch), or of all; it walks the log."""
+def left_out(tx: sa.Connection, until: int | None = None) -> LeftOut:
+    """Of the events up to the number `until` in the order of the store, or of all; it walks the log."""
+    until = sequence.settled(tx) if until is None else until
 
     def total(condition: sa.ColumnElement[bool]) -> sa.ColumnElement[int]:
         return sa.func.coalesce(sa.func.sum(sa.case((condition, 1), else_=0)), 0)
@@ -100,14 +104,13 @@ def left_out(tx: sa.Connection, until: float | None = None) -> LeftOut:
         total(feedback.c.completion_id.is_(None)),
         sa.func.coalesce(sa.func.max(feedback.c.created_at), 0.0),
     ).select_from(feedback.outerjoin(completions, feedback.c.completion_id == completions.c.id))
-    if until is not None:
-        query = query.where(feedback.c.created_at <= until)
-    task, withdrawn, pending, newest_at = tx.execute(query).one()
-    return LeftOut(int(task), int(withdrawn), int(pending), float(newest_at))
+    task, withdrawn, pending, newest_at = tx.execute(query.where(feedback.c.seq <= until)).one()
+    return LeftOut(int(task), int(withdrawn), int(pending), float(newest_at), until)
 
 
-def _by_key(tx: sa.Connection, key: str) -> Any:
-    return tx.execute(sa.select(feedback).where(feedback.c.idempotency_key == key)).mappings().first()
+def _by_key(tx: sa.Connection, event: Feedback) -> Any:
+    same = (feedback.c.idempotency_key == event.idempotency_key) & (feedback.c.key_owner == event.key_owner)
+    return tx.execute(sa.select(feedback).where(same)).mappings().first()
 
 
 def _repeat(known: Any, event: Feedback) -> Receipt:

@@ -33,7 +33,7 @@ def find_external(tx: sa.Connection, ref: ExternalRef) -> str | None:
             completions.c.external_conversation == ref.conversation,
             completions.c.external_message == ref.message,
         )
-        .order_by(completions.c.created_at.desc())
+        .order_by(completions.c.seq.desc())
         .limit(1)
     )
     return tx.execute(query).scalar()
@@ -73,7 +73,7 @@ def overlooked(tx: sa.Connection, after: str = "") -> tuple[dict[str, str], str]
         & (completions.c.external_conversation == batch.c.external_conversation)
         & (completions.c.external_message == batch.c.external_message)
     )
-    newest = sa.select(completions.c.id).where(same).order_by(completions.c.created_at.desc()).limit(1)
+    newest = sa.select(completions.c.id).where(same).order_by(completions.c.seq.desc()).limit(1)
     named = sa.select(completions.c.id).where(completions.c.id == batch.c.named_completion)
     means = sa.func.coalesce(
         named.scalar_subquery(),

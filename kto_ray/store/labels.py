@@ -15,7 +15,7 @@ from kto_ray.feedback.labels import examples as examples_of
 from kto_ray.feedback.labels import labels as labels_of
 from kto_ray.records.completions import Completion
 from kto_ray.records.examples import Example
-from kto_ray.records.feedback import Feedback, FeedbackKind
+from kto_ray.records.feedback import Feedback, FeedbackKind, Held, Signal
 from kto_ray.records.labels import Label, Verdict
 from kto_ray.store.mapping import completion_of, feedback_of
 from kto_ray.store.schema import completions, feedback, labels, rounds
@@ -37,13 +37,13 @@ def of(tx: sa.Connection, completion_id: str) -> list[Label]:
     """The labels of one completion, ordered by user, without edited texts."""
     query = sa.select(labels).where(labels.c.completion_id == completion_id).order_by(labels.c.user)
     return [
-        Label(row["completion_id"], row["user"], Verdict(row["verdict"]), row["at"])
+        Label(row["completion_id"], row["user"], Verdict(row["verdict"]), row["at"], None, row["seq"], row["reviewer"])
         for row in tx.execute(query).mappings()
     ]
 
 
-def examples(tx: sa.Connection, keys: tuple[str, str | None], until: float | None = None) -> list[Example]:
-    """What a key range of completions teaches, by the feedback recorded up to `until` (seconds since the epoch)."""
+def examples(tx: sa.Connection, keys: tuple[str, str | None], until: int | None = None) -> list[Example]:
+    """What a key range of completions teaches, by the feedback up to the number `until` in the order of the store."""
     return [e for completion, events in with_feedback(tx, *keys, until) for e in examples_of(completion, events)]
 
 
@@ -65,14 +65,14 @@ def key_ranges(tx: sa.Connection, events: int) -> list[tuple[str, str | None]]:
 
 
 def with_feedback(
-    tx: sa.Connection, low: str, high: str | None, until: float | None = None
+    tx: sa.Connection, low: str, high: str | None, until: int | None = None
 ) -> list[tuple[Completion, list[Feedback]]]:
     """The completions of a key range, each with its feedback log in order of arrival; events up to `until` only."""
     chosen = feedback.c.completion_id >= low
     if high is not None:
         chosen = chosen & (feedback.c.completion_id < high)
     if until is not None:
-        chosen = chosen & (feedback.c.created_at <= until)
+        chosen = chosen & (feedback.c.seq <= until)
     events = _events(tx, chosen)
     within = completions.c.id >= low
     if high is not None:
@@ -85,8 +85,7 @@ def with_feedback(
 
 def _events(tx: sa.Connection, chosen: sa.ColumnElement[bool]) -> dict[str, list[Feedback]]:
     """Feedback by completion, each in order of arrival."""
-    # By completion first: by time alone, SQLite may walk the whole log in the order of time's index.
-    arrival = (feedback.c.completion_id, feedback.c.created_at, feedback.c.id)
+    arrival = (feedback.c.completion_id, feedback.c.seq)  # by completion first, as the index is
     events: dict[str, list[Feedback]] = {}
     for row in tx.execute(sa.select(feedback).where(chosen).order_by(*arrival)).mappings():
         events.setdefault(row["completion_id"], []).append(feedback_of(row))
@@ -104,12 +103,17 @@ def lock(tx: sa.Connection, completion_ids: Iterable[str]) -> None:
 
 
 def _said(tx: sa.Connection, ids: Sequence[str]) -> dict[str, list[Feedback]]:
-    """What of the log makes labels, by completion; narrow, for migrations to this schema read with it too."""
-    names = ("id", "created_at", "kind", "completion_id", "user", "value", "text", "withdrawn_at")
-    query = sa.select(*(feedback.c[name] for name in names)).where(feedback.c.completion_id.in_(ids))
+    """What of the log makes labels, by completion."""
+    names = ("id", "seq", "created_at", "kind", "completion_id", "user", "value", "text", "withdrawn_at")
+    columns = (feedback.c[name] for name in (*names, "reviewer", "signal", "held"))
     said: dict[str, list[Feedback]] = {}
-    for row in tx.execute(query).mappings():
-        said.setdefault(row["completion_id"], []).append(Feedback(**{**row, "kind": FeedbackKind(row["kind"])}))
+    for row in tx.execute(sa.select(*columns).where(feedback.c.completion_id.in_(ids))).mappings():
+        changed = {
+            "kind": FeedbackKind(row["kind"]),
+            "signal": row["signal"] and Signal(row["signal"]),
+            "held": row["held"] and Held(row["held"]),
+        }
+        said.setdefault(row["completion_id"], []).append(Feedback(**{**row, **changed}))
     return said
 
 
@@ -117,17 +121,18 @@ def _refresh(tx: sa.Connection, ids: Sequence[str]) -> Tally:
     c = completions.c
     # Locked, so that two transactions with feedback on one completion see each other's, one after the other. No key
     # update: their new rows of feedback already hold the key.
-    query = sa.select(c.id, c.text, c.status, c.task, c.rollout, c.arm, c.user, c.created_at).where(c.id.in_(ids))
+    columns = (c.id, c.text, c.status, c.task, c.forced, c.rollout, c.arm, c.user, c.seq)
+    query = sa.select(*columns).where(c.id.in_(ids))
     answers = tx.execute(query.order_by(c.id).with_for_update(key_share=True)).all()
     events = _said(tx, ids)
     ours = labels.c.completion_id.in_(ids)
     known = {
-        (row.completion_id, row.user, row.verdict, row.at): row.since
+        (row.completion_id, row.user, row.verdict, row.seq): row.since
         for row in tx.execute(sa.select(labels).where(ours))
     }
     round_now = tx.execute(sa.select(sa.func.coalesce(sa.func.max(rounds.c.id), 0))).scalar_one()
     fresh = [
-        _columns(label, answer, known.get((label.completion_id, label.user, label.verdict.value, label.at), round_now))
+        _columns(label, answer, known.get((label.completion_id, label.user, label.verdict.value, label.seq), round_now))
         for answer in answers
         for label in labels_of(answer, events.get(answer.id, []))
     ]
@@ -147,9 +152,11 @@ def _columns(label: Label, answer: Any, since: int) -> dict[str, Any]:
         "user": label.user,
         "verdict": label.verdict.value,
         "at": label.at,
+        "seq": label.seq,
+        "reviewer": label.reviewer,
         "rollout": answer.rollout,
         "arm": answer.arm,
         "asker": answer.user,
-        "asked_at": answer.created_at,
+        "asked_seq": answer.seq,
         "since": since,
     }

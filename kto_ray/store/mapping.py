@@ -5,12 +5,17 @@ from __future__ import annotations
 from typing import Any
 
 from kto_ray.records.completions import Arm, Completion, ExternalRef
-from kto_ray.records.feedback import Feedback, FeedbackKind
+from kto_ray.records.feedback import Feedback, FeedbackKind, Held, Signal
 
 
 def completion_of(row: Any) -> Completion:
     plain = {name: value for name, value in row.items() if not name.startswith("external_")}
-    changed = {"arm": Arm(row["arm"]), "messages": tuple(row["messages"]), "external": external_of(row)}
+    changed = {
+        "arm": Arm(row["arm"]),
+        "messages": tuple(row["messages"]),
+        "tool_calls": tuple(row["tool_calls"] or ()),
+        "external": external_of(row),
+    }
     return Completion(**{**plain, **changed})
 
 
@@ -20,6 +25,7 @@ def columns_of(completion: Completion) -> dict[str, Any]:
         "arm": completion.arm.value,
         "messages": [dict(message) for message in completion.messages],
         "params": dict(completion.params),
+        "tool_calls": [dict(call) for call in completion.tool_calls] or None,
     }
     return {**shared, **changed, **external_columns(completion.external)}
 
@@ -31,6 +37,8 @@ def feedback_of(row: Any) -> Feedback:
         "completion_id": row["completion_id"] or row["named_completion"],
         "external": external_of(row),
         "reason_codes": tuple(row["reason_codes"]),
+        "signal": row["signal"] and Signal(row["signal"]),
+        "held": row["held"] and Held(row["held"]),
     }
     return Feedback(**{**plain, **changed})
 
@@ -43,6 +51,8 @@ def feedback_columns(event: Feedback, completion_id: str | None) -> dict[str, An
         "named_completion": event.completion_id,
         "reason_codes": list(event.reason_codes),
         "tags": dict(event.tags),
+        "signal": event.signal and event.signal.value,
+        "held": event.held and event.held.value,
     }
     return {**shared, **changed, **external_columns(event.external)}
 

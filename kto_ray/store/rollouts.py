@@ -11,12 +11,16 @@ import sqlalchemy as sa
 from kto_ray.records.completions import Arm
 from kto_ray.records.labels import Verdict
 from kto_ray.records.rollouts import LIVE, ArmCount, Look, RolloutState, RolloutStatus
+from kto_ray.store import sequence
 from kto_ray.store.schema import labels, rollout_points, rollouts
 
 
 def put(tx: sa.Connection, state: RolloutState) -> None:
     """Record a test, or where it stands now."""
     columns = _columns(state)
+    known = get(tx, state.id)
+    if known is None or known.stage_started_at != state.stage_started_at:
+        columns["stage_started_seq"] = sequence.last(tx)
     if tx.execute(rollouts.update().where(rollouts.c.id == state.id).values(**columns)).rowcount == 0:
         tx.execute(rollouts.insert().values(**columns))
 
@@ -52,20 +56,23 @@ def of_adapter(tx: sa.Connection, adapter: str) -> list[RolloutState]:
     ]
 
 
-def votes(tx: sa.Connection, rollout: str, since: float) -> tuple[ArmCount, ArmCount]:
-    """(champion, challenger): users who asked since then and were judged, and how many of their FIRST labels were up.
+def votes(tx: sa.Connection, rollout: str) -> tuple[ArmCount, ArmCount]:
+    """(champion, challenger): users who asked since its stage began and judged the answer, and how many of their FIRST
+    labels were up.
 
     A user's first label on a completion asked for in that time is the unit: later ones are correlated with it and would
-    make the confidence sequence too narrow. An edit counts as a down: the answer was not good enough.
+    make the confidence sequence too narrow. An edit counts as a down: the answer was not good enough. Reviewers have no
+    vote.
     """
     # From one user to the next along the index, and of each the first label: users who judge on and on cost nothing.
-    theirs = labels.c.rollout == rollout
+    theirs = (labels.c.rollout == rollout) & ~labels.c.reviewer
+    since = sa.select(rollouts.c.stage_started_seq).where(rollouts.c.id == rollout).scalar_subquery()
     users = sa.select(sa.func.min(labels.c.asker).label("asker")).where(theirs).cte("users", recursive=True)
     another = sa.select(sa.func.min(labels.c.asker)).where(theirs, labels.c.asker > users.c.asker)
     users = users.union_all(sa.select(another.scalar_subquery()).where(users.c.asker.is_not(None)))
     vote = labels.c.arm + "/" + labels.c.verdict
-    own = sa.select(vote).where(theirs, labels.c.asker == users.c.asker, labels.c.asked_at >= since)
-    first = own.order_by(labels.c.at, labels.c.completion_id, labels.c.user).limit(1).scalar_subquery().label("vote")
+    own = sa.select(vote).where(theirs, labels.c.asker == users.c.asker, labels.c.asked_seq > since)
+    first = own.order_by(labels.c.seq).limit(1).scalar_subquery().label("vote")
     votes = sa.select(first).where(users.c.asker.is_not(None)).subquery()
     counted = sa.select(votes.c.vote, sa.func.count()).where(votes.c.vote.is_not(None)).group_by(votes.c.vote)
     number = Counter({str(row[0]): int(row[1]) for row in tx.execute(counted)})
@@ -99,4 +106,5 @@ def _columns(state: RolloutState) -> dict[str, Any]:
 
 
 def _state(row: Any) -> RolloutState:
-    return RolloutState(**{**row, "status": RolloutStatus(row["status"])})
+    fields = {name: value for name, value in row.items() if name != "stage_started_seq"}
+    return RolloutState(**{**fields, "status": RolloutStatus(row["status"])})

@@ -10,10 +10,13 @@
     replicas                            what each live policy replica holds
     requests                            what an operator asked the controller to do
     leases                              who may act: one controller at a time
+    keys                                who may ask at all
+    archives                            files that hold the texts of old completions
+    sequence                            the order of completions and feedback
     compatibility                       the oldest schema whose programs may use this one
 
-Times are seconds since the epoch (UTC). Rows are inserted and then changed only in their state columns; completions
-and feedback texts never change.
+Times are seconds since the epoch (UTC), for people: what came first is told by `seq`. Rows are inserted and then
+changed only in their state columns; completions and feedback texts never change.
 """
 
 from __future__ import annotations
@@ -27,7 +30,9 @@ from sqlalchemy import (
     ForeignKey,
     Index,
     Integer,
+    LargeBinary,
     MetaData,
+    Sequence,
     String,
     Table,
     Text,
@@ -43,17 +48,22 @@ metadata = MetaData(
     }
 )
 
+USER = String(320).with_variant(String(255), "sqlite")  # principal/user; SQLite reads no lengths
+ORDER = Sequence("store_order", metadata=metadata)  # PostgreSQL's; SQLite has none, and counts in a row
+sequence = Table("sequence", metadata, Column("value", BigInteger, nullable=False))
+
 completions = Table(
     "completions",
     metadata,
     Column("id", String(64), primary_key=True),
+    Column("seq", BigInteger, nullable=False),
     Column("created_at", Double, nullable=False),
     Column("model", String(255), nullable=False),
     Column("adapter", String(255), nullable=False),
     Column("arm", String(16), nullable=False),
     Column("rollout", String(64)),
     Column("status", String(16), nullable=False),
-    Column("user", String(255)),
+    Column("user", USER),
     Column("task", String(255)),
     Column("external_system", String(64)),
     Column("external_conversation", String(255)),
@@ -66,6 +76,16 @@ completions = Table(
     Column("completion_tokens", Integer, nullable=False),
     Column("latency_s", Double, nullable=False),
     Column("first_token_s", Double),
+    Column("principal", String(255)),
+    Column("forced", Boolean, nullable=False, server_default=false()),
+    Column("prompt_ids", LargeBinary),
+    Column("answer_ids", LargeBinary),
+    Column("stop_reason", Text),
+    Column("reasoning", Text),
+    Column("tool_calls", JSON(none_as_null=True)),
+    Column("base", String(64)),
+    Column("archive", String(64)),
+    Index("ix_completions_seq", "seq", unique=True),
     Index("ix_completions_external", "external_system", "external_conversation", "external_message"),
     Index("ix_completions_rollout", "rollout"),
     Index("ix_completions_user", "user"),
@@ -76,6 +96,7 @@ feedback = Table(
     "feedback",
     metadata,
     Column("id", String(64), primary_key=True),
+    Column("seq", BigInteger, nullable=False),
     Column("created_at", Double, nullable=False),
     Column("kind", String(16), nullable=False),
     Column("completion_id", String(64), ForeignKey("completions.id")),  # null while its completion is not known
@@ -83,16 +104,25 @@ feedback = Table(
     Column("external_system", String(64)),
     Column("external_conversation", String(255)),
     Column("external_message", String(255)),
-    Column("user", String(255)),
+    Column("user", USER),
     Column("value", Boolean),
     Column("text", Text),
     Column("reason_codes", JSON, nullable=False),
     Column("comment", Text),
     Column("tags", JSON, nullable=False),
-    Column("idempotency_key", String(255), unique=True),
+    Column("idempotency_key", String(255)),
+    Column("key_owner", String(511), nullable=False, server_default=""),
     Column("body_hash", String(64)),
     Column("withdrawn_at", Double),
-    Index("ix_feedback_completion_id", "completion_id"),
+    Column("principal", String(255)),
+    Column("reviewer", Boolean, nullable=False, server_default=false()),
+    Column("signal", String(16)),
+    Column("parent", String(64)),
+    Column("held", String(16)),
+    Column("held_why", Text),
+    Index("ix_feedback_seq", "seq", unique=True),
+    Index("ix_feedback_key", "idempotency_key", "key_owner", unique=True),
+    Index("ix_feedback_completion_id", "completion_id", "seq"),
     Index("ix_feedback_named_completion", "named_completion"),
     Index("ix_feedback_external", "external_system", "external_conversation", "external_message"),
     Index("ix_feedback_created_at", "created_at"),
@@ -103,20 +133,35 @@ Index(
     sqlite_where=feedback.c.completion_id.is_(None),
     postgresql_where=feedback.c.completion_id.is_(None),
 )
+Index(
+    "ix_feedback_parent",
+    feedback.c.parent,
+    sqlite_where=feedback.c.parent.is_not(None),
+    postgresql_where=feedback.c.parent.is_not(None),
+)
+Index(
+    "ix_feedback_held",
+    feedback.c.held,
+    feedback.c.seq,
+    sqlite_where=feedback.c.held.is_not(None),
+    postgresql_where=feedback.c.held.is_not(None),
+)
 
 labels = Table(
     "labels",
     metadata,
     Column("completion_id", String(64), ForeignKey("completions.id"), primary_key=True),
-    Column("user", String(255), primary_key=True),  # who judged
+    Column("user", USER, primary_key=True),  # who judged
     Column("verdict", String(16), nullable=False),
     Column("at", Double, nullable=False),
+    Column("seq", BigInteger, nullable=False),  # of the event that decided it
+    Column("reviewer", Boolean, nullable=False, server_default=false()),
     Column("rollout", String(64)),  # these four are the completion's
     Column("arm", String(16), nullable=False),
-    Column("asker", String(255)),
-    Column("asked_at", Double, nullable=False),
+    Column("asker", USER),
+    Column("asked_seq", BigInteger, nullable=False),
     Column("since", Integer, nullable=False),  # the newest round when it came to be what it is; 0: before the first
-    Index("ix_labels_votes", "rollout", "asker", "at", "completion_id", "user"),
+    Index("ix_labels_votes", "rollout", "asker", "seq"),
 )
 
 TALLY_SLOTS = 64
@@ -218,6 +263,7 @@ rollouts = Table(
     Column("status", String(16), nullable=False),
     Column("started_at", Double, nullable=False),
     Column("stage_started_at", Double, nullable=False),
+    Column("stage_started_seq", BigInteger, nullable=False, server_default="0"),
     Column("ended_at", Double),
     Column("reason", Text),
 )
@@ -258,6 +304,30 @@ requests = Table(
     Column("handled_at", Double),
     Column("refused", Boolean, nullable=False, server_default=false()),
     Column("result", Text),
+)
+
+keys = Table(
+    "keys",
+    metadata,
+    Column("id", String(32), primary_key=True),
+    Column("name", String(64), nullable=False),  # the principal
+    Column("scopes", JSON, nullable=False),
+    Column("vouches", Boolean, nullable=False),
+    Column("hash", String(64), nullable=False),
+    Column("created_at", Double, nullable=False),
+    Column("revoked_at", Double),
+)
+
+archives = Table(
+    "archives",
+    metadata,
+    Column("id", String(64), primary_key=True),
+    Column("created_at", Double, nullable=False),
+    Column("uri", Text, nullable=False),
+    Column("sha256", String(64), nullable=False),
+    Column("completions", Integer, nullable=False),
+    Column("oldest_at", Double, nullable=False),
+    Column("newest_at", Double, nullable=False),
 )
 
 compatibility = Table("compatibility", metadata, Column("oldest", String(8), nullable=False))

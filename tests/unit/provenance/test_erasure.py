@@ -16,7 +16,19 @@ from kto_ray.provenance.erasure import purge, reach_of, to_replace
 from kto_ray.provenance.lineage import lineage
 from kto_ray.records.completions import ExternalRef
 from kto_ray.records.feedback import Feedback, FeedbackKind
-from kto_ray.store import Store, adapters, completions, feedback, labels, open_store, rounds, snapshots, tallies, users
+from kto_ray.store import (
+    Store,
+    adapters,
+    completions,
+    feedback,
+    labels,
+    open_store,
+    rounds,
+    sequence,
+    snapshots,
+    tallies,
+    users,
+)
 from kto_ray.store.tallies import Tally
 from tests.support.provenance import adapter, completion, seal, thumb
 
@@ -67,15 +79,16 @@ def test_erased_text_is_overwritten_in_sqlite(tmp_path: Path) -> None:
     assert b"my secret garden" not in b"".join(f.read_bytes() for f in tmp_path.iterdir())
 
 
-def test_counts_and_labels_stop_at_a_time(filled: Any) -> None:
+def test_counts_and_labels_stop_at_a_number(filled: Any) -> None:
     with filled.write() as tx:
+        before = sequence.last(tx)
         feedback.record(tx, replace(thumb("late", "of-bob", "bob"), created_at=3.0, value=False))
     with filled.read() as tx:
-        assert feedback.left_out(tx).newest_at == 3.0
-        assert feedback.left_out(tx, until=2.0) == feedback.LeftOut(task=0, withdrawn=0, pending=1, newest_at=2.0)
-        events = {c.id: [e.id for e in log] for c, log in labels.with_feedback(tx, "", None, until=2.0)}
+        assert (feedback.left_out(tx).newest_at, feedback.left_out(tx).newest_seq) == (3.0, before + 1)
+        assert feedback.left_out(tx, before) == feedback.LeftOut(0, 0, 1, newest_at=2.0, newest_seq=before)
+        events = {c.id: [e.id for e in log] for c, log in labels.with_feedback(tx, "", None, until=before)}
         assert "late" not in events["of-bob"] and len(events["of-bob"]) == 3
-        assert labels.with_feedback(tx, "", None, until=1.0) == []
+        assert labels.with_feedback(tx, "", None, until=2) == []
 
 
 @pytest.fixture

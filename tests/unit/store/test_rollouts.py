@@ -3,58 +3,69 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 
 import pytest
 
 from kto_ray.records.completions import Arm
-from kto_ray.records.rollouts import ArmCount
-from kto_ray.store import (
-    Store,
-    completions,
-    feedback,
-    rollouts,
-)
+from kto_ray.records.rollouts import ArmCount, RolloutState, RolloutStatus
+from kto_ray.store import Store, completions, feedback, rollouts
 from tests.support.rows import completion, thumb
+
+STAGE = RolloutState("r", "policy@base", "policy@v1-aaaaaa", "salt", 0, 0.5, RolloutStatus.RUNNING, 1.0, 1.0)
 
 
 def test_only_a_users_first_judgement_in_the_stage_counts(store: Store) -> None:
-    def judged(name: str, user: str, arm: Arm, value: bool, at: float, created: float = 150.0) -> None:
-        completions.insert(tx, completion(name, user=user, arm=arm, rollout="r", created_at=created))
-        feedback.record(tx, thumb(f"f-{name}", name, value=value, created_at=at, user=user))
+    def asked(name: str, user: str | None, arm: Arm = Arm.CHALLENGER) -> None:
+        completions.insert(tx, completion(name, user=user, arm=arm, rollout="r"))
+
+    def judged(name: str, user: str, value: bool) -> None:
+        feedback.record(tx, thumb(f"f-{name}", name, value=value, user=user))
 
     with store.write() as tx:
-        judged("a1", "ann", Arm.CHAMPION, False, 201.0)
-        judged("a2", "ann", Arm.CHAMPION, True, 202.0)  # her second: correlated with the first
-        judged("b1", "bob", Arm.CHALLENGER, True, 203.0)
-        judged("c1", "cid", Arm.CHALLENGER, True, 204.0, created=50.0)  # before the stage
-        judged("c2", "cid", Arm.CHALLENGER, False, 205.0)
-        judged("d1", "dan", Arm.CHALLENGER, True, 206.0)
+        rollouts.put(tx, STAGE)
+        asked("c1", "cid")
+        rollouts.put(tx, replace(STAGE, stage=1, stage_started_at=2.0))
+        rollouts.put(tx, replace(STAGE, stage=1, stage_started_at=2.0, status=RolloutStatus.PAUSED))
+        for name, user, arm in (("a1", "ann", Arm.CHAMPION), ("a2", "ann", Arm.CHAMPION), ("b1", "bob", None)):
+            asked(name, user, arm or Arm.CHALLENGER)
+        asked("c2", "cid")
+        asked("d1", "dan")
+        asked("e1", None)
+        judged("a2", "ann", False)
+        judged("a1", "ann", True)  # her second: correlated with the first
+        judged("b1", "bob", True)
+        judged("c1", "cid", True)  # asked before the stage
+        judged("c2", "cid", False)
+        judged("d1", "dan", True)
         feedback.withdraw(tx, "f-d1", 300.0)
-        completions.insert(tx, completion("e1", user=None, rollout="r"))
         feedback.record(tx, thumb("f-e1", "e1"))
     with store.read() as tx:
-        assert rollouts.votes(tx, "r", since=100.0) == (ArmCount(1, 0), ArmCount(2, 1))
-        assert rollouts.votes(tx, "other", since=0.0) == (ArmCount(0, 0), ArmCount(0, 0))
+        assert rollouts.votes(tx, "r") == (ArmCount(1, 0), ArmCount(2, 1))
+        assert rollouts.votes(tx, "other") == (ArmCount(0, 0), ArmCount(0, 0))
 
 
 @pytest.mark.parametrize("seed", range(4))
 def test_votes_are_each_users_first_judgement_whatever_they_say(store: Store, seed: int) -> None:
-    chance, said = random.Random(seed), []
+    chance = random.Random(seed)
+    first: dict[str, tuple[Arm, bool]] = {}
     with store.write() as tx:
-        for i in range(80):
-            user, arm = f"u{chance.randrange(9)}", chance.choice((Arm.CHAMPION, Arm.CHALLENGER))
-            at, asked_at, up = float(chance.randrange(30)), float(chance.randrange(20)), chance.random() < 0.5
-            completions.insert(tx, completion(f"c{i:02}", user=user, arm=arm, rollout="r", created_at=asked_at))
-            feedback.record(tx, thumb(f"f{i}", f"c{i:02}", value=up, created_at=at, user=user))
-            said.append((at, f"c{i:02}", user, arm, up, asked_at))
-    for since in (0.0, 7.0, 15.0):
-        first: dict[str, tuple[Arm, bool]] = {}
-        for _, _, user, arm, up, asked_at in sorted(said):
-            if asked_at >= since:
+        rollouts.put(tx, STAGE)
+        asked = [
+            (f"c{i:02}", f"u{chance.randrange(9)}", chance.choice((Arm.CHAMPION, Arm.CHALLENGER))) for i in range(80)
+        ]
+        for i, (name, user, arm) in enumerate(asked):
+            if i == 40:
+                rollouts.put(tx, replace(STAGE, stage=1, stage_started_at=2.0))
+            completions.insert(tx, completion(name, user=user, arm=arm, rollout="r"))
+        for number in chance.sample(range(80), 80):
+            (name, user, arm), up = asked[number], chance.random() < 0.5
+            feedback.record(tx, thumb(f"f{number}", name, value=up, user=user))
+            if number >= 40:
                 first.setdefault(user, (arm, up))
-        wanted = tuple(
-            ArmCount(sum(a is arm for a, _ in first.values()), sum(a is arm and up for a, up in first.values()))
-            for arm in (Arm.CHAMPION, Arm.CHALLENGER)
-        )
-        with store.read() as tx:
-            assert rollouts.votes(tx, "r", since) == wanted
+    wanted = tuple(
+        ArmCount(sum(a is arm for a, _ in first.values()), sum(a is arm and up for a, up in first.values()))
+        for arm in (Arm.CHAMPION, Arm.CHALLENGER)
+    )
+    with store.read() as tx:
+        assert rollouts.votes(tx, "r") == wanted
