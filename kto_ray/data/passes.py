@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -31,16 +32,19 @@ from kto_ray.records.snapshots import Shard
 from kto_ray.records.users import user_hash
 
 R = TypeVar("R")
+logger = logging.getLogger(__name__)
 
 ROWS_PER_TOKENIZER = 5000  # a process needs seconds to import the tokenizer, which so many rows repay
 FAULTS = ("", "unrenderable", "too_long")  # why a row cannot be trained on, by code
+TOLD = 20  # completions that a warning names
 
 _HEAD_NAMES = [*heads.INTEGERS, "label", "created_at", "bands", "signature"]
 _TEXT_SCHEMA = pa.schema(
     {
         **dict.fromkeys(("example_id", "completion_id", "user_hash", "source", "adapter"), pa.string()),
         **dict.fromkeys(("messages", "answer"), pa.string()),
-        "ended": pa.bool_(),
+        **dict.fromkeys(("ended", "reasoned"), pa.bool_()),
+        **dict.fromkeys(("read_ids", "said_ids"), pa.binary()),  # of the engine; null: to be made from the texts
     }
 )
 _TOKENIZED_SCHEMA = HOLDOUT_SCHEMA.append(pa.field("id", pa.uint64())).append(pa.field("fault", pa.int8()))
@@ -63,20 +67,22 @@ class Written:
     sources: dict[str, dict[str, int]]
 
 
-def read_rows(ranges: Sequence[R], read: Callable[[R], list[Example]], salt: str, near_duplicate: float) -> Dataset:
+def read_rows(ranges: Sequence[R], read: Callable[[R], list[Example]], config: Config) -> Dataset:
     """Examples as rows, with their heads. The ranges travel in the closure, since Arrow would turn tuples to lists."""
 
     def rows(batch: pa.Table) -> pa.Table:
-        return _raw([example for i in batch["id"].to_pylist() for example in read(ranges[i])], salt, near_duplicate)
+        return _raw([example for i in batch["id"].to_pylist() for example in read(ranges[i])], config)
 
     if not ranges:
-        return ray.data.from_arrow(_raw([], salt, near_duplicate)).materialize()
+        return ray.data.from_arrow(_raw([], config)).materialize()
     indices = ray.data.range(len(ranges), override_num_blocks=len(ranges))
     return indices.map_batches(rows, batch_format="pyarrow", batch_size=1).materialize()
 
 
-def _raw(found: Sequence[Example], salt: str, near_duplicate: float) -> pa.Table:
-    made, messages = heads.make(found, salt, near_duplicate)
+def _raw(found: Sequence[Example], config: Config) -> pa.Table:
+    salt, thinks = config.salt, config.data.reasoning == "context"
+    made, messages = heads.make(found, salt, config.data.near_duplicate)
+    ours = [e.base == config.model.mark for e in found]  # another model's ids say nothing to this one
     texts: dict[str, list[Any]] = {
         "example_id": [e.id for e in found],
         "completion_id": [e.completion_id for e in found],
@@ -86,6 +92,9 @@ def _raw(found: Sequence[Example], salt: str, near_duplicate: float) -> pa.Table
         "messages": messages,
         "answer": [e.answer for e in found],
         "ended": [e.ended for e in found],
+        "reasoned": [e.reasoned and thinks for e in found],
+        "read_ids": [e.prompt_ids if own else None for e, own in zip(found, ours, strict=True)],
+        "said_ids": [e.answer_ids if own else None for e, own in zip(found, ours, strict=True)],
     }
     columns = {name: pa.array(values, _TEXT_SCHEMA.field(name).type) for name, values in texts.items()}
     return pa.table(heads.to_columns(made) | columns)
@@ -110,8 +119,10 @@ def tokenize(raw: Dataset, chosen: Hashes, model_path: str, config: Config) -> D
 
 
 def _tokenized(rows: pa.Table, tokenizer: Any, max_length: int) -> pa.Table:
-    messages = [json.loads(text) for text in rows["messages"].to_pylist()]
-    encoded = tokens.encode_many(tokenizer, messages, rows["answer"].to_pylist(), rows["ended"].to_pylist())
+    encoded = tokens.encode_many(tokenizer, _as_rows(rows))
+    lost = [name for name, ids in zip(rows["completion_id"].to_pylist(), encoded, strict=True) if ids is None]
+    if lost:
+        logger.warning("left out, for they cannot be rendered: %s", ", ".join(lost[:TOLD]))
     faults = np.array([1 if ids is None else 2 * (len(ids[0]) >= max_length) for ids in encoded], np.int8)
     usable = [ids if ids is not None and not fault else ([], []) for ids, fault in zip(encoded, faults, strict=True)]
     kept = {name: rows[name] for name in _TOKENIZED_SCHEMA.names if name in rows.column_names}
@@ -121,6 +132,21 @@ def _tokenized(rows: pa.Table, tokenizer: Any, max_length: int) -> pa.Table:
         "fault": pa.array(faults),
     }
     return pa.table(kept | ids, schema=_TOKENIZED_SCHEMA)
+
+
+def _as_rows(rows: pa.Table) -> list[tokens.Row]:
+    names = ("messages", "answer", "ended", "created_at", "read_ids", "said_ids", "reasoned")
+    return [
+        tokens.Row(json.loads(messages), answer, ended, at, _ids(read), _ids(said), reasoned)
+        for messages, answer, ended, at, read, said, reasoned in zip(
+            *(rows[name].to_pylist() for name in names), strict=True
+        )
+    ]
+
+
+def _ids(data: bytes | None) -> list[int] | None:
+    ids: list[int] | None = None if data is None else np.frombuffer(data, "<i4").tolist()
+    return ids
 
 
 def measure(tokenized: Dataset) -> Measured:

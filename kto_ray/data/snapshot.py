@@ -73,7 +73,7 @@ def freeze(
     """
     hashing = ray.remote(tokens.hashes).remote(model_path, config.model.revision)
     tell("read")
-    raw = passes.read_rows(ranges, read, config.salt, config.data.near_duplicate)
+    raw = passes.read_rows(ranges, read, config)
     tell("select")
     heads = passes.read_heads(raw)
     selection = select(heads, config.data)

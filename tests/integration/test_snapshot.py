@@ -149,6 +149,9 @@ def test_tokens_pairs_and_truncation_are_trls(tmp_path: Path, model_path: Any) -
     trainer = types.SimpleNamespace(_tokenizer=tokenizer, calculate_KL=True)  # all that the method uses of a trainer
     theirs = KTOTrainer._prepare_dataset(trainer, rows, tokenizer, arguments, "train").to_list()
     assert len(theirs) == len(train)
+    for row in theirs:  # the template goes on behind the end of a turn; no engine says that
+        for name in ("completion_ids", "KL_completion_ids"):
+            assert tokenizer.decode(row[name].pop()) == "\n"
     collate = DataCollatorForUnpairedPreference(pad_token_id=0, max_length=length)
     plain = DataCollatorForUnpairedPreference(pad_token_id=0)
     truncated = 0
@@ -163,7 +166,7 @@ def test_tokens_pairs_and_truncation_are_trls(tmp_path: Path, model_path: Any) -
     assert 0 < truncated < len(train)
 
 
-def test_a_cut_off_answer_loses_only_its_end_of_turn(tmp_path: Path, model_path: Any) -> None:
+def test_a_cut_off_answer_has_no_end_of_turn(tmp_path: Path, model_path: Any) -> None:
     from transformers import AutoTokenizer
 
     examples = [dataclasses.replace(e, ended=e.desirable) for e in thumbs()]
@@ -171,7 +174,7 @@ def test_a_cut_off_answer_loses_only_its_end_of_turn(tmp_path: Path, model_path:
     tokenizer = AutoTokenizer.from_pretrained(model_path)
     of_id = {e.id: e for e in examples}
     for row in (row for split in splits(tmp_path, manifest) for row in split):
-        end = "<|im_end|>\n" if row["label"] else ""
+        end = "<|im_end|>" if row["label"] else ""
         assert tokenizer.decode(row["completion_ids"]) == of_id[row["example_id"]].answer + end
 
 
