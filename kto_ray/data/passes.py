@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeVar
 
 import numpy as np
@@ -23,20 +23,17 @@ from ray.data import Dataset, TaskPoolStrategy
 
 from kto_ray import paths
 from kto_ray.config import Config
-from kto_ray.data import heads, tokens
+from kto_ray.data import encoded, heads, tokens
 from kto_ray.data.heads import Heads, Index
 from kto_ray.data.near import Hashes
-from kto_ray.data.shards import HOLDOUT, HOLDOUT_SCHEMA, TRAIN, finish, parquet
+from kto_ray.data.shards import HOLDOUT, TRAIN, finish, parquet
 from kto_ray.records.examples import Example
 from kto_ray.records.snapshots import Shard
 from kto_ray.records.users import user_hash
 
 R = TypeVar("R")
-logger = logging.getLogger(__name__)
 
 ROWS_PER_TOKENIZER = 5000  # a process needs seconds to import the tokenizer, which so many rows repay
-FAULTS = ("", "unrenderable", "too_long")  # why a row cannot be trained on, by code
-TOLD = 20  # completions that a warning names
 
 _HEAD_NAMES = [*heads.INTEGERS, "label", "created_at", "bands", "signature"]
 _TEXT_SCHEMA = pa.schema(
@@ -47,7 +44,6 @@ _TEXT_SCHEMA = pa.schema(
         **dict.fromkeys(("read_ids", "said_ids"), pa.binary()),  # of the engine; null: to be made from the texts
     }
 )
-_TOKENIZED_SCHEMA = HOLDOUT_SCHEMA.append(pa.field("id", pa.uint64())).append(pa.field("fault", pa.int8()))
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +51,7 @@ class Measured:
     """What tokenizing showed of the selected rows, in the order of their ids."""
 
     id: Hashes
-    fault: NDArray[np.int8]  # index into FAULTS
+    fault: NDArray[np.int8]  # index into encoded.FAULTS
     length: NDArray[np.int32]  # tokens of prompt and answer
 
 
@@ -105,48 +101,17 @@ def read_heads(raw: Dataset) -> Heads:
 
 
 def tokenize(raw: Dataset, chosen: Hashes, model_path: str, config: Config) -> Dataset:
-    """The rows whose id is among the sorted `chosen`, as columns of _TOKENIZED_SCHEMA."""
+    """The rows whose id is among the sorted `chosen`, as columns of encoded.SCHEMA."""
     wanted = ray.put(chosen)
     size = min(raw.num_blocks(), 1 + len(chosen) // ROWS_PER_TOKENIZER)
     revision, max_length = config.model.revision, config.data.max_length
 
     def rows(batch: pa.Table) -> pa.Table:
         own = batch.filter(pa.array(_find(ray.get(wanted), batch["id"].to_numpy()) >= 0))
-        return _tokenized(own, tokens.load_tokenizer(model_path, revision), max_length)
+        return encoded.block(own, partial(tokens.load_tokenizer, model_path, revision), max_length)
 
     compute = TaskPoolStrategy(size=size)
     return raw.map_batches(rows, batch_format="pyarrow", batch_size=None, compute=compute).materialize()
-
-
-def _tokenized(rows: pa.Table, tokenizer: Any, max_length: int) -> pa.Table:
-    encoded = tokens.encode_many(tokenizer, _as_rows(rows))
-    lost = [name for name, ids in zip(rows["completion_id"].to_pylist(), encoded, strict=True) if ids is None]
-    if lost:
-        logger.warning("left out, for they cannot be rendered: %s", ", ".join(lost[:TOLD]))
-    faults = np.array([1 if ids is None else 2 * (len(ids[0]) >= max_length) for ids in encoded], np.int8)
-    usable = [ids if ids is not None and not fault else ([], []) for ids, fault in zip(encoded, faults, strict=True)]
-    kept = {name: rows[name] for name in _TOKENIZED_SCHEMA.names if name in rows.column_names}
-    ids = {
-        "prompt_ids": pa.array([prompt for prompt, _ in usable], pa.list_(pa.int32())),
-        "completion_ids": pa.array([answer[:max_length] for _, answer in usable], pa.list_(pa.int32())),
-        "fault": pa.array(faults),
-    }
-    return pa.table(kept | ids, schema=_TOKENIZED_SCHEMA)
-
-
-def _as_rows(rows: pa.Table) -> list[tokens.Row]:
-    names = ("messages", "answer", "ended", "created_at", "read_ids", "said_ids", "reasoned")
-    return [
-        tokens.Row(json.loads(messages), answer, ended, at, _ids(read), _ids(said), reasoned)
-        for messages, answer, ended, at, read, said, reasoned in zip(
-            *(rows[name].to_pylist() for name in names), strict=True
-        )
-    ]
-
-
-def _ids(data: bytes | None) -> list[int] | None:
-    ids: list[int] | None = None if data is None else np.frombuffer(data, "<i4").tolist()
-    return ids
 
 
 def measure(tokenized: Dataset) -> Measured:
