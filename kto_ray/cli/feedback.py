@@ -36,6 +36,7 @@ def feedback_import(
             for completion, thumb in batch:
                 if completions.get(tx, completion.id) is None:
                     completions.insert(tx, completion)
+                if log.get(tx, thumb.id) is None:  # else this very judgement was imported before
                     log.record(tx, thumb)
                     added += 1
     tell({"rows": len(rows), "imported": added, "already_there": len(rows) - added}, as_json)
