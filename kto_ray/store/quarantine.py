@@ -78,7 +78,7 @@ def by_reason(tx: sa.Connection) -> dict[str, int]:
     """How many of the newest COUNTED held events wait for which reason."""
     newest = sa.select(f.held_why).where(_waiting()).order_by(f.seq.desc()).limit(COUNTED).subquery()
     query = sa.select(newest.c.held_why, sa.func.count()).group_by(newest.c.held_why)
-    return {str(why): int(number) for why, number in sorted(tx.execute(query).tuples())}
+    return {str(why): int(number) for why, number in sorted(tx.execute(query).all())}
 
 
 def _newcomer(tx: sa.Connection, user: str) -> tuple[tuple[str, str | None], ...]:
