@@ -14,7 +14,7 @@ from kto_ray.records.completions import Arm
 from kto_ray.records.feedback import Feedback, FeedbackKind, Held
 from kto_ray.store import labels, tallies
 from kto_ray.store.mapping import feedback_of
-from kto_ray.store.schema import feedback
+from kto_ray.store.schema import EDIT, WAITING, feedback
 from kto_ray.store.tallies import Tally
 
 COUNTED = 10_000  # of the newest held events, by reason
@@ -23,7 +23,8 @@ BEGAN = "began_at"  # of a connection's info: when the store was first told a ju
 IMPORTED = "fb-import-"  # ids of what an operator imported: it says nothing of how long the store has listened
 
 f = feedback.c
-_judgement = (f.value.is_not(None) | (f.kind == FeedbackKind.EDIT.value)) & f.parent.is_(None)
+# As `judges` says.
+_judgement = (f.value.is_not(None) | (f.kind == FeedbackKind.EDIT.value)) & ~f.reviewer & f.parent.is_(None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,8 +89,7 @@ def _newcomer(tx: sa.Connection, user: str) -> tuple[tuple[str, str | None], ...
 
 
 def _waiting(why: Why | None = None) -> sa.ColumnElement[bool]:
-    held = f.held == sa.literal_column(f"'{Held.HELD.value}'")  # as the partial index has it
-    return held if why is None else held & (f.held_why == why.value)
+    return WAITING if why is None else WAITING & (f.held_why == why.value)
 
 
 def _decide(tx: sa.Connection, chosen: Sequence[str], to: Held) -> int:
@@ -151,7 +151,7 @@ def _began(tx: sa.Connection) -> float | None:
 
 def _namesakes(tx: sa.Connection, event: Feedback) -> int:
     """Other users who gave this text among the newest edits."""
-    edits = sa.select(f.id, f.user, f.text).where(f.kind == FeedbackKind.EDIT.value, f.parent.is_(None), _before(event))
+    edits = sa.select(f.id, f.user, f.text).where(EDIT, _judgement, _before(event))
     newest = edits.order_by(f.seq.desc()).limit(EDITS).subquery()
     same = (newest.c.text == event.text) & newest.c.user.is_distinct_from(event.user)
     query = sa.select(sa.func.count(sa.distinct(sa.func.coalesce(newest.c.user, newest.c.id)))).where(same)
