@@ -123,6 +123,9 @@ def _status_table(told: dict[str, Any]) -> Table:
         f"{loop['feedback']['stored']} stored, {loop['feedback']['pending']} pending; labels: "
         f"{labels['desirable']} desirable, {labels['undesirable']} undesirable, {labels['new']} new",
     )
+    if loop["feedback"]["held"]:
+        why = ", ".join(f"{number} {reason}" for reason, number in loop["feedback"]["held_why"].items())
+        table.add_row("", f"{loop['feedback']['held']} held ({why}): kto-ray feedback held")
     if current:
         progress = current["train_metrics"]
         steps = f", step {progress['step']}/{progress['steps']}" if "step" in progress else ""

@@ -10,6 +10,7 @@ from typing import Literal
 from pydantic import Field, field_validator, model_validator
 
 from kto_ray.config.base import Section
+from kto_ray.config.capture import FeedbackSection
 from kto_ray.config.deciding import GateSection, LoopSection, RolloutSection
 from kto_ray.config.learning import DataSection, KtoSection, TrainSection
 from kto_ray.config.platform import HttpSection, RaySection
@@ -25,6 +26,7 @@ class Config(Section):
     ray: RaySection = RaySection()
     http: HttpSection = HttpSection()
     serve: ServeSection = ServeSection()
+    feedback: FeedbackSection = FeedbackSection()
     data: DataSection = DataSection()
     kto: KtoSection = KtoSection()
     train: TrainSection = TrainSection()

@@ -6,16 +6,17 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Protocol
 
 from kto_ray.records.completions import Arm, Completion
 from kto_ray.records.examples import Example
 from kto_ray.records.feedback import Feedback, FeedbackKind, Held
-from kto_ray.records.labels import Label, Verdict
+from kto_ray.records.labels import ANONYMOUS, Label, Verdict
 
 
 class Answer(Protocol):
-    """What of a completion decides whether it can be judged."""
+    """What of a completion decides whether it can be judged, and by whom."""
 
     @property
     def id(self) -> str: ...
@@ -27,35 +28,88 @@ class Answer(Protocol):
     def task(self) -> str | None: ...
     @property
     def forced(self) -> bool: ...
+    @property
+    def user(self) -> str | None: ...
+    @property
+    def principal(self) -> str | None: ...
 
 
 def labels(answer: Answer, events: Sequence[Feedback]) -> tuple[Label, ...]:
-    """The verdict of each user on one completion, ordered by user.
+    """The verdict of who received an answer, and of each reviewer, ordered by user.
 
-    A thumb is a verdict; an edit that changes the answer is one and outranks the same user's thumb. The last standing
-    event per (user, kind) counts, by the order of the store. Comments and signals say nothing, neither does what
-    quarantine holds, and a completion that never trains (a task, an unfinished, an empty or a forced answer) has no
-    verdicts.
+    A thumb is a verdict; an edit that changes the answer is one and outranks the same judge's thumb; a signal that
+    carries a value is one where its judge has said nothing. The last standing event per (judge, kind) counts, by the
+    order of the store.
 
     Args:
         answer: the logged completion.
         events: its feedback log, in any order, withdrawn events included.
     """
     assert all(e.completion_id in (None, answer.id) for e in events), "events of another completion"
-    if answer.task or answer.forced or answer.status != "complete" or not answer.text.strip():
+    if mute(answer):
         return ()
-    thumbs: dict[str, Feedback] = {}
-    edits: dict[str, Feedback] = {}
+    said: dict[str, dict[FeedbackKind, Feedback]] = {}
     for event in sorted(events, key=lambda e: (e.seq or 0, e.created_at, e.id)):
-        if event.withdrawn_at is not None or event.held in (Held.HELD, Held.DROPPED):
-            continue
-        user = _user_key(answer.id, event.user)
-        if event.kind is FeedbackKind.THUMB:
-            thumbs[user] = event
-        elif event.kind is FeedbackKind.EDIT:
-            edits[user] = event
-    found = (_verdict(answer, user, thumbs.get(user), edits.get(user)) for user in sorted(thumbs.keys() | edits.keys()))
+        if not unheard(answer, event):
+            said.setdefault(_judge(answer, event), {})[event.kind] = event
+    found = (_verdict(answer, judge, last) for judge, last in sorted(said.items()))
     return tuple(label for label in found if label is not None)
+
+
+def mute(answer: Answer) -> str | None:
+    """Why nothing that is said of an answer is a label; None where it is."""
+    if answer.task:
+        return "the answer was for a task, not for a person"
+    if answer.forced:
+        return "the client forced the answer's words, so they are not the model's"
+    if answer.status != "complete":
+        return f"the answer is {answer.status}: it did not come to its end"
+    if not answer.text.strip():
+        return "the answer is empty"
+    return None
+
+
+def unheard(answer: Answer, event: Feedback) -> str | None:
+    """Why an event has no say in the labels of an answer that can be judged; None where it has."""
+    if event.kind is FeedbackKind.COMMENT:
+        return "a comment judges nothing"
+    if event.kind is FeedbackKind.SIGNAL and event.value is None:
+        return f"the signal {event.signal} is no judgement here (feedback.signals)"
+    if of_conversation(event):
+        return "it speaks of the conversation: its turns have events of their own"
+    if event.withdrawn_at is not None:
+        return "it is withdrawn"
+    if not (theirs(answer, event) or event.reviewer):
+        return "it is not of the user who received the answer"
+    if event.held in (Held.HELD, Held.DROPPED):
+        return f"it is {event.held} ({event.held_why})"
+    return None
+
+
+def silence(answer: Answer, event: Feedback) -> str | None:
+    """Why an event makes no label by itself, in words for who sent it; None where it makes one."""
+    why = mute(answer) or unheard(answer, event)
+    if why is None and not labels(answer, [event]):
+        return "the edit changes nothing"
+    return why
+
+
+def theirs(answer: Answer, event: Feedback) -> bool:
+    """Whether an event is of who received the answer. One that names no user belongs to the completion's, within one
+    principal; a reviewer who names none speaks as a reviewer."""
+    if event.principal != answer.principal:
+        return False
+    return event.user == answer.user if event.user is not None else not event.reviewer
+
+
+def attributed(answer: Answer, event: Feedback) -> Feedback:
+    """The event with its user, where it names none and belongs to the completion's."""
+    return replace(event, user=answer.user) if event.user is None and theirs(answer, event) else event
+
+
+def of_conversation(event: Feedback) -> bool:
+    """Whether an event speaks of a whole conversation, and not of one answer."""
+    return event.external is not None and event.external.message is None
 
 
 def examples(completion: Completion, events: Sequence[Feedback]) -> tuple[Example, ...]:
@@ -69,23 +123,33 @@ def examples(completion: Completion, events: Sequence[Feedback]) -> tuple[Exampl
     return tuple(found)
 
 
-def _verdict(answer: Answer, user: str, thumb: Feedback | None, edit: Feedback | None) -> Label | None:
+def _judge(answer: Answer, event: Feedback) -> str:
+    """All who received an answer without a name are one user. A reviewer's name is never one of a user: it is another
+    principal's, or the bare name of one that vouches for its users."""
+    if theirs(answer, event):
+        return answer.user if answer.user is not None else ANONYMOUS
+    return event.user or event.principal or "reviewer"
+
+
+def _verdict(answer: Answer, judge: str, last: dict[FeedbackKind, Feedback]) -> Label | None:
+    edit = last.get(FeedbackKind.EDIT)
     text = edit.text if edit is not None else None
     if edit is not None and text is not None and text.strip() not in ("", answer.text.strip()):
-        return Label(answer.id, user, Verdict.EDIT, edit.created_at, text, edit.seq or 0)
-    if thumb is not None and thumb.value is not None:
-        return Label(answer.id, user, Verdict.UP if thumb.value else Verdict.DOWN, thumb.created_at, seq=thumb.seq or 0)
+        return _label(answer, judge, Verdict.EDIT, edit, text)
+    act = last.get(FeedbackKind.THUMB) or last.get(FeedbackKind.SIGNAL)
+    if act is not None and act.value is not None:
+        return _label(answer, judge, Verdict.UP if act.value else Verdict.DOWN, act, None)
     return None
 
 
-def _user_key(completion_id: str, user: str | None) -> str:
-    """Anonymous users get a key of their own per completion: the holdout split and the per-user cap need one."""
-    return user if user is not None else f"anonymous:{completion_id}"
+def _label(answer: Answer, judge: str, verdict: Verdict, event: Feedback, text: str | None) -> Label:
+    reviewed = not theirs(answer, event)
+    return Label(answer.id, judge, verdict, event.created_at, text, event.seq or 0, reviewed)
 
 
 def _example(completion: Completion, label: Label, answer: str, desirable: bool, ended: bool) -> Example:
     kind = FeedbackKind.EDIT if label.verdict is Verdict.EDIT else FeedbackKind.THUMB
-    source = "import" if completion.arm is Arm.IMPORT else kind.value
+    source = "import" if completion.arm is Arm.IMPORT else "reviewer" if label.reviewer else kind.value
     # JSON keeps the fields apart, so no two tuples share a byte string.
     identity = json.dumps([completion.id, label.user, source, desirable, answer]).encode()
     return Example(

@@ -47,6 +47,7 @@ log = logging.getLogger(__name__)
 
 LEASE_TTL_S = 10.0
 RENEW_S = 2.0
+DAY_S = 86_400.0
 
 
 class LostLease(RuntimeError):
@@ -73,12 +74,15 @@ class Loop:
             LostLease: another controller holds the lease.
         """
         self._hold_lease()
+        rules = self._config.feedback
         with self._store.read() as tx:
-            found, self._joined = joining.overlooked(tx, self._joined)
+            pending = joining.overlooked(tx, self._joined, time.time() - rules.pending_days * DAY_S)
             asked = requests.asked(tx)
-        if found:
+        self._joined = pending.after
+        if pending.found or pending.stale:
             with self._act() as tx:
-                joining.join(tx, found)
+                joining.join(tx, pending.found, rules)
+                joining.expire(tx, pending.stale)
         for request, act in asked:
             self._obey(self._observe(), request, act)
         seen = self._observe(with_job=True)

@@ -14,11 +14,11 @@ Json = Mapping[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class ExternalRef:
-    """How another system (Open WebUI, LibreChat) names a completion."""
+    """How another system (Open WebUI, LibreChat) names a completion. Without a message it means the conversation."""
 
     system: str
     conversation: str
-    message: str
+    message: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

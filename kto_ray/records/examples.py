@@ -17,7 +17,7 @@ class Example:
     messages: tuple[Message, ...]
     answer: str
     desirable: bool
-    source: str  # thumb | edit | import
+    source: str  # thumb | edit | reviewer | import
     adapter: str
     created_at: float
     ended: bool = True  # False: cut off, so its end is not the policy's and must not be learnt

@@ -5,6 +5,8 @@ from __future__ import annotations
 import enum
 from dataclasses import dataclass, field
 
+ANONYMOUS = "anonymous"  # all who received an answer without a name: one user, for what a user may fill
+
 
 class Verdict(enum.StrEnum):
     UP = "up"
@@ -17,7 +19,7 @@ class Label:
     """The one verdict of one user on one completion. `at` is the time of the event that decided it."""
 
     completion_id: str
-    user: str  # who judged; anonymous users have a key of their own per completion
+    user: str  # who received the answer, or a reviewer
     verdict: Verdict
     at: float
     text: str | None = None  # the edited one

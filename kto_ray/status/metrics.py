@@ -28,6 +28,8 @@ def _loop(tx: sa.Connection, config: Config) -> Gauges:
         "kto_ray_completions": ("Completions logged", tally.completions),
         "kto_ray_feedback_events": ("Feedback events stored", tally.stored),
         "kto_ray_feedback_pending": ("Feedback events whose completion is not known yet", tally.pending),
+        "kto_ray_feedback_held": ("Feedback events that wait for an operator", tally.held),
+        "kto_ray_feedback_strangers": ("Feedback events of neither the answer's user nor a reviewer", tally.strangers),
         "kto_ray_labels_desirable": ("Labels that are desirable", tally.desirable),
         "kto_ray_labels_undesirable": ("Labels that are undesirable", tally.undesirable),
         "kto_ray_labels_new": ("Labels since the last round began", rounds.new_labels(tx)),

@@ -11,7 +11,8 @@ from kto_ray.config import Config
 from kto_ray.records.completions import Json
 from kto_ray.records.rounds import Ended, Round, Stage
 from kto_ray.records.trainings import TrainingRun
-from kto_ray.store import rounds, tallies, trainings
+from kto_ray.store import quarantine, rounds, tallies, trainings
+from kto_ray.store.tallies import Tally
 
 SHOWN = 100  # of the newest rounds
 NEXT = {
@@ -56,6 +57,10 @@ class ShownFeedback:
     stored: int
     pending: int
     withdrawn: int
+    held: int  # wait for an operator, and count nowhere
+    held_why: Mapping[str, int]  # of the newest held, by reason
+    strangers: int  # of neither who received the answer nor a reviewer
+    orphans: int  # whose completion never came
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,10 +86,22 @@ def loop(tx: sa.Connection, config: Config) -> LoopPage:
         round=current,
         rounds=every,
         labels=ShownLabels(tally.desirable, tally.undesirable, new),
-        feedback=ShownFeedback(tally.stored, tally.pending, tally.withdrawn),
+        feedback=_feedback(tx, tally),
         completions=tally.completions,
         min_labels=config.loop.min_labels,
         next=_next(config, current, new),
+    )
+
+
+def _feedback(tx: sa.Connection, tally: Tally) -> ShownFeedback:
+    return ShownFeedback(
+        stored=tally.stored,
+        pending=tally.pending,
+        withdrawn=tally.withdrawn,
+        held=tally.held,
+        held_why=quarantine.by_reason(tx) if tally.held else {},
+        strangers=tally.strangers,
+        orphans=tally.orphans,
     )
 
 

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import sqlalchemy as sa
 
+from kto_ray.config.capture import FeedbackSection
 from kto_ray.records.completions import Completion
 from kto_ray.store import joining, sequence, tallies
 from kto_ray.store.mapping import columns_of, completion_of
 from kto_ray.store.schema import completions, feedback
 from kto_ray.store.tallies import Tally
 
+DEFAULT = FeedbackSection()
 
-def insert(tx: sa.Connection, completion: Completion) -> None:
+
+def insert(tx: sa.Connection, completion: Completion, rules: FeedbackSection = DEFAULT) -> None:
     """Add a completion and join the feedback that was waiting for it."""
     [seq] = sequence.take(tx)
     tx.execute(completions.insert().values(**{**columns_of(completion), "seq": seq}))
-    tallies.add(tx, Tally(completions=1) + joining.arrived(tx, completion.id, completion.external))
+    tallies.add(tx, Tally(completions=1) + joining.arrived(tx, completion, rules))
 
 
 def get(tx: sa.Connection, completion_id: str) -> Completion | None:

@@ -1,94 +1,189 @@
-"""Which completion a thumb or an edit means; what comes before its completion is pending, and is joined when that comes
-or, where two transactions missed each other, afterwards."""
+"""Which completion a judgement means; what comes before its completion is pending, and is joined when that comes or,
+where two transactions missed each other, afterwards. What waits too long is an orphan."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Protocol
 
 import sqlalchemy as sa
 
-from kto_ray.records.completions import ExternalRef
-from kto_ray.records.feedback import Feedback
-from kto_ray.store import labels, tallies
-from kto_ray.store.schema import completions, feedback
+from kto_ray.config.capture import FeedbackSection
+from kto_ray.feedback.labels import Answer, attributed, of_conversation, theirs
+from kto_ray.feedback.quarantine import Why
+from kto_ray.records.completions import Completion
+from kto_ray.records.feedback import Feedback, Held
+from kto_ray.store import labels, quarantine, sequence, tallies
+from kto_ray.store.mapping import feedback_columns, feedback_of
+from kto_ray.store.quarantine import Looked
+from kto_ray.store.schema import PENDING, completions, feedback
 from kto_ray.store.tallies import Tally
 
 LOOK = 1000  # pending events at once
+TURNS = 100  # of a conversation that a judgement of it is spread to, the newest
+
+c, f = completions.c, feedback.c
 
 
-def resolve(tx: sa.Connection, event: Feedback) -> str | None:
-    """The id of the completion that an event names, None where it is not known yet."""
+class Judged(Answer, Protocol):
+    """A completion as far as it matters who judges it, and from where it came."""
+
+    @property
+    def arm(self) -> str: ...
+
+
+def meant(tx: sa.Connection, event: Feedback, rules: FeedbackSection) -> Sequence[Judged]:
+    """The completion that an event names; of one on a conversation, the turns that it speaks of, newest first. Nothing
+    where none is known yet."""
+    query = sa.select(c.id, c.text, c.status, c.task, c.forced, c.user, c.principal, c.arm)
     if event.completion_id is not None:
-        query = sa.select(completions.c.id).where(completions.c.id == event.completion_id)
-        return tx.execute(query).scalar()
-    return find_external(tx, event.external) if event.external else None
+        return tx.execute(query.where(c.id == event.completion_id)).all()
+    if event.external is None:
+        return []
+    turns = TURNS if of_conversation(event) and rules.spread == "all" else 1
+    return tx.execute(query.where(_named_by(event)).order_by(c.seq.desc()).limit(turns)).all()
 
 
-def find_external(tx: sa.Connection, ref: ExternalRef) -> str | None:
-    """The id of the newest completion with this external reference."""
-    query = (
-        sa.select(completions.c.id)
-        .where(
-            completions.c.external_system == ref.system,
-            completions.c.external_conversation == ref.conversation,
-            completions.c.external_message == ref.message,
-        )
-        .order_by(completions.c.seq.desc())
-        .limit(1)
-    )
-    return tx.execute(query).scalar()
+def place(tx: sa.Connection, event: Feedback, answer: Judged, rules: FeedbackSection) -> Looked:
+    """An event on its completion: whose it is, and whether it counts. A stranger's is kept and never does."""
+    event = attributed(answer, event)
+    if not theirs(answer, event) and not event.reviewer:
+        return Looked(replace(event, held=Held.DROPPED, held_why=Why.STRANGER.value))
+    return quarantine.look(tx, event, answer.arm, rules)
 
 
-def arrived(tx: sa.Connection, completion_id: str, external: ExternalRef | None) -> Tally:
+def marks(event: Feedback) -> Tally:
+    """What an event adds to the totals by where it stands."""
+    return Tally(held=event.held is Held.HELD, strangers=event.held_why == Why.STRANGER)
+
+
+def spread(tx: sa.Connection, event: Feedback, answers: Sequence[Judged], rules: FeedbackSection) -> Tally:
+    """Have a judgement of a conversation speak of its turns, by an event each; returns the change of the totals."""
+    if not of_conversation(event) or event.held_why == Why.STRANGER or rules.spread == "none":
+        return Tally()
+    added = Tally()
+    for number, (answer, seq) in enumerate(zip(answers, sequence.take(tx, len(answers)), strict=True)):
+        child = attributed(answer, _child(event, number, answer))
+        if not theirs(answer, child) and not child.reviewer:
+            child = replace(child, held=Held.DROPPED, held_why=Why.STRANGER.value)
+        tx.execute(feedback.insert().values(**{**feedback_columns(child, answer.id), "seq": seq}))
+        added += Tally(stored=1, withdrawn=child.withdrawn_at is not None) + marks(child)
+    return added
+
+
+def arrived(tx: sa.Connection, completion: Completion, rules: FeedbackSection) -> Tally:
     """Join the feedback that was waiting for a new completion; returns by how much the totals change."""
-    waiting = feedback.c.named_completion == completion_id
-    if external:
-        waiting = waiting | sa.and_(
-            feedback.c.external_system == external.system,
-            feedback.c.external_conversation == external.conversation,
-            feedback.c.external_message == external.message,
-        )
-    pending = feedback.c.completion_id.is_(None)
-    joined = tx.execute(feedback.update().where(pending, waiting).values(completion_id=completion_id)).rowcount
-    return Tally(pending=-joined) + labels.refresh(tx, [completion_id]) if joined else Tally()
+    # What it names is found by the index of names; whether it still waits is asked of the few rows that come.
+    rows = [*tx.execute(sa.select(feedback).where(f.named_completion == completion.id)).mappings()]
+    ref = completion.external
+    if ref is not None:
+        same = (f.external_system == ref.system) & (f.external_conversation == ref.conversation)
+        message = f.external_message == ref.message
+        if completion.task is None:
+            message |= f.external_message.is_(None)
+        rows += tx.execute(sa.select(feedback).where(same, message)).mappings()
+    waiting = [feedback_of(row) for row in rows if row["completion_id"] is None and row["held"] is None]
+    ours = [event for event in waiting if event.completion_id == completion.id or _may_mean(event, completion)]
+    return _join(tx, [(event, [completion]) for event in ours], rules) if ours else Tally()
 
 
-def overlooked(tx: sa.Connection, after: str = "") -> tuple[dict[str, str], str]:
-    """Pending events whose completion is there: two concurrent PostgreSQL transactions can miss each other.
+@dataclass(frozen=True, slots=True)
+class Overlooked:
+    """Of some pending events: those whose completion is there, and those that have waited too long. `after` says where
+    to go on; "" when all have been looked at."""
 
-    Looks at the next `LOOK` pending events behind the id `after`, in a reading transaction.
+    found: tuple[str, ...]
+    stale: tuple[str, ...]
+    after: str
 
-    Returns:
-        Event id -> completion id, and where to go on; "" when all have been looked at.
-    """
-    batch = (
-        sa.select(feedback)
-        .where(feedback.c.completion_id.is_(None), feedback.c.id > after)
-        .order_by(feedback.c.id)
-        .limit(LOOK)
-        .subquery()
-    )
+
+def overlooked(tx: sa.Connection, after: str = "", before: float = 0.0) -> Overlooked:
+    """Look at the next `LOOK` pending events behind the id `after`, in a reading transaction: two concurrent PostgreSQL
+    transactions, an event's and its completion's, can miss each other; and what came before the time `before` (seconds
+    since the epoch) has waited too long."""
+    batch = sa.select(feedback).where(PENDING, f.id > after).order_by(f.id).limit(LOOK).subquery()
+    b = batch.c
     same = (
-        (completions.c.external_system == batch.c.external_system)
-        & (completions.c.external_conversation == batch.c.external_conversation)
-        & (completions.c.external_message == batch.c.external_message)
+        (c.external_system == b.external_system)
+        & (c.external_conversation == b.external_conversation)
+        & ((c.external_message == b.external_message) | (b.external_message.is_(None) & c.task.is_(None)))
+        & c.principal.is_not_distinct_from(b.principal)
+        & (b.user.is_(None) | b.reviewer | (c.user == b.user))
     )
-    newest = sa.select(completions.c.id).where(same).order_by(completions.c.seq.desc()).limit(1)
-    named = sa.select(completions.c.id).where(completions.c.id == batch.c.named_completion)
-    means = sa.func.coalesce(
-        named.scalar_subquery(),
-        sa.case((batch.c.named_completion.is_(None), newest.correlate(batch).scalar_subquery())),
+    named = sa.exists().where(c.id == b.named_completion)
+    referred = sa.exists().where(same)
+    there = sa.case((b.named_completion.is_not(None), named), else_=referred)
+    rows = tx.execute(sa.select(b.id, b.created_at, there.label("there")).order_by(b.id)).all()
+    return Overlooked(
+        found=tuple(row.id for row in rows if row.there),
+        stale=tuple(row.id for row in rows if not row.there and row.created_at < before),
+        after=rows[-1].id if len(rows) == LOOK else "",
     )
-    rows = tx.execute(sa.select(batch.c.id, means).order_by(batch.c.id)).all()
-    return {row[0]: row[1] for row in rows if row[1] is not None}, rows[-1][0] if len(rows) == LOOK else ""
 
 
-def join(tx: sa.Connection, found: Mapping[str, str]) -> int:
-    """Join events (id -> completion id) that are still pending; returns how many."""
-    joined = 0
-    labels.lock(tx, found.values())
-    for event, completion_id in found.items():
-        still = (feedback.c.id == event) & feedback.c.completion_id.is_(None)
-        joined += tx.execute(feedback.update().where(still).values(completion_id=completion_id)).rowcount
-    tallies.add(tx, Tally(pending=-joined) + labels.refresh(tx, found.values()))
-    return joined
+def join(tx: sa.Connection, found: Iterable[str], rules: FeedbackSection) -> None:
+    """Join events that still wait with their completions, which are there."""
+    rows = tx.execute(sa.select(feedback).where(PENDING, f.id.in_(list(found))).order_by(f.seq)).mappings()
+    events = [feedback_of(row) for row in rows]
+    pairs = [(event, answers) for event in events if (answers := meant(tx, event, rules))]
+    labels.lock(tx, (answer.id for _, answers in pairs for answer in answers))
+    tallies.add(tx, _join(tx, pairs, rules))
+
+
+def expire(tx: sa.Connection, stale: Iterable[str]) -> None:
+    """Have events that have waited too long wait no more: a completion that comes later finds them orphans."""
+    orphan = {"held": Held.DROPPED.value, "held_why": Why.ORPHAN.value}
+    gone = tx.execute(feedback.update().where(PENDING, f.id.in_(list(stale))).values(**orphan)).rowcount
+    tallies.add(tx, Tally(pending=-gone, orphans=gone))
+
+
+def _join(tx: sa.Connection, pairs: Sequence[tuple[Feedback, Sequence[Judged]]], rules: FeedbackSection) -> Tally:
+    change = Tally()
+    for event, answers in sorted(pairs, key=lambda pair: pair[0].seq or 0):
+        looked = place(tx, event, answers[0], rules)
+        placed = looked.event
+        held = {"held": placed.held and placed.held.value, "held_why": placed.held_why}
+        values = {"completion_id": answers[0].id, "user": placed.user, **held}
+        if tx.execute(feedback.update().where(PENDING, f.id == event.id).values(**values)).rowcount:
+            change += Tally(pending=-1) + marks(placed) + spread(tx, placed, answers, rules)
+            quarantine.free(tx, looked.frees)
+    return change + labels.refresh(tx, {answer.id for _, answers in pairs for answer in answers})
+
+
+def _child(event: Feedback, number: int, answer: Answer) -> Feedback:
+    """An event on one turn; whoever withdraws, releases or drops that on the conversation means it too."""
+    return Feedback(
+        id=f"{event.id}-{number}",
+        created_at=event.created_at,
+        kind=event.kind,
+        completion_id=answer.id,
+        user=event.user,
+        value=event.value,
+        reason_codes=event.reason_codes,
+        withdrawn_at=event.withdrawn_at,
+        principal=event.principal,
+        reviewer=event.reviewer,
+        signal=event.signal,
+        parent=event.id,
+        held=event.held,
+        held_why=event.held_why,
+    )
+
+
+def _named_by(event: Feedback) -> sa.ColumnElement[bool]:
+    """The completions that an event's external reference means: of its own principal, and of its user where it names
+    one. The references are clients' own, and whoever sends another's must not get their thumb."""
+    ref = event.external
+    assert ref is not None
+    same = (c.external_system == ref.system) & (c.external_conversation == ref.conversation)
+    same &= c.task.is_(None) if ref.message is None else c.external_message == ref.message
+    same &= c.principal.is_not_distinct_from(event.principal)
+    return same if event.user is None or event.reviewer else same & (c.user == event.user)
+
+
+def _may_mean(event: Feedback, completion: Completion) -> bool:
+    """The same of one completion, whose reference is the event's."""
+    return event.principal == completion.principal and (
+        event.user is None or event.reviewer or event.user == completion.user
+    )

@@ -17,7 +17,7 @@ from kto_ray.records.completions import Completion
 from kto_ray.records.examples import Example
 from kto_ray.records.feedback import Feedback, FeedbackKind, Held, Signal
 from kto_ray.records.labels import Label, Verdict
-from kto_ray.store.mapping import completion_of, feedback_of
+from kto_ray.store.mapping import completion_of, external_of, feedback_of
 from kto_ray.store.schema import completions, feedback, labels, rounds
 from kto_ray.store.tallies import Tally
 
@@ -105,15 +105,18 @@ def lock(tx: sa.Connection, completion_ids: Iterable[str]) -> None:
 def _said(tx: sa.Connection, ids: Sequence[str]) -> dict[str, list[Feedback]]:
     """What of the log makes labels, by completion."""
     names = ("id", "seq", "created_at", "kind", "completion_id", "user", "value", "text", "withdrawn_at")
-    columns = (feedback.c[name] for name in (*names, "reviewer", "signal", "held"))
+    refs = ("external_system", "external_conversation", "external_message")
+    columns = (feedback.c[name] for name in (*names, "principal", "reviewer", "signal", "held", *refs))
     said: dict[str, list[Feedback]] = {}
     for row in tx.execute(sa.select(*columns).where(feedback.c.completion_id.in_(ids))).mappings():
         changed = {
             "kind": FeedbackKind(row["kind"]),
             "signal": row["signal"] and Signal(row["signal"]),
             "held": row["held"] and Held(row["held"]),
+            "external": external_of(row),
         }
-        said.setdefault(row["completion_id"], []).append(Feedback(**{**row, **changed}))
+        plain = {name: value for name, value in row.items() if name not in refs}
+        said.setdefault(row["completion_id"], []).append(Feedback(**{**plain, **changed}))
     return said
 
 
@@ -121,7 +124,7 @@ def _refresh(tx: sa.Connection, ids: Sequence[str]) -> Tally:
     c = completions.c
     # Locked, so that two transactions with feedback on one completion see each other's, one after the other. No key
     # update: their new rows of feedback already hold the key.
-    columns = (c.id, c.text, c.status, c.task, c.forced, c.rollout, c.arm, c.user, c.seq)
+    columns = (c.id, c.text, c.status, c.task, c.forced, c.rollout, c.arm, c.user, c.principal, c.seq)
     query = sa.select(*columns).where(c.id.in_(ids))
     answers = tx.execute(query.order_by(c.id).with_for_update(key_share=True)).all()
     events = _said(tx, ids)

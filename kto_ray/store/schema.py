@@ -37,6 +37,7 @@ from sqlalchemy import (
     Table,
     Text,
     false,
+    text,
 )
 
 metadata = MetaData(
@@ -126,12 +127,16 @@ feedback = Table(
     Index("ix_feedback_named_completion", "named_completion"),
     Index("ix_feedback_external", "external_system", "external_conversation", "external_message"),
     Index("ix_feedback_created_at", "created_at"),
+    Index("ix_feedback_user", "user", "seq"),
 )
+PENDING = feedback.c.completion_id.is_(None) & feedback.c.held.is_(None)  # an orphan is dropped, and waits no longer
+WAITING = feedback.c.held == text("'held'")
+EDIT = feedback.c.kind == text("'edit'")
 Index(
     "ix_feedback_pending",
     feedback.c.id,
-    sqlite_where=feedback.c.completion_id.is_(None),
-    postgresql_where=feedback.c.completion_id.is_(None),
+    sqlite_where=PENDING,
+    postgresql_where=PENDING,
 )
 Index(
     "ix_feedback_parent",
@@ -139,6 +144,8 @@ Index(
     sqlite_where=feedback.c.parent.is_not(None),
     postgresql_where=feedback.c.parent.is_not(None),
 )
+Index("ix_feedback_waiting", feedback.c.user, sqlite_where=WAITING, postgresql_where=WAITING)
+Index("ix_feedback_edits", feedback.c.seq, sqlite_where=EDIT, postgresql_where=EDIT)
 Index(
     "ix_feedback_held",
     feedback.c.held,
@@ -171,7 +178,19 @@ tallies = Table(
     Column("slot", Integer, primary_key=True, autoincrement=False),
     *(
         Column(name, BigInteger, nullable=False, server_default="0")
-        for name in ("completions", "stored", "pending", "withdrawn", "up", "down", "edits", "came")
+        for name in (
+            "completions",
+            "stored",
+            "pending",
+            "withdrawn",
+            "up",
+            "down",
+            "edits",
+            "came",
+            "held",
+            "strangers",
+            "orphans",
+        )
     ),
 )
 

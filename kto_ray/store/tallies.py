@@ -32,6 +32,9 @@ class Tally:
     down: int = 0
     edits: int = 0
     came: int = 0
+    held: int = 0  # events that wait for a person
+    strangers: int = 0  # events of neither who received the answer nor a reviewer
+    orphans: int = 0  # events whose completion never came
 
     def __add__(self, other: Tally) -> Tally:
         return Tally(*(a + b for a, b in zip(astuple(self), astuple(other), strict=True)))

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 import sqlalchemy as sa
 
+from kto_ray.feedback.quarantine import Why
+from kto_ray.records.feedback import Held
 from kto_ray.store import labels, tallies
 from kto_ray.store.schema import completions, feedback
 from kto_ray.store.tallies import Tally
@@ -54,11 +56,18 @@ def erase(tx: sa.Connection, user: str) -> UserRows:
 
 def _delete_feedback(tx: sa.Connection, condition: sa.ColumnElement[bool]) -> tuple[int, list[str]]:
     """How many events went, and the completions that they judged."""
-    columns = (feedback.c.completion_id, feedback.c.withdrawn_at)
+    c = feedback.c
+    columns = (c.completion_id, c.withdrawn_at, c.held, c.held_why)
     gone = tx.execute(feedback.delete().where(condition).returning(*columns)).all()
-    pending = sum(row.completion_id is None for row in gone)
-    withdrawn = sum(row.withdrawn_at is not None for row in gone)
-    tallies.add(tx, Tally(stored=-len(gone), pending=-pending, withdrawn=-withdrawn))
+    change = Tally(
+        stored=-len(gone),
+        pending=-sum(row.completion_id is None and row.held is None for row in gone),
+        withdrawn=-sum(row.withdrawn_at is not None for row in gone),
+        held=-sum(row.held == Held.HELD.value for row in gone),
+        strangers=-sum(row.held_why == Why.STRANGER.value for row in gone),
+        orphans=-sum(row.held_why == Why.ORPHAN.value for row in gone),
+    )
+    tallies.add(tx, change)
     return len(gone), [row.completion_id for row in gone if row.completion_id is not None]
 
 

@@ -26,7 +26,8 @@ def test_a_thumb_before_its_completion_waits(api: Api) -> None:
     body = {"external": {"conversation": "k", "message": "m"}, "kind": "thumb", "value": False, "user": "ann"}
     early = api.client.post("/v1/feedback", json=body)
     assert (early.status_code, early.json()["status"]) == (202, "pending")
-    assert api.client.get("/v1/loop").json()["feedback"] == {"stored": 1, "pending": 1, "withdrawn": 0}
+    told = api.client.get("/v1/loop").json()["feedback"]
+    assert (told["stored"], told["pending"], told["withdrawn"], told["held"]) == (1, 1, 0, 0)
     headers = {"X-Kto-Chat-Id": "k", "X-Kto-Message-Id": "m"}
     messages = [{"role": "user", "content": "Hi"}]
     api.client.post("/v1/chat/completions", json={"messages": messages, "user": "ann"}, headers=headers)
@@ -45,7 +46,7 @@ def test_withdrawn_feedback_labels_nothing(api: Api) -> None:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"kind": "star"}, "thumb, edit, comment"),
+        ({"kind": "star"}, "thumb, edit, comment, signal"),
         ({"value": None}, "a thumb needs value"),
         ({"kind": "edit", "text": " "}, "an edit needs text"),
         ({"kind": "comment"}, "a comment needs comment"),

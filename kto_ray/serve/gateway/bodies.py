@@ -13,7 +13,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from kto_ray.records.completions import ExternalRef, Message
-from kto_ray.records.feedback import Feedback, FeedbackKind
+from kto_ray.records.feedback import Feedback, FeedbackKind, Signal
 from kto_ray.serve.gateway.errors import ApiError
 
 DEFAULT_SYSTEM = "default"
@@ -92,7 +92,7 @@ class External(BaseModel):
     model_config = ConfigDict(extra="forbid")
     system: str = DEFAULT_SYSTEM
     conversation: str
-    message: str
+    message: str | None = None  # None: the whole conversation is meant
 
 
 class FeedbackBody(BaseModel):
@@ -104,6 +104,7 @@ class FeedbackBody(BaseModel):
     kind: str
     value: bool | None = None
     text: str | None = None
+    signal: str | None = None
     reason_codes: list[str] = []
     comment: str | None = None
     user: str | None = Field(None, max_length=255)
@@ -120,6 +121,10 @@ class FeedbackBody(BaseModel):
             raise ValueError("a thumb needs value: true (up) or false (down)")
         if self.kind == "edit" and not (self.text or "").strip():
             raise ValueError("an edit needs text: the answer as it should have been")
+        if (self.kind == "signal") != (self.signal is not None) or self.signal not in (None, *Signal):
+            raise ValueError(f"a signal, and nothing else, needs signal: one of {', '.join(Signal)}")
+        if self.kind == "edit" and self.external is not None and self.external.message is None:
+            raise ValueError("an edit speaks of one answer, so external needs message")
         if self.kind == "comment" and not (self.comment or self.text or "").strip():
             raise ValueError("a comment needs comment: what the user said")
         return self
@@ -147,7 +152,8 @@ def parse_feedback(body: dict[str, Any], idempotency_key: str | None) -> Feedbac
         kind=FeedbackKind(parsed.kind),
         completion_id=parsed.completion_id,
         user=parsed.user,
-        value=parsed.value,
+        value=parsed.value if parsed.kind == "thumb" else None,
+        signal=Signal(parsed.signal) if parsed.signal else None,
         text=parsed.text,
         external=ExternalRef(**parsed.external.model_dump()) if parsed.external else None,
         reason_codes=tuple(parsed.reason_codes),

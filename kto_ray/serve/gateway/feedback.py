@@ -1,19 +1,25 @@
-"""POST and DELETE /v1/feedback: what users say of an answer, durable before it is acknowledged."""
+"""POST and DELETE /v1/feedback: what users say of an answer, durable before it is acknowledged; and what of it is
+held, and an operator decides on."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Literal
 
+import sqlalchemy as sa
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 
+from kto_ray.feedback.quarantine import Why
+from kto_ray.records.feedback import Feedback, Held
+from kto_ray.serve.gateway import whose
 from kto_ray.serve.gateway.bodies import FeedbackBody, parse_feedback, parse_json
 from kto_ray.serve.gateway.document import body_of
 from kto_ray.serve.gateway.door import Door
 from kto_ray.serve.gateway.errors import ApiError
-from kto_ray.store import feedback
+from kto_ray.store import feedback, quarantine
 from kto_ray.store.feedback import Receipt, Recorded
 
 STATUS = {Recorded.RECORDED: 201, Recorded.PENDING: 202, Recorded.DUPLICATE: 200}
@@ -23,6 +29,20 @@ STATUS = {Recorded.RECORDED: 201, Recorded.PENDING: 202, Recorded.DUPLICATE: 200
 class Withdrawn:
     feedback_id: str
     status: Literal["withdrawn"] = "withdrawn"
+
+
+@dataclass(frozen=True, slots=True)
+class HeldPage:
+    """What waits for an operator: the oldest events, and how many of the newest wait for which reason."""
+
+    events: tuple[Feedback, ...]
+    by_reason: Mapping[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Decided:
+    feedback_id: str
+    held: Held
 
 
 def router(door: Door) -> APIRouter:
@@ -39,17 +59,47 @@ def router(door: Door) -> APIRouter:
         openapi_extra=body_of(FeedbackBody.__name__),
     )
     async def give(request: Request) -> Response:
-        event = parse_feedback(parse_json(await request.body()), request.headers.get("idempotency-key"))
+        body = parse_json(await request.body())
+        claim = whose.claim_of(door.config, request)
+        said = parse_feedback(whose.by_token(claim, body) if claim else body, request.headers.get("idempotency-key"))
+        event = whose.signed(door.config, said, whose.principal_of(request), claim)
         try:
-            receipt = await door.write(lambda tx: feedback.record(tx, event))
+            receipt = await door.write(lambda tx: feedback.record(tx, event, door.config.feedback))
         except feedback.KeyReused as error:
             raise ApiError(409, str(error), param="Idempotency-Key", code="idempotency_key_reused") from None
+        except feedback.TooLong as error:
+            raise ApiError(400, str(error), param=error.field) from None
+        except feedback.TooManyEvents as error:
+            raise ApiError(429, str(error), code="too_many_events") from None
         return JSONResponse(asdict(receipt), status_code=STATUS[receipt.status])
 
     @routes.delete("/v1/feedback/{feedback_id}")
-    async def withdraw(feedback_id: str) -> Withdrawn:
-        if not await door.write(lambda tx: feedback.withdraw(tx, feedback_id, time.time())):
-            raise ApiError(404, f"feedback {feedback_id!r} does not exist", param="feedback_id")
+    async def withdraw(request: Request, feedback_id: str) -> Withdrawn:
+        principal = whose.principal_of(request)
+
+        def change(tx: sa.Connection) -> bool:
+            event = feedback.get(tx, feedback_id)
+            if event is None or not whose.may_withdraw(principal, event):  # whose it is, is not told
+                return False
+            return feedback.withdraw(tx, feedback_id, time.time())
+
+        if not await door.write(change):
+            raise _unknown(feedback_id)
         return Withdrawn(feedback_id)
 
+    @routes.get("/v1/feedback/held")
+    async def held(why: Why | None = None, user: str | None = None) -> HeldPage:
+        return await door.read(lambda tx: HeldPage(tuple(quarantine.waiting(tx, why, user)), quarantine.by_reason(tx)))
+
+    @routes.post("/v1/feedback/{feedback_id}/{decision}")
+    async def decide(feedback_id: str, decision: Literal["release", "drop"]) -> Decided:
+        act = quarantine.release if decision == "release" else quarantine.drop
+        if not await door.write(lambda tx: act(tx, [feedback_id])):
+            raise ApiError(409, f"feedback {feedback_id!r} does not wait for that", param="feedback_id")
+        return Decided(feedback_id, Held.RELEASED if decision == "release" else Held.DROPPED)
+
     return routes
+
+
+def _unknown(feedback_id: str) -> ApiError:
+    return ApiError(404, f"feedback {feedback_id!r} does not exist", param="feedback_id")

@@ -6,12 +6,13 @@ from typing import Any
 
 import pytest
 
-from kto_ray.feedback.labels import examples
-from kto_ray.records.completions import Arm
-from kto_ray.records.feedback import Feedback, FeedbackKind
+from kto_ray.feedback.labels import examples, labels, silence
+from kto_ray.records.completions import Arm, ExternalRef
+from kto_ray.records.feedback import Feedback, FeedbackKind, Held, Signal
+from kto_ray.records.labels import Verdict
 from tests.support.rows import completion
 
-COMPLETION = completion(adapter="policy@v3-abc123", text="By the shore.", user="owner")
+COMPLETION = completion(adapter="policy@v3-abc123", text="By the shore.", user="ann")
 
 
 def event(id: str, at: float, *, user: str | None = "ann", **more: Any) -> Feedback:
@@ -31,14 +32,14 @@ def test_a_thumb_labels_the_answer(value: bool) -> None:
     assert (example.completion_id, example.adapter, example.created_at) == ("c1", "policy@v3-abc123", 12.0)
 
 
-def test_last_write_per_user_and_kind_counts_in_any_order() -> None:
+def test_last_write_per_judge_and_kind_counts_in_any_order() -> None:
     events = [
-        event("f1", 1.0, value=True),
-        event("f2", 2.0, value=False),
-        event("f3", 3.0, value=True, user="bob"),
-        event("f4", 2.5, comment="nice"),
+        event("f1", 9.0, value=True, seq=1),
+        event("f2", 1.0, value=False, seq=2),  # by a clock that went back: the store's order tells
+        event("f3", 3.0, value=True, user="judge", reviewer=True, seq=3),
+        event("f4", 2.5, comment="nice", seq=4),
     ]
-    expected = [("ann", "By the shore.", False, "thumb"), ("bob", "By the shore.", True, "thumb")]
+    expected = [("ann", "By the shore.", False, "thumb"), ("judge", "By the shore.", True, "reviewer")]
     for seed in range(10):
         assert facts(examples(COMPLETION, random.Random(seed).sample(events, len(events)))) == expected
 
@@ -49,17 +50,43 @@ def test_equal_times_are_decided_by_event_id() -> None:
     assert facts(examples(COMPLETION, events[::-1]))[0][2] is False
 
 
-def test_an_edit_outranks_the_same_users_thumb_only() -> None:
+def test_an_edit_outranks_the_same_judges_thumb_only() -> None:
     events = [
         event("f1", 1.0, text="Go west."),
         event("f2", 9.0, value=True),
-        event("f3", 2.0, value=True, user="bob"),
+        event("f3", 2.0, value=True, user="judge", reviewer=True),
     ]
     assert facts(examples(COMPLETION, events)) == [
         ("ann", "Go west.", True, "edit"),
         ("ann", "By the shore.", False, "edit"),
-        ("bob", "By the shore.", True, "thumb"),
+        ("judge", "By the shore.", True, "reviewer"),
     ]
+
+
+@pytest.mark.parametrize(
+    ("owner", "said", "judge"),
+    [
+        (("app", "app/ann"), {"principal": "app", "user": "app/ann"}, "app/ann"),
+        (("app", "app/ann"), {"principal": "app", "user": None}, "app/ann"),
+        (("app", "app/ann"), {"principal": "app", "user": "app/bob"}, None),
+        (("app", "app/ann"), {"principal": "web", "user": None}, None),
+        (("app", "app/ann"), {"principal": None, "user": "app/ann"}, None),
+        (("app", "app/ann"), {"principal": "app", "user": "app/ann", "reviewer": True}, "app/ann"),
+        (("app", "app/ann"), {"principal": "app", "user": None, "reviewer": True}, "app"),
+        (("app", "app/ann"), {"principal": "judge", "user": "judge", "reviewer": True}, "judge"),
+        (("app", None), {"principal": "app", "user": None}, "anonymous"),
+        (("app", None), {"principal": "app", "user": "app/bob"}, None),
+        ((None, None), {"user": None}, "anonymous"),
+        ((None, None), {"user": "mallory"}, None),
+        ((None, "ann"), {"user": "mallory"}, None),
+    ],
+)
+def test_only_who_received_the_answer_judges_it_or_a_reviewer(owner: Any, said: Any, judge: str | None) -> None:
+    answer = dataclasses.replace(COMPLETION, principal=owner[0], user=owner[1])
+    found = labels(answer, [event("f1", 1.0, value=True, **said)])
+    assert [label.user for label in found] == ([judge] if judge else [])
+    assert [label.reviewer for label in found] == ([judge in ("app", "judge")] if judge else [])
+    assert (silence(answer, event("f1", 1.0, value=True, **said)) is None) == (judge is not None)
 
 
 @pytest.mark.parametrize("text", ["By the shore.", "  By the shore.\n", "", "  "])
@@ -85,17 +112,32 @@ def test_comments_are_no_label() -> None:
     assert examples(COMPLETION, [event("f1", 1.0, comment="hm")]) == ()
 
 
-@pytest.mark.parametrize("change", [{"task": "title"}, {"status": "aborted"}, {"status": "failed"}, {"text": " \n"}])
+@pytest.mark.parametrize(
+    "change", [{"task": "title"}, {"status": "aborted"}, {"status": "failed"}, {"text": " \n"}, {"forced": True}]
+)
 def test_completions_that_never_train(change: Any) -> None:
     completion = dataclasses.replace(COMPLETION, **change)
     assert examples(completion, [event("f1", 1.0, value=True), event("f2", 1.0, text="Go west.")]) == ()
+    assert silence(completion, event("f1", 1.0, value=True)) is not None
 
 
-def test_anonymous_feedback_gets_a_stable_user_per_completion() -> None:
-    (example,) = examples(
-        COMPLETION, [event("f1", 1.0, value=True, user=None), event("f2", 2.0, value=False, user=None)]
-    )
-    assert (example.user, example.desirable) == ("anonymous:c1", False)
+@pytest.mark.parametrize(
+    ("held", "counts"), [(None, True), (Held.HELD, False), (Held.DROPPED, False), (Held.RELEASED, True)]
+)
+def test_what_quarantine_holds_does_not_count(held: Held | None, counts: bool) -> None:
+    assert bool(examples(COMPLETION, [event("f1", 1.0, value=True, held=held)])) is counts
+
+
+def test_a_signal_is_a_label_only_where_it_carries_a_value_and_nothing_was_said() -> None:
+    signal = Feedback("f1", 5.0, FeedbackKind.SIGNAL, "c1", "ann", signal=Signal.REGENERATED)
+    assert labels(COMPLETION, [signal]) == ()
+    down = dataclasses.replace(signal, value=False)
+    assert [label.verdict for label in labels(COMPLETION, [down])] == [Verdict.DOWN]
+    assert [label.verdict for label in labels(COMPLETION, [down, event("f2", 1.0, value=True)])] == [Verdict.UP]
+
+
+def test_what_is_said_of_a_conversation_is_no_label_of_its_last_answer() -> None:
+    assert labels(COMPLETION, [event("f1", 1.0, value=True, external=ExternalRef("ui", "k"))]) == ()
 
 
 def test_imports_keep_their_source() -> None:
@@ -111,10 +153,11 @@ def test_a_cut_off_answer_has_not_ended_but_its_edit_has() -> None:
 
 
 def test_ids_are_stable_and_tell_examples_apart() -> None:
-    thumbs = [event("f1", 1.0, value=True), event("f2", 1.0, text="Go west.", user="bob")]
+    judged = event("f1", 1.0, value=True, user="judge", reviewer=True)
+    thumbs = [judged, event("f2", 1.0, text="Go west.")]
     ids = [e.id for e in examples(COMPLETION, thumbs)]
     assert len(set(ids)) == 3 and all(len(i) == 32 and int(i, 16) >= 0 for i in ids)
     later = [dataclasses.replace(e, id=e.id + "x", created_at=e.created_at + 5) for e in thumbs]
     assert [e.id for e in examples(COMPLETION, later)] == ids
-    (down,) = examples(COMPLETION, [event("f1", 1.0, value=False)])
+    (down,) = examples(COMPLETION, [dataclasses.replace(judged, value=False)])
     assert down.id not in ids

@@ -39,7 +39,8 @@ def edit(name: str, completion_id: str, user: str | None) -> Feedback:
 
 @pytest.fixture
 def filled(store: Store) -> Store:
-    """ann and bob each asked once; each judged both answers; somebody judged ann's; ann has one event pending."""
+    """ann and bob each asked once; each judged both answers, and each their own once more without a name; ann has one
+    event pending."""
     elsewhere = ExternalRef("web", "chat", "1")
     with store.write() as tx:
         completions.insert(tx, completion("of-ann", "ann"))
@@ -60,13 +61,13 @@ def filled(store: Store) -> Store:
 def test_erasing_takes_the_users_rows_and_no_others(filled: Any) -> None:
     with filled.write() as tx:
         found = users.rows_of(tx, "ann")
-        assert users.erase(tx, "ann") == found == users.UserRows(completions=1, feedback=3, feedback_of_others=2)
+        assert users.erase(tx, "ann") == found == users.UserRows(completions=1, feedback=4, feedback_of_others=1)
     with filled.write() as tx:
         assert completions.get(tx, "of-ann") is None and completions.get(tx, "of-bob") is not None
         assert {e.id for e in feedback.events(tx, "of-bob")} == {"bob-on-bob", "somebody-on-bob"}
         assert users.erase(tx, "ann") == users.UserRows(0, 0, 0)
         assert users.erase(tx, "nobody") == users.UserRows(0, 0, 0)
-        assert tallies.total(tx) == Tally(completions=1, stored=2, up=2, came=2)
+        assert tallies.total(tx) == Tally(completions=1, stored=2, up=1, came=1)
 
 
 def test_erased_text_is_overwritten_in_sqlite(tmp_path: Path) -> None:
@@ -85,7 +86,9 @@ def test_counts_and_labels_stop_at_a_number(filled: Any) -> None:
         feedback.record(tx, replace(thumb("late", "of-bob", "bob"), created_at=3.0, value=False))
     with filled.read() as tx:
         assert (feedback.left_out(tx).newest_at, feedback.left_out(tx).newest_seq) == (3.0, before + 1)
-        assert feedback.left_out(tx, before) == feedback.LeftOut(0, 0, 1, newest_at=2.0, newest_seq=before)
+        assert feedback.left_out(tx, before) == feedback.LeftOut(
+            0, 0, 1, newest_at=2.0, newest_seq=before, not_theirs=2
+        )
         events = {c.id: [e.id for e in log] for c, log in labels.with_feedback(tx, "", None, until=before)}
         assert "late" not in events["of-bob"] and len(events["of-bob"]) == 3
         assert labels.with_feedback(tx, "", None, until=2) == []
@@ -162,7 +165,7 @@ def test_a_purge_that_was_killed_ends_when_called_again(learnt: Any, monkeypatch
         patch.setattr("kto_ray.store.users.erase", die)  # the shards are gone, the store's rows are not
         purge(store, config, "ann")
     again = purge(store, config, "ann")
-    assert again.rows == users.UserRows(1, 3, 2) and len(again.snapshots) == len(again.adapters) == 2
+    assert again.rows == users.UserRows(1, 4, 1) and len(again.snapshots) == len(again.adapters) == 2
     third = purge(store, config, "ann")  # nothing is left, and what was affected is still known
     assert third.rows == users.UserRows(0, 0, 0) and third.adapters == again.adapters
     with store.read() as tx, pytest.raises(ValueError, match="'nobody' is in neither the store nor a snapshot"):

@@ -2,79 +2,132 @@
 
 from __future__ import annotations
 
-import random
 from collections import Counter
+from contextlib import suppress
+from dataclasses import replace
+from random import Random
+from typing import Any
 
+import hypothesis.strategies as st
 import pytest
 import sqlalchemy as sa
+from hypothesis import HealthCheck, given, settings
 
+from kto_ray.config.capture import FeedbackSection
 from kto_ray.feedback.labels import labels as labels_of
-from kto_ray.records.completions import Completion
-from kto_ray.records.feedback import Feedback, FeedbackKind
+from kto_ray.records.completions import Completion, ExternalRef
+from kto_ray.records.feedback import Feedback, FeedbackKind, Held, Signal
 from kto_ray.records.labels import Label, Verdict
-from kto_ray.store import Store, completions, feedback, labels, rounds, tallies, users
+from kto_ray.store import Store, completions, feedback, joining, labels, quarantine, rounds, tallies, users
+from kto_ray.store.feedback import TooManyEvents
 from kto_ray.store.mapping import feedback_of
 from kto_ray.store.schema import feedback as feedback_table
+from kto_ray.store.schema import metadata, sequence
 from kto_ray.store.tallies import Tally
 from tests.support.rows import completion, thumb
 
-NAMES = tuple(f"c{i}" for i in range(6))
-PEOPLE = ("ann", "bob", None)
+NAMES = tuple(f"c{i}" for i in range(4))
+TEXTS = ("Hello.", "Hello. ", "Better.", "Best.")
+DAY_S = 86_400.0
+# Low limits, so that quarantine has something to hold.
+STRICT = FeedbackSection(burst_events=3, newcomer_edits=1, flips=1, same_text=2, max_events=4)
 
 
-def made(random: random.Random, name: str) -> Completion:
+def mostly(chance: Random, usual: Any, *others: Any) -> Any:
+    return chance.choice(others) if chance.random() < 0.2 else usual
+
+
+def person(chance: Random) -> str | None:
+    return chance.choice(("ann", "ann", "ann", "bob", None))
+
+
+def asked(chance: Random) -> Completion:
+    turn = chance.randrange(len(NAMES))
     return completion(
-        name,
-        text=random.choice(("Hello.", "Hello.", " ")),
-        status=random.choice(("complete", "complete", "aborted")),
-        user=random.choice(PEOPLE),
-        task=random.choice((None, None, "title")),
+        NAMES[turn],
+        text=mostly(chance, "Hello.", " "),
+        status=mostly(chance, "complete", "aborted"),
+        user=person(chance),
+        principal=mostly(chance, None, "app"),
+        task=mostly(chance, None, "title"),
+        forced=mostly(chance, False, True),
+        external=chance.choice((None, ExternalRef("ui", "k", f"m{turn % 2}"))),
     )
 
 
-def said(random: random.Random, number: int) -> Feedback:
-    kind = random.choice(list(FeedbackKind))
+def said(chance: Random, number: int) -> Feedback:
+    """By id, by the message of another system, or on its whole conversation; on what is there or not yet."""
+    kind = mostly(chance, chance.choice((FeedbackKind.THUMB, FeedbackKind.EDIT)), *FeedbackKind)
+    of = mostly(chance, chance.choice(NAMES), "never", "m0", "m1", "all")
+    ref = ExternalRef("ui", "k", None if of == "all" else of) if of in ("m0", "m1", "all") else None
     return Feedback(
         id=f"f{number}",
-        created_at=float(random.randrange(20)),
+        created_at=chance.choice((1.0, 10 * DAY_S, 40 * DAY_S)) + chance.randrange(90),
         kind=kind,
-        completion_id=random.choice(NAMES),
-        user=random.choice(PEOPLE),
-        value=random.random() < 0.5 if kind is FeedbackKind.THUMB else None,
-        text=random.choice(("Hello.", "Hello. ", "Better.", "Best.")) if kind is FeedbackKind.EDIT else None,
+        completion_id=None if ref else of,
+        external=ref,
+        user=person(chance),
+        principal=mostly(chance, None, "app"),
+        reviewer=mostly(chance, False, True),
+        value=chance.random() < 0.5 if kind in (FeedbackKind.THUMB, FeedbackKind.SIGNAL) else None,
+        signal=Signal.COPIED if kind is FeedbackKind.SIGNAL else None,
+        text=chance.choice(TEXTS) if kind is FeedbackKind.EDIT else None,
+        idempotency_key=mostly(chance, None, "k"),
+        body_hash="a",
     )
 
 
-def happen(store: Store, random: random.Random, number: int, unborn: list[str]) -> None:
-    """One thing, in a transaction of its own."""
-    with store.write() as tx:
-        match random.choice(("completion", "feedback", "feedback", "feedback", "withdraw", "erase")):
-            case "completion" if unborn:
-                completions.insert(tx, made(random, unborn.pop()))
-            case "withdraw" if number:
-                feedback.withdraw(tx, f"f{random.randrange(number)}", 50.0)
-            case "erase" if random.random() < 0.2:
-                users.erase(tx, random.choice(("ann", "bob")))
-            case _:
-                feedback.record(tx, said(random, number))
+def happen(tx: sa.Connection, chance: Random, number: int, rules: FeedbackSection) -> None:
+    some = f"f{chance.randrange(number + 1)}"
+    match chance.choice(
+        ("ask", "ask", *["say"] * 8, "withdraw", "release", "drop", "erase", "join", "expire", "round")
+    ):
+        case "ask":
+            one = asked(chance)
+            if completions.get(tx, one.id) is None:
+                completions.insert(tx, one, rules)
+        case "say":
+            with suppress(TooManyEvents):
+                feedback.record(tx, said(chance, number), rules)
+        case "withdraw":
+            feedback.withdraw(tx, some, 50.0)
+        case "release":
+            quarantine.release(tx, [some])
+        case "drop":
+            quarantine.drop(tx, [some])
+        case "erase" if chance.random() < 0.3:
+            users.erase(tx, chance.choice(("ann", "bob")))
+        case "join":
+            joining.join(tx, joining.overlooked(tx).found, rules)
+        case "expire":
+            joining.expire(tx, joining.overlooked(tx, before=2 * DAY_S).stale)
+        case "round" if chance.random() < 0.3:
+            rounds.insert(tx, float(number))
+
+
+def logged(tx: sa.Connection) -> list[Feedback]:
+    query = sa.select(feedback_table).order_by(feedback_table.c.seq)
+    return [feedback_of(row) for row in tx.execute(query).mappings()]
 
 
 def counted(tx: sa.Connection, came: int) -> Tally:
     """The totals, by walking everything; `came` has a walk of its own."""
-    query = sa.select(feedback_table).order_by(feedback_table.c.id)
-    every = [feedback_of(row) for row in tx.execute(query).mappings()]
+    every = logged(tx)
     known = [found for name in NAMES if (found := completions.get(tx, name)) is not None]
     verdicts = Counter(label.verdict for one in known for label in labels_of(one, feedback.events(tx, one.id)))
     joined = {event.id for one in known for event in feedback.events(tx, one.id)}
     return Tally(
         completions=len(known),
         stored=len(every),
-        pending=sum(event.id not in joined for event in every),
+        pending=sum(event.id not in joined and event.held is None for event in every),
         withdrawn=sum(event.withdrawn_at is not None for event in every),
         up=verdicts[Verdict.UP],
         down=verdicts[Verdict.DOWN],
         edits=verdicts[Verdict.EDIT],
         came=came,
+        held=sum(event.held is Held.HELD for event in every),
+        strangers=sum(event.held_why == "stranger" for event in every),
+        orphans=sum(event.held_why == "orphan" for event in every),
     )
 
 
@@ -83,36 +136,48 @@ class Unseen:
 
     def __init__(self) -> None:
         self.standing: dict[tuple[str, str], tuple[Label, int]] = {}  # and the round when it came to be so
-        self.round = 0
 
     def look(self, now: list[Label], round_now: int) -> int:
-        before, self.round = self.standing, round_now
+        before = self.standing
         self.standing = {}
         for label in now:
             key = (label.completion_id, label.user)
             known = before.get(key)
-            self.standing[key] = known if known is not None and known[0] == label else (label, round_now)
+            same = known is not None and (known[0], known[0].seq) == (label, label.seq)
+            self.standing[key] = known if known is not None and same else (label, round_now)
         return sum(since == round_now for _, since in self.standing.values())
 
 
-@pytest.mark.parametrize("seed", range(8))
-def test_labels_and_totals_follow_the_log_through_any_history(store: Store, seed: int) -> None:
-    chance, unborn, unseen = random.Random(seed), list(NAMES), Unseen()
-    chance.shuffle(unborn)
-    for number in range(60):
-        happen(store, chance, number, unborn)
+def empty(store: Store) -> None:
+    with store.write() as tx:
+        for table in reversed(metadata.sorted_tables):
+            if table.name not in ("tallies", "sequence", "compatibility"):
+                tx.execute(table.delete())
+        tx.exec_driver_sql("UPDATE tallies SET " + ", ".join(f"{name} = 0" for name in tallies.NAMES))
+        if store.sqlite:
+            tx.execute(sequence.update().values(value=0))
+        tx.info.pop(quarantine.BEGAN, None)
+
+
+@pytest.mark.parametrize("rules", [FeedbackSection(), STRICT, FeedbackSection(spread="all", newcomer_days=0)])
+@settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(seed=st.integers(0, 2**32 - 1))
+def test_labels_and_totals_follow_the_log_through_any_history(store: Store, rules: FeedbackSection, seed: int) -> None:
+    empty(store)
+    chance, unseen = Random(seed), Unseen()
+    for number in range(40):
+        with store.write() as tx:
+            happen(tx, chance, number, rules)
         with store.read() as tx:
             assert tallies.total(tx) == counted(tx, tallies.total(tx).came)
             standing: list[Label] = []
             for name in NAMES:
                 found = completions.get(tx, name)
                 pure = labels_of(found, feedback.events(tx, name)) if found else ()
-                standing += [Label(one.completion_id, one.user, one.verdict, one.at) for one in pure]
-                assert labels.of(tx, name) == [one for one in standing if one.completion_id == name]
-            assert rounds.new_labels(tx) == unseen.look(standing, unseen.round)
-        if chance.random() < 0.1:
-            with store.write() as tx:
-                unseen.round = rounds.insert(tx, float(number)).id
+                bare = [replace(one, text=None) for one in pure]
+                assert labels.of(tx, name) == bare
+                standing += bare
+            assert rounds.new_labels(tx) == unseen.look(standing, rounds.count(tx))
 
 
 def test_labels_that_go_leave_the_new_ones_new(store: Store) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from kto_ray.config.capture import FeedbackSection
 from kto_ray.records.adapters import AdapterVersion
 from kto_ray.records.completions import ExternalRef
 from kto_ray.records.evaluation import GateDecision, GateReport
@@ -51,7 +52,6 @@ def test_a_completion_comes_back_as_it_went_in(store: Store) -> None:
         completions.insert(tx, whole)
     with store.read() as tx:
         assert completions.get(tx, "c1") == whole
-        assert joining.find_external(tx, ExternalRef("chat", "k", "m")) == "c1"
         assert completions.get(tx, "none") is None
 
 
@@ -107,13 +107,13 @@ def test_joining_mends_what_two_transactions_missed(store: Store) -> None:
         completions.insert(tx, completion("other"))
         tx.exec_driver_sql("UPDATE completions SET id = 'c1' WHERE id = 'other'")  # arrived unseen by the event
     with store.read() as tx:
-        found, after = joining.overlooked(tx)
-    assert (found, after) == ({"f1": "c1"}, "")
+        pending = joining.overlooked(tx)
+    assert pending == joining.Overlooked(("f1",), (), "")
     with store.write() as tx:
-        assert joining.join(tx, found) == 1
-        assert joining.join(tx, found) == 0
+        joining.join(tx, pending.found, FeedbackSection())
+        joining.join(tx, pending.found, FeedbackSection())
     with store.read() as tx:
-        assert joining.overlooked(tx) == ({}, "")
+        assert joining.overlooked(tx) == joining.Overlooked((), (), "")
         assert tallies.total(tx) == Tally(completions=1, stored=1, up=1, came=1)
 
 

@@ -129,8 +129,8 @@ def _labelled(tx: sa.Connection, ids: Sequence[str]) -> Iterator[tuple[Any, Labe
     said: dict[str, list[Feedback]] = {}
     for row in tx.execute(sa.select(FEEDBACK).where(FEEDBACK.c.completion_id.in_(ids))).mappings():
         said.setdefault(row["completion_id"], []).append(Feedback(**{**row, "kind": FeedbackKind(row["kind"])}))
-    unforced = sa.false().label("forced")  # labels ask since a later revision
-    for answer in tx.execute(sa.select(COMPLETIONS, unforced).where(COMPLETIONS.c.id.in_(ids))):
+    later = (sa.false().label("forced"), sa.null().label("principal"))  # labels ask since a later revision
+    for answer in tx.execute(sa.select(COMPLETIONS, *later).where(COMPLETIONS.c.id.in_(ids))):
         yield from ((answer, label) for label in labels_of(answer, said.get(answer.id, [])))
 
 

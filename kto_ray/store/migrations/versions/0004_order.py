@@ -8,6 +8,7 @@ down_revision = "0003"
 branch_labels = None
 depends_on = None
 
+TALLIES = ("held", "strangers", "orphans")
 USERS = (("completions", "user"), ("feedback", "user"), ("labels", "user"), ("labels", "asker"))
 
 
@@ -32,7 +33,10 @@ def downgrade() -> None:
     for name in ("seq", "reviewer", "asked_seq"):
         op.drop_column("labels", name)
     op.drop_column("rollouts", "stage_started_seq")
-    for name in ("seq", "key", "completion_id", "parent", "held"):
+    _pending("completion_id IS NULL")
+    for name in TALLIES:
+        op.drop_column("tallies", name)
+    for name in ("seq", "key", "completion_id", "parent", "held", "user", "waiting", "edits"):
         op.drop_index(f"ix_feedback_{name}", "feedback")
     with op.batch_alter_table("feedback") as batch:
         for name in ("seq", "key_owner", "principal", "reviewer", "signal", "parent", "held", "held_why"):
@@ -107,6 +111,18 @@ def _feedback() -> None:
     for name, columns in (("parent", ["parent"]), ("held", ["held", "seq"])):
         some = sa.text(f"{name} IS NOT NULL")
         op.create_index(f"ix_feedback_{name}", "feedback", columns, sqlite_where=some, postgresql_where=some)
+    op.create_index("ix_feedback_user", "feedback", ["user", "seq"])
+    for name, columns, of in (("waiting", ["user"], "held = 'held'"), ("edits", ["seq"], "kind = 'edit'")):
+        some = sa.text(of)
+        op.create_index(f"ix_feedback_{name}", "feedback", columns, sqlite_where=some, postgresql_where=some)
+    _pending("completion_id IS NULL AND held IS NULL")
+    for name in TALLIES:
+        op.add_column("tallies", sa.Column(name, sa.BigInteger(), nullable=False, server_default="0"))
+
+
+def _pending(of: str) -> None:
+    op.drop_index("ix_feedback_pending", "feedback")
+    op.create_index("ix_feedback_pending", "feedback", ["id"], sqlite_where=sa.text(of), postgresql_where=sa.text(of))
 
 
 def _labels() -> None:

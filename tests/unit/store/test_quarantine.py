@@ -1,0 +1,96 @@
+"""Quarantine beside the log: it asks indices what the pure function asks a history, and an operator decides."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from random import Random
+
+import pytest
+
+from kto_ray.config.capture import FeedbackSection
+from kto_ray.feedback.quarantine import DAY_S, Why, held
+from kto_ray.records.feedback import Feedback, FeedbackKind, Held
+from kto_ray.store import Store, completions, feedback, quarantine, tallies
+from tests.support.rows import completion, thumb
+
+RULES = FeedbackSection(burst_events=4, flood_events=8, flips=2, newcomer_edits=2, same_text=3, max_events=1000)
+
+
+def history(chance: Random, number: int) -> list[Feedback]:
+    """A month of some users with habits of their own, on answers of their own."""
+    at, said = 0.0, []
+    for i in range(number):
+        at += (1.0, 600.0, 0.1 * DAY_S, DAY_S)[i // 8 % 4] * chance.random()
+        user = chance.choice(("ann", "ann", "ann", "bob", f"new{i}", None))
+        edit = chance.random() < 0.3
+        said.append(
+            Feedback(
+                id=f"f{i}",
+                created_at=at,
+                kind=FeedbackKind.EDIT if edit else FeedbackKind.THUMB,
+                completion_id=f"{user}-{chance.randrange(3)}",
+                user=user,
+                value=None if edit else chance.random() < 0.5,
+                text=chance.choice(("Better.", *[f"{i}."] * 4)) if edit else None,
+                reviewer=chance.random() < 0.1,
+                seq=i,
+            )
+        )
+    return said
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_the_store_holds_what_the_pure_function_holds(store: Store, seed: int) -> None:
+    said = history(Random(seed), 150)
+    with store.write() as tx:
+        for event in said:
+            if completions.get(tx, str(event.completion_id)) is None:
+                completions.insert(tx, completion(str(event.completion_id), user=event.user))
+            feedback.record(tx, replace(event, seq=None), RULES)
+        expected = held(said, RULES)
+        assert {event.id: event.held_why for event in quarantine.waiting(tx, limit=1000)} == expected
+        assert tallies.total(tx).held == sum(quarantine.by_reason(tx).values()) == len(expected)
+        assert len(set(expected.values())) >= 4, "a history that holds for few reasons shows little"
+
+
+def caught(store: Store) -> list[str]:
+    """Eight thumbs at once, of which four wait."""
+    with store.write() as tx:
+        for i in range(8):
+            completions.insert(tx, completion(f"c{i}"))
+            feedback.record(tx, thumb(f"f{i}", f"c{i}"), RULES)
+        return [event.id for event in quarantine.waiting(tx, Why.BURST, "ann")]
+
+
+def test_an_operator_releases_and_drops(store: Store) -> None:
+    assert caught(store) == ["f4", "f5", "f6", "f7"]
+    with store.write() as tx:
+        assert tallies.total(tx).up == 4
+        assert quarantine.release(tx, ["f4", "f5", "f0", "none"]) == 2
+        assert quarantine.drop(tx, ["f6", "f0"]) == 1
+        assert (tallies.total(tx).up, tallies.total(tx).held) == (6, 1)
+        assert quarantine.by_reason(tx) == {"burst": 1}
+        assert quarantine.release(tx, ["f6"]) == 1 and quarantine.drop(tx, ["f4"]) == 1  # a second thought
+        assert quarantine.release(tx, ["f6"]) == 0
+        assert (tallies.total(tx).up, tallies.total(tx).held) == (6, 1)
+        standing = {event.id: event.held for i in range(8) for event in feedback.events(tx, f"c{i}")}
+        assert standing["f4"] is Held.DROPPED and standing["f6"] is Held.RELEASED and standing["f7"] is Held.HELD
+        assert feedback.left_out(tx).held == 2
+
+
+def test_what_can_never_count_is_not_released(store: Store) -> None:
+    with store.write() as tx:
+        completions.insert(tx, completion())
+        feedback.record(tx, thumb("f1", user="mallory"))
+        assert quarantine.release(tx, ["f1"]) == 0 and tallies.total(tx).labels == 0
+
+
+def test_who_comes_back_frees_what_they_said(store: Store) -> None:
+    with store.write() as tx:
+        for name, user, day in (("c1", "ann", 0), ("c2", "new", 20), ("c3", "new", 28), ("c4", "other", 28)):
+            completions.insert(tx, completion(name, user=user))
+            receipt = feedback.record(tx, thumb(f"f-{name}", name, user=user, created_at=day * DAY_S))
+            if name == "c2":
+                assert receipt.label is None and "newcomer" in str(receipt.why)
+        assert [event.id for event in quarantine.waiting(tx)] == ["f-c4"]
+        assert (tallies.total(tx).up, tallies.total(tx).held) == (3, 1)
