@@ -21,7 +21,7 @@ class Connection(psycopg.Connection[Any]):
         try:
             return super().wait(gen, *args, **{"timeout": self.silence_s, **named})
         except psycopg.OperationalError as error:
-            if self.pgconn.transaction_status is not TransactionStatus.ACTIVE:
+            if self.pgconn.transaction_status != TransactionStatus.ACTIVE:
                 raise
             self.pgconn.finish()  # its answer may still come, and must not be taken for another's
             raise psycopg.OperationalError(f"the server did not answer for {self.silence_s} s: {error}") from error
