@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import enum
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import sqlalchemy as sa
 
@@ -33,32 +33,87 @@ class KeyReused(ValueError):
 
 
 def record(tx: sa.Connection, event: Feedback) -> Receipt:
-    """Append an event, exactly once per idempotency key.
+    """Append an event, exactly once per id and per idempotency key.
 
     Raises:
         KeyReused: the key is known with another body.
     """
-    if event.idempotency_key is not None:
-        known = _by_key(tx, event)
-        if known is not None:
-            return _repeat(known, event)
-    completion_id = joining.resolve(tx, event)
-    labels.lock(tx, [completion_id] if completion_id is not None else [])  # before the number: its order is the one
     try:
-        with tx.begin_nested():
-            [seq] = sequence.take(tx)
-            tx.execute(feedback.insert().values(**{**feedback_columns(event, completion_id), "seq": seq}))
-    except sa.exc.IntegrityError:
-        # On PostgreSQL another transaction may have committed the same key since we looked.
-        known = _by_key(tx, event) if event.idempotency_key else None
-        if known is None:
-            raise
-        return _repeat(known, event)
-    if completion_id is None:
-        tallies.add(tx, Tally(stored=1, pending=1))
-        return Receipt(event.id, None, Recorded.PENDING)
-    tallies.add(tx, Tally(stored=1) + labels.refresh(tx, [completion_id]))
-    return Receipt(event.id, completion_id, Recorded.RECORDED)
+        with tallies.savepoint(tx):
+            [told] = record_all(tx, (event,))
+    except sa.exc.IntegrityError:  # on PostgreSQL another transaction has committed the same key since we looked
+        [told] = record_all(tx, (event,))
+    if isinstance(told, KeyReused):
+        raise told
+    return told
+
+
+def record_all(tx: sa.Connection, events: Sequence[Feedback]) -> list[Receipt | KeyReused]:
+    """As `record` does, one after the other, in a few statements; what each is told, its fault too.
+
+    Raises:
+        sqlalchemy.exc.IntegrityError: another transaction has just committed one of the keys (PostgreSQL).
+    """
+    known = _known(tx, events)
+    fresh: list[Feedback] = []
+    for event in events:
+        if event.id not in known.by_id and _key(event) not in known.by_key:
+            fresh.append(event)
+            known.add(event)
+    means = joining.resolve(tx, fresh)
+    found = {completion_id for completion_id in means if completion_id is not None}
+    labels.lock(tx, found)  # before the numbers: their order is the one
+    _append(tx, fresh, means)
+    tallies.add(tx, Tally(stored=len(fresh), pending=means.count(None)) + labels.refresh(tx, found))
+    now = dict(zip((event.id for event in fresh), means, strict=True))
+    return [_told(event, known, now) for event in events]
+
+
+def _append(tx: sa.Connection, fresh: Sequence[Feedback], means: Sequence[str | None]) -> None:
+    if fresh:
+        numbers = sequence.take(tx, len(fresh))
+        each = zip(fresh, means, numbers, strict=True)
+        tx.execute(feedback.insert(), [{**feedback_columns(event, of), "seq": seq} for event, of, seq in each])
+
+
+@dataclass(frozen=True, slots=True)
+class _Known:
+    """Events that are there already, of a batch too."""
+
+    by_id: dict[str, Feedback]
+    by_key: dict[tuple[str, str] | None, Feedback]
+
+    def add(self, event: Feedback) -> None:
+        self.by_id[event.id] = event
+        if event.idempotency_key is not None:
+            self.by_key[_key(event)] = event
+
+
+def _known(tx: sa.Connection, events: Sequence[Feedback]) -> _Known:
+    same: sa.ColumnElement[bool] = feedback.c.id.in_([event.id for event in events])
+    keys = [_key(event) for event in events if event.idempotency_key is not None]
+    if keys:
+        same = same | sa.tuple_(feedback.c.key_owner, feedback.c.idempotency_key).in_(keys)
+    known = _Known({}, {})
+    for row in tx.execute(sa.select(feedback).where(same)).mappings():
+        known.add(feedback_of(row))
+    return known
+
+
+def _key(event: Feedback) -> tuple[str, str] | None:
+    return None if event.idempotency_key is None else (event.key_owner, event.idempotency_key)
+
+
+def _told(event: Feedback, known: _Known, now: dict[str, str | None]) -> Receipt | KeyReused:
+    before = known.by_id.get(event.id) or known.by_key[_key(event)]
+    if before.id == event.id:
+        completion_id = now.get(event.id, before.completion_id)
+        return Receipt(event.id, completion_id, Recorded.PENDING if completion_id is None else Recorded.RECORDED)
+    if before.body_hash != event.body_hash:
+        return KeyReused(
+            f"Idempotency-Key {event.idempotency_key!r} was used with another body; send a new key for a new event"
+        )
+    return Receipt(before.id, before.completion_id, Recorded.DUPLICATE)
 
 
 def withdraw(tx: sa.Connection, feedback_id: str, now: float) -> bool:
@@ -106,16 +161,3 @@ def left_out(tx: sa.Connection, until: int | None = None) -> LeftOut:
     ).select_from(feedback.outerjoin(completions, feedback.c.completion_id == completions.c.id))
     task, withdrawn, pending, newest_at = tx.execute(query.where(feedback.c.seq <= until)).one()
     return LeftOut(int(task), int(withdrawn), int(pending), float(newest_at), until)
-
-
-def _by_key(tx: sa.Connection, event: Feedback) -> Any:
-    same = (feedback.c.idempotency_key == event.idempotency_key) & (feedback.c.key_owner == event.key_owner)
-    return tx.execute(sa.select(feedback).where(same)).mappings().first()
-
-
-def _repeat(known: Any, event: Feedback) -> Receipt:
-    if known["body_hash"] != event.body_hash:
-        raise KeyReused(
-            f"Idempotency-Key {event.idempotency_key!r} was used with another body; send a new key for a new event"
-        )
-    return Receipt(known["id"], known["completion_id"] or known["named_completion"], Recorded.DUPLICATE)

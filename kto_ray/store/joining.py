@@ -3,11 +3,11 @@ or, where two transactions missed each other, afterwards."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import sqlalchemy as sa
 
-from kto_ray.records.completions import ExternalRef
+from kto_ray.records.completions import Completion, ExternalRef
 from kto_ray.records.feedback import Feedback
 from kto_ray.store import labels, tallies
 from kto_ray.store.schema import completions, feedback
@@ -16,41 +16,52 @@ from kto_ray.store.tallies import Tally
 LOOK = 1000  # pending events at once
 
 
-def resolve(tx: sa.Connection, event: Feedback) -> str | None:
-    """The id of the completion that an event names, None where it is not known yet."""
-    if event.completion_id is not None:
-        query = sa.select(completions.c.id).where(completions.c.id == event.completion_id)
-        return tx.execute(query).scalar()
-    return find_external(tx, event.external) if event.external else None
+def resolve(tx: sa.Connection, events: Sequence[Feedback]) -> list[str | None]:
+    """The id of the completion that each event names, None where it is not known yet."""
+    named = {event.completion_id for event in events if event.completion_id is not None}
+    known = set(tx.execute(sa.select(completions.c.id).where(completions.c.id.in_(named))).scalars()) if named else ()
+    meant = _newest(tx, {event.external for event in events if event.external is not None})
+    return [
+        meant.get(event.external)
+        if event.completion_id is None
+        else event.completion_id
+        if event.completion_id in known
+        else None
+        for event in events
+    ]
 
 
 def find_external(tx: sa.Connection, ref: ExternalRef) -> str | None:
     """The id of the newest completion with this external reference."""
-    query = (
-        sa.select(completions.c.id)
-        .where(
-            completions.c.external_system == ref.system,
-            completions.c.external_conversation == ref.conversation,
-            completions.c.external_message == ref.message,
-        )
-        .order_by(completions.c.seq.desc())
-        .limit(1)
-    )
-    return tx.execute(query).scalar()
+    return _newest(tx, {ref}).get(ref)
 
 
-def arrived(tx: sa.Connection, completion_id: str, external: ExternalRef | None) -> Tally:
-    """Join the feedback that was waiting for a new completion; returns by how much the totals change."""
-    waiting = feedback.c.named_completion == completion_id
-    if external:
-        waiting = waiting | sa.and_(
-            feedback.c.external_system == external.system,
-            feedback.c.external_conversation == external.conversation,
-            feedback.c.external_message == external.message,
-        )
-    pending = feedback.c.completion_id.is_(None)
-    joined = tx.execute(feedback.update().where(pending, waiting).values(completion_id=completion_id)).rowcount
-    return Tally(pending=-joined) + labels.refresh(tx, [completion_id]) if joined else Tally()
+def _newest(tx: sa.Connection, refs: set[ExternalRef]) -> dict[ExternalRef | None, str]:
+    if not refs:
+        return {}
+    query = sa.select(*_reference(completions), completions.c.id).where(_among(completions, refs))
+    found = tx.execute(query.order_by(completions.c.seq)).all()
+    return {ExternalRef(*row[:3]): row[3] for row in found}
+
+
+def _reference(table: sa.Table) -> tuple[sa.Column[str], sa.Column[str], sa.Column[str]]:
+    return table.c.external_system, table.c.external_conversation, table.c.external_message
+
+
+def _among(table: sa.Table, refs: set[ExternalRef]) -> sa.ColumnElement[bool]:
+    return sa.tuple_(*_reference(table)).in_([(ref.system, ref.conversation, ref.message) for ref in refs])
+
+
+def arrived(tx: sa.Connection, fresh: Sequence[Completion]) -> int:
+    """Join the feedback that was waiting for new completions; returns how much that was."""
+    by_id = {completion.id: completion.id for completion in fresh}
+    by_reference = {completion.external: completion.id for completion in fresh if completion.external is not None}
+    waits: sa.ColumnElement[bool] = feedback.c.named_completion.in_(by_id)
+    if by_reference:
+        waits = waits | _among(feedback, set(by_reference))
+    columns = (feedback.c.id, feedback.c.named_completion, *_reference(feedback))
+    waiting = tx.execute(sa.select(*columns).where(feedback.c.completion_id.is_(None), waits)).all()
+    return join(tx, {row[0]: by_id.get(row[1]) or by_reference[ExternalRef(*row[2:])] for row in waiting})
 
 
 def overlooked(tx: sa.Connection, after: str = "") -> tuple[dict[str, str], str]:
@@ -86,6 +97,8 @@ def overlooked(tx: sa.Connection, after: str = "") -> tuple[dict[str, str], str]
 def join(tx: sa.Connection, found: Mapping[str, str]) -> int:
     """Join events (id -> completion id) that are still pending; returns how many."""
     joined = 0
+    if not found:
+        return joined
     labels.lock(tx, found.values())
     for event, completion_id in found.items():
         still = (feedback.c.id == event) & feedback.c.completion_id.is_(None)

@@ -1,5 +1,5 @@
-"""A PostgreSQL connection that does not wait for ever: a server that hangs accepts what is sent and never answers, which
-neither its own timeouts nor TCP's see."""
+"""A PostgreSQL connection that does not wait for ever: a server that hangs takes what is sent and never answers, and
+neither its own timeouts nor those of TCP notice. Its errors say nothing of the rows that they are about."""
 
 from __future__ import annotations
 
@@ -20,8 +20,10 @@ class Connection(psycopg.Connection[Any]):
         """
         try:
             return super().wait(gen, *args, **{"timeout": self.silence_s, **named})
-        except psycopg.OperationalError as error:
-            if self.pgconn.transaction_status != TransactionStatus.ACTIVE:
-                raise
-            self.pgconn.finish()  # its answer may still come, and must not be taken for another's
-            raise psycopg.OperationalError(f"the server did not answer for {self.silence_s} s: {error}") from error
+        except psycopg.Error as error:
+            if self.pgconn.transaction_status == TransactionStatus.ACTIVE:
+                self.pgconn.finish()  # its answer may still come, and must not be taken for another's
+                raise psycopg.OperationalError(f"the server did not answer for {self.silence_s} s: {error}") from error
+            if error.diag.message_detail is not None:  # what users wrote: errors are logged
+                error.args = (error.diag.message_primary,)
+            raise

@@ -65,6 +65,18 @@ def gathered(tx: sa.Connection) -> Iterator[None]:
         del tx.info[CHANGE]
 
 
+@contextmanager
+def savepoint(tx: sa.Connection) -> Iterator[None]:
+    """A part of a writing transaction that fails alone, and then adds nothing."""
+    before = tx.info[CHANGE]
+    try:
+        with tx.begin_nested():
+            yield
+    except BaseException:
+        tx.info[CHANGE] = before
+        raise
+
+
 def add(tx: sa.Connection, change: Tally) -> None:
     """Change the totals with the rest of a writing transaction."""
     tx.info[CHANGE] += change
