@@ -117,6 +117,27 @@ class Store:
         self._readers.dispose()
 
 
+def is_away(error: sa.exc.SQLAlchemyError) -> bool:
+    """Whether it is the store's fault, whatever was asked of it: gone, hanging, locked, full or read-only."""
+    if not isinstance(error, sa.exc.DBAPIError):
+        return isinstance(error, sa.exc.TimeoutError)  # no connection was free
+    state = _sqlstate(error)
+    if state.startswith("54"):  # "program limit exceeded", an operational error too: the row is too large
+        return False
+    fault = isinstance(error, (sa.exc.OperationalError, sa.exc.InterfaceError))
+    return fault or error.connection_invalidated or state == "25006"  # a server that became a read-only standby
+
+
+def lost_a_race(error: sa.exc.SQLAlchemyError) -> bool:
+    """Whether the transaction is undone because another was in its way: a deadlock, a serialization failure."""
+    return isinstance(error, sa.exc.DBAPIError) and _sqlstate(error).startswith("40")
+
+
+def _sqlstate(error: sa.exc.DBAPIError) -> str:
+    """PostgreSQL's code of an error, "" where there is none."""
+    return getattr(error.orig, "sqlstate", None) or ""
+
+
 def _refuse_unless_compatible(tx: sa.Connection, found: str, newest: str) -> None:
     oldest = str(tx.execute(sa.select(compatibility.c.oldest)).scalar_one())
     if oldest > newest:
