@@ -8,6 +8,7 @@ import sqlalchemy as sa
 
 from kto_ray.records.completions import Completion
 from kto_ray.store import joining, sequence, tallies
+from kto_ray.store.among import among
 from kto_ray.store.mapping import columns_of, completion_of
 from kto_ray.store.schema import completions, feedback
 from kto_ray.store.tallies import Tally
@@ -21,7 +22,7 @@ def insert(tx: sa.Connection, completion: Completion) -> None:
 def insert_all(tx: sa.Connection, come: Sequence[Completion]) -> None:
     """As `insert` does, one after the other, in a few statements."""
     ids = [completion.id for completion in come]
-    known = set(tx.execute(sa.select(completions.c.id).where(completions.c.id.in_(ids))).scalars())
+    known = set(tx.execute(sa.select(completions.c.id).where(among(tx, completions.c.id, ids))).scalars())
     fresh = [completion for completion in come if completion.id not in known]
     if not fresh:
         return

@@ -10,6 +10,7 @@ import sqlalchemy as sa
 
 from kto_ray.records.feedback import Feedback
 from kto_ray.store import joining, labels, sequence, tallies
+from kto_ray.store.among import among
 from kto_ray.store.mapping import feedback_columns, feedback_of
 from kto_ray.store.schema import completions, feedback
 from kto_ray.store.tallies import Tally
@@ -90,10 +91,10 @@ class _Known:
 
 
 def _known(tx: sa.Connection, events: Sequence[Feedback]) -> _Known:
-    same: sa.ColumnElement[bool] = feedback.c.id.in_([event.id for event in events])
-    keys = [_key(event) for event in events if event.idempotency_key is not None]
-    if keys:
-        same = same | sa.tuple_(feedback.c.key_owner, feedback.c.idempotency_key).in_(keys)
+    same: sa.ColumnElement[bool] = among(tx, feedback.c.id, (event.id for event in events))
+    for owner in {event.key_owner for event in events if event.idempotency_key is not None}:
+        keys = [e.idempotency_key for e in events if e.key_owner == owner and e.idempotency_key is not None]
+        same = same | ((feedback.c.key_owner == owner) & among(tx, feedback.c.idempotency_key, keys))
     known = _Known({}, {})
     for row in tx.execute(sa.select(feedback).where(same)).mappings():
         known.add(feedback_of(row))

@@ -10,6 +10,7 @@ import sqlalchemy as sa
 from kto_ray.records.completions import Completion, ExternalRef
 from kto_ray.records.feedback import Feedback
 from kto_ray.store import labels, tallies
+from kto_ray.store.among import among
 from kto_ray.store.schema import completions, feedback
 from kto_ray.store.tallies import Tally
 
@@ -19,7 +20,11 @@ LOOK = 1000  # pending events at once
 def resolve(tx: sa.Connection, events: Sequence[Feedback]) -> list[str | None]:
     """The id of the completion that each event names, None where it is not known yet."""
     named = {event.completion_id for event in events if event.completion_id is not None}
-    known = set(tx.execute(sa.select(completions.c.id).where(completions.c.id.in_(named))).scalars()) if named else ()
+    known = (
+        set(tx.execute(sa.select(completions.c.id).where(among(tx, completions.c.id, named))).scalars())
+        if named
+        else ()
+    )
     meant = _newest(tx, {event.external for event in events if event.external is not None})
     return [
         meant.get(event.external)
@@ -56,7 +61,7 @@ def arrived(tx: sa.Connection, fresh: Sequence[Completion]) -> int:
     """Join the feedback that was waiting for new completions; returns how much that was."""
     by_id = {completion.id: completion.id for completion in fresh}
     by_reference = {completion.external: completion.id for completion in fresh if completion.external is not None}
-    waits: sa.ColumnElement[bool] = feedback.c.named_completion.in_(by_id)
+    waits: sa.ColumnElement[bool] = among(tx, feedback.c.named_completion, by_id)
     if by_reference:
         waits = waits | _among(feedback, set(by_reference))
     columns = (feedback.c.id, feedback.c.named_completion, *_reference(feedback))
