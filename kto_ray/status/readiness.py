@@ -15,11 +15,14 @@ from kto_ray.store import adapters, replicas
 
 @dataclass(frozen=True, slots=True)
 class Readiness:
-    """Ready when at least one live replica holds the champion."""
+    """Ready when at least one live replica holds the champion, as the store said `view_age_s` ago: chat goes on while
+    the store is away, and `spooled` entries then wait in the gateway that answers."""
 
     ready: bool
     replicas: tuple[ReplicaReport, ...]
     champion: str
+    view_age_s: float = 0.0
+    spooled: int = 0
 
 
 def readiness(tx: sa.Connection, config: Config) -> Readiness:

@@ -133,6 +133,11 @@ def lost_a_race(error: sa.exc.SQLAlchemyError) -> bool:
     return isinstance(error, sa.exc.DBAPIError) and _sqlstate(error).startswith("40")
 
 
+def first_line(error: BaseException) -> str:
+    """What went wrong, for a log; SQLAlchemy's errors go on with the statement."""
+    return str(error).partition("\n")[0]
+
+
 def _sqlstate(error: sa.exc.DBAPIError) -> str:
     """PostgreSQL's code of an error, "" where there is none."""
     return getattr(error.orig, "sqlstate", None) or ""

@@ -18,7 +18,7 @@ import sqlalchemy as sa
 
 from kto_ray.records.completions import Completion
 from kto_ray.records.feedback import Feedback
-from kto_ray.store.database import Store, is_away
+from kto_ray.store.database import Store, first_line, is_away
 from kto_ray.store.feedback import Receipt, Recorded
 from kto_ray.store.spool import Entry, Spool, SpoolFailed, orphans
 from kto_ray.store.together import Change, Work, commit
@@ -150,7 +150,7 @@ class Writer:
         except sa.exc.SQLAlchemyError as error:
             if not is_away(error):
                 raise
-            log.warning("the store is away: %s", _line(error))
+            log.warning("the store is away: %s", first_line(error))
             if self._spool is None:
                 return [error] * len(works)
             self._away = error
@@ -208,7 +208,7 @@ class Writer:
         except sa.exc.SQLAlchemyError as error:
             if is_away(error):
                 self._away = error
-            log.warning("%d entries wait in the spool: %s", spool.depth, _line(error))
+            log.warning("%d entries wait in the spool: %s", spool.depth, first_line(error))
             return False
         except OSError as error:
             log.error("the spool cannot be drained: %s", error)
@@ -237,10 +237,6 @@ def drain_one(store: Store, spool: Spool) -> bool:
 
 def _spooled(work: Entry) -> Receipt | None:
     return Receipt(work.id, None, Recorded.PENDING) if isinstance(work, Feedback) else None
-
-
-def _line(error: Exception) -> str:
-    return str(error).partition("\n")[0]
 
 
 def _tell(future: Future[Any], outcome: Any) -> None:

@@ -34,14 +34,17 @@ def router(door: Door) -> APIRouter:
         status_code=STATUS[Recorded.RECORDED],
         responses={
             STATUS[Recorded.DUPLICATE]: {"model": Receipt, "description": "The same key and body came before"},
-            STATUS[Recorded.PENDING]: {"model": Receipt, "description": "It waits for its completion"},
+            STATUS[Recorded.PENDING]: {
+                "model": Receipt,
+                "description": "It waits for its completion or the store",
+            },
         },
         openapi_extra=body_of(FeedbackBody.__name__),
     )
     async def give(request: Request) -> Response:
         event = parse_feedback(parse_json(await request.body()), request.headers.get("idempotency-key"))
         try:
-            receipt = await door.write(lambda tx: feedback.record(tx, event))
+            receipt = await door.record(event)
         except feedback.KeyReused as error:
             raise ApiError(409, str(error), param="Idempotency-Key", code="idempotency_key_reused") from None
         return JSONResponse(asdict(receipt), status_code=STATUS[receipt.status])
