@@ -189,9 +189,8 @@ def test_without_a_spool_a_store_that_is_away_is_told(hasty: Store, store: Store
     pen.close()
 
 
-def test_a_connection_that_breaks_loses_and_doubles_nothing(pen: Writer, postgres: str, tmp_path: Path) -> None:
-    if pen._store.sqlite:
-        pytest.skip("SQLite has no connection to break")
+@pytest.mark.parametrize("store", ["postgresql"], indirect=True)
+def test_a_connection_that_breaks_loses_and_doubles_nothing(pen: Writer) -> None:
     held = Held(pen)
     kept, said = pen.keep(completion("c1")), pen.record(thumb("f1", "c1"))
     cut = pen.change(lambda tx: tx.execute(sa.text("SELECT pg_terminate_backend(pg_backend_pid())")).all())
@@ -202,9 +201,8 @@ def test_a_connection_that_breaks_loses_and_doubles_nothing(pen: Writer, postgre
     assert arrived(pen._store, Tally(completions=1, stored=1, up=1, came=1))
 
 
+@pytest.mark.parametrize("store", ["postgresql"], indirect=True)  # SQLite's writers are one after the other
 def test_a_deadlock_is_tried_again(pen: Writer, store: Store) -> None:
-    if store.sqlite:
-        pytest.skip("SQLite's writers are one after the other")
     for name in ("c1", "c2"):
         pen.keep(completion(name)).result(10)
     first, second, tries = threading.Event(), threading.Event(), []
