@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-
 import sqlalchemy as sa
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import GaugeMetricFamily
@@ -37,7 +35,7 @@ def as_text(gauges: Gauges) -> bytes:
 
 def _loop(tx: sa.Connection, config: Config) -> Gauges:
     tally, current, test = tallies.total(tx), rounds.current(tx), rollouts.live(tx)
-    live = replicas.live(tx, time.time(), config.serve.heartbeat_timeout_s)
+    live = replicas.live(tx, config.serve.heartbeat_timeout_s)
     return {
         "kto_ray_completions": ("Completions logged", tally.completions),
         "kto_ray_feedback_events": ("Feedback events stored", tally.stored),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass
 
 import sqlalchemy as sa
@@ -26,7 +25,7 @@ class Readiness:
 
 
 def readiness(tx: sa.Connection, config: Config) -> Readiness:
-    live = replicas.live(tx, time.time(), config.serve.heartbeat_timeout_s)
+    live = replicas.live(tx, config.serve.heartbeat_timeout_s)
     champion = adapters.aliases(tx, config.base_name)[CHAMPION]
     holding = [replica for replica in live if champion == config.base_name or champion in replica.held]
     return Readiness(bool(holding), tuple(live), champion)

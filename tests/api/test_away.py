@@ -1,5 +1,5 @@
-"""The store is gone, locked or hanging: chat and feedback go on, are durable in the spool, and come to the store when it
-is back; and slow reads hold no answer."""
+"""The store is gone, locked or hanging: chat and feedback go on, are durable in the spool, and come to it when it is
+back; and slow reads hold no answer."""
 
 from __future__ import annotations
 
