@@ -88,7 +88,7 @@ def check_home(config: Config) -> None:
     """
     store = open_store(config.database_url)
     with store.read() as tx:
-        holder = leases.holder(tx, leases.CONTROLLER, time.time())
+        holder = leases.holder(tx, leases.CONTROLLER)
     store.close()
     if holder is not None and holder.node == os.uname().nodename and Path(f"/proc/{holder.pid}").exists():
         raise ValueError(

@@ -108,7 +108,7 @@ def _grow(store: Store, before: int, size: int, tell: Tell) -> None:
             stored_rounds.update(tx, Round(begun.id, ended, 1.0, 9.0, came))
             figures = {**step, "steps": STEPS, "tokens_per_s": 100.0, "train_s": 9.0}
             trainings.put(tx, TrainingRun(begun.run, "s", 1.0, begun.id, None, 9.0, figures, (step,) * STEPS))
-        replicas.report(tx, ReplicaReport("r", "node", 1, (), time.time()))
+        replicas.report(tx, ReplicaReport("r", "node", 1, ()))
         rollouts.put(tx, TEST)
         # Ids are hashes: one in sixteen; of users that say much and little.
         few = labels.c.completion_id.startswith("chatcmpl-1") & (sa.func.length(labels.c.asker) <= len("user-999"))

@@ -18,6 +18,9 @@ class RaySection(Section):
 class HttpSection(Section):
     host: str = "127.0.0.1"
     port: int = Field(8000, ge=1, le=65535)
+    # A local folder that outlives the gateways' processes: what is said while the store is away is kept there. None:
+    # "spool" in a local home
+    spool: str | None = None
     behind_proxy: bool = False  # required to listen beyond loopback: an authenticating proxy stands in front
 
     @property

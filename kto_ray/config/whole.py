@@ -78,6 +78,11 @@ class Config(Section):
                 f"home is {self.home!r} and store_url is not set: the store cannot be a file there; "
                 "set store_url to a postgresql+psycopg:// URL, or to sqlite:///FILE on one machine"
             )
+        if self.http.spool is None and "://" in self.home:
+            raise ValueError(
+                f"home is {self.home!r} and http.spool is not set: gateways keep answers and feedback on a local disk "
+                "while the store is away; set http.spool to a folder that outlives them"
+            )
         if not self.embedded and self.database_url.startswith("sqlite"):
             raise ValueError(
                 f"store_url is {self.database_url!r}: SQLite serves one machine; "
@@ -105,6 +110,11 @@ class Config(Section):
         if self.store_url is not None:
             return self.store_url
         return f"sqlite:///{self.home}/kto.db"
+
+    @property
+    def spool(self) -> str:
+        """Where the gateways of a machine have their spools, a folder each."""
+        return str(Path(self.http.spool or f"{self.home}/spool").expanduser().absolute())
 
     @property
     def store_mark(self) -> str:

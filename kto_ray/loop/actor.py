@@ -14,6 +14,8 @@ from kto_ray.loop.step import Loop, LostLease
 
 log = logging.getLogger(__name__)
 
+AGAIN_S = 60.0  # after which it is told again that another controller acts
+
 
 class Controller:
     """The Serve deployment around the loop: one replica, restarted by Serve when it dies."""
@@ -21,6 +23,7 @@ class Controller:
     def __init__(self, config: Config, policy: DeploymentHandle) -> None:
         self._tick_s = config.loop.tick_s
         self._loop = Loop(config, policy)
+        self._told: tuple[tuple[str, int] | None, float] = None, float("-inf")  # whose lease was told of, and when
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
 
@@ -29,10 +32,17 @@ class Controller:
             time.sleep(self._tick_s)
             try:
                 self._loop.step()
-            except LostLease:
-                continue
+            except LostLease as lost:
+                self._tell(lost)
             except sa.exc.SQLAlchemyError as error:  # an outage of the store stops changes; the next tick tries again
                 log.warning("the store is away or refuses what the controller writes: %s", error)
+
+    def _tell(self, lost: LostLease) -> None:
+        """At once when another takes over, then once a minute."""
+        who = None if lost.holder is None else (lost.holder.node, lost.holder.pid)
+        if who != self._told[0] or time.monotonic() - self._told[1] > AGAIN_S:
+            self._told = who, time.monotonic()
+            log.warning("%s", lost)
 
     def check_health(self) -> None:
         """Called by Serve, which replaces a controller whose thread ended."""

@@ -45,13 +45,17 @@ from kto_ray.train.job import read_progress
 
 log = logging.getLogger(__name__)
 
-LEASE_TTL_S = 10.0
 RENEW_S = 2.0
 DAY_S = 86_400.0
 
 
 class LostLease(RuntimeError):
-    """Another controller acts; this one waits."""
+    """Another controller acts; this one waits. `holder`: which, None where its lease has just expired."""
+
+    def __init__(self, holder: leases.Holder | None) -> None:
+        who = f"process {holder.pid} on {holder.node}, {holder.ago_s:.1f} s ago" if holder else "one that is gone"
+        super().__init__(f"another controller acts: the lease was last renewed by {who}")
+        self.holder = holder
 
 
 class Loop:
@@ -102,7 +106,7 @@ class Loop:
                 new_labels=rounds.new_labels(tx),
                 labels=tallies.total(tx).labels,
                 aliases=adapters.aliases(tx, config.base_name),
-                live=tuple(replicas.live(tx, now, config.serve.heartbeat_timeout_s)),
+                live=tuple(replicas.live(tx, config.serve.heartbeat_timeout_s)),
                 trial=_trial(tx, current),
                 nonce=uuid.uuid4().hex[:8],
             )
@@ -193,9 +197,9 @@ class Loop:
         """A transaction that only the lease's holder can commit."""
         began = time.monotonic()
         with self._store.write() as tx:
-            if not leases.take(tx, leases.CONTROLLER, self._holder, os.getpid(), time.time(), LEASE_TTL_S):
+            if not leases.take(tx, leases.CONTROLLER, self._holder, os.getpid()):
                 self._renewed = float("-inf")
-                raise LostLease("another controller holds the lease")
+                raise LostLease(leases.holder(tx, leases.CONTROLLER))
             yield tx
         self._renewed = began
 

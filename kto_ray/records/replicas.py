@@ -14,7 +14,7 @@ class ReplicaReport:
     node: str
     pid: int
     held: tuple[str, ...]
-    heartbeat_at: float
+    heartbeat_at: float = 0.0  # by the clock of the store, which sets it
     errors: Mapping[str, str] = field(default_factory=dict)  # adapter name -> why it could not be loaded
     dtype: str = "auto"  # the precision that it decided on, which training and gate then take too
     dtype_why: str = ""

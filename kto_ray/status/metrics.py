@@ -1,8 +1,6 @@
-"""The figures that Prometheus gets, as text. Read from the store, so every gateway tells the same."""
+"""The figures that Prometheus gets, as text. Those of the store every gateway tells; a few are a gateway's own."""
 
 from __future__ import annotations
-
-import time
 
 import sqlalchemy as sa
 from prometheus_client import CollectorRegistry, generate_latest
@@ -15,15 +13,29 @@ from kto_ray.store import adapters, replicas, rollouts, rounds, tallies, trainin
 Gauges = dict[str, tuple[str, float]]  # name -> (help, value)
 
 
-def metrics(tx: sa.Connection, config: Config) -> bytes:
+def metrics(tx: sa.Connection, config: Config) -> Gauges:
+    return _loop(tx, config) | _training(trainings.newest_of_a_round(tx))
+
+
+def of_gateway(spooled: int, waiting: int, view_age_s: float, store_up: bool) -> Gauges:
+    """What the gateway that is asked knows by itself, also while the store is away."""
+    return {
+        "kto_ray_store_up": ("Whether the store answered", float(store_up)),
+        "kto_ray_spool_entries": ("Answers and events in this gateway's spool, which the store does not have", spooled),
+        "kto_ray_writer_waiting": ("Changes that wait for this gateway's writer", waiting),
+        "kto_ray_view_age_seconds": ("How long ago this gateway read what it routes by", view_age_s),
+    }
+
+
+def as_text(gauges: Gauges) -> bytes:
     registry = CollectorRegistry()
-    registry.register(_Collector(_loop(tx, config) | _training(trainings.newest_of_a_round(tx))))
+    registry.register(_Collector(gauges))
     return generate_latest(registry)
 
 
 def _loop(tx: sa.Connection, config: Config) -> Gauges:
     tally, current, test = tallies.total(tx), rounds.current(tx), rollouts.live(tx)
-    live = replicas.live(tx, time.time(), config.serve.heartbeat_timeout_s)
+    live = replicas.live(tx, config.serve.heartbeat_timeout_s)
     return {
         "kto_ray_completions": ("Completions logged", tally.completions),
         "kto_ray_feedback_events": ("Feedback events stored", tally.stored),

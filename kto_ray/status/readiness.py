@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass
 
 import sqlalchemy as sa
@@ -15,15 +14,18 @@ from kto_ray.store import adapters, replicas
 
 @dataclass(frozen=True, slots=True)
 class Readiness:
-    """Ready when at least one live replica holds the champion."""
+    """Ready when at least one live replica holds the champion, as the store said `view_age_s` ago: chat goes on while
+    the store is away, and `spooled` entries then wait in the gateway that answers."""
 
     ready: bool
     replicas: tuple[ReplicaReport, ...]
     champion: str
+    view_age_s: float = 0.0
+    spooled: int = 0
 
 
 def readiness(tx: sa.Connection, config: Config) -> Readiness:
-    live = replicas.live(tx, time.time(), config.serve.heartbeat_timeout_s)
+    live = replicas.live(tx, config.serve.heartbeat_timeout_s)
     champion = adapters.aliases(tx, config.base_name)[CHAMPION]
     holding = [replica for replica in live if champion == config.base_name or champion in replica.held]
     return Readiness(bool(holding), tuple(live), champion)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import sqlalchemy as sa
 
 from kto_ray.config.capture import FeedbackSection
 from kto_ray.records.completions import Completion
 from kto_ray.store import joining, sequence, tallies
+from kto_ray.store.among import among
 from kto_ray.store.mapping import columns_of, completion_of
 from kto_ray.store.schema import completions, feedback
 from kto_ray.store.tallies import Tally
@@ -15,10 +18,21 @@ DEFAULT = FeedbackSection()
 
 
 def insert(tx: sa.Connection, completion: Completion, rules: FeedbackSection = DEFAULT) -> None:
-    """Add a completion and join the feedback that was waiting for it."""
-    [seq] = sequence.take(tx)
-    tx.execute(completions.insert().values(**{**columns_of(completion), "seq": seq}))
-    tallies.add(tx, Tally(completions=1) + joining.arrived(tx, completion, rules))
+    """Add a completion and join the feedback that was waiting for it; one that is known already stays as it is."""
+    insert_all(tx, (completion,), rules)
+
+
+def insert_all(tx: sa.Connection, come: Sequence[Completion], rules: FeedbackSection = DEFAULT) -> None:
+    """As `insert` does, one after the other, in a few statements."""
+    ids = [completion.id for completion in come]
+    known = set(tx.execute(sa.select(completions.c.id).where(among(tx, completions.c.id, ids))).scalars())
+    fresh = [completion for completion in come if completion.id not in known]
+    if not fresh:
+        return
+    numbers = sequence.take(tx, len(fresh))
+    rows = [{**columns_of(completion), "seq": seq} for completion, seq in zip(fresh, numbers, strict=True)]
+    tx.execute(completions.insert(), rows)
+    tallies.add(tx, Tally(completions=len(fresh)) + joining.arrived(tx, fresh, rules))
 
 
 def get(tx: sa.Connection, completion_id: str) -> Completion | None:

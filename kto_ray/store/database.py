@@ -1,10 +1,14 @@
-"""Opening the system of record: SQLite (WAL, synchronous=FULL) when embedded, PostgreSQL beyond one machine."""
+"""Opening the system of record: SQLite (WAL, synchronous=FULL) when embedded, PostgreSQL beyond one machine.
+
+Whatever a database does, refuse, hang or hold a lock, a caller learns it in bounded time: see `Patience`.
+"""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +24,29 @@ from kto_ray.store.schema import compatibility
 
 MIGRATIONS = Path(__file__).parent / "migrations"
 
+WRITERS, READERS = 8, 4  # connections of a process that stay open, and as many again in a rush
+POOL_S = 10.0  # that a thread waits for one of them
+CONNECT_S = 3  # psycopg takes whole seconds
+SLACK_S = 2.0  # that the server has to tell of its own timeout, before a client calls it silent
+KEEPALIVE_S, KEEPALIVES = 5, 3  # probes of an idle TCP connection, and how many may be lost
+UNSENT_S = 10  # that sent data may wait for TCP's acknowledgement
+
+
+@dataclass(frozen=True, slots=True)
+class Patience:
+    """How long a statement may take, and how long it may wait for another's lock.
+
+    PostgreSQL ends what takes longer; where it does not even say so, our side closes the connection. SQLite has but the
+    lock to wait for.
+    """
+
+    statement_s: float
+    lock_s: float
+
+
+WORK = Patience(statement_s=120, lock_s=30)  # the loop, commands, jobs
+DOOR = Patience(statement_s=5, lock_s=3)  # where a user waits; what the store does not take, the spool does
+
 
 class Store:
     """A handle on the database. Open one a process; it holds a pool and is safe to use from threads.
@@ -32,7 +59,7 @@ class Store:
             rounds.update(tx, round)
     """
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, patience: Patience = WORK) -> None:
         self.url = url
         self.sqlite = url.startswith("sqlite")
         if self.sqlite:
@@ -42,11 +69,8 @@ class Store:
                     f"store_url is {url!r}: the store must survive its process; name a file or a PostgreSQL URL"
                 )
             os.makedirs(os.path.dirname(os.path.abspath(database)), exist_ok=True)
-            self.engine = sa.create_engine(url, connect_args={"timeout": 30, "check_same_thread": False})
-            sa.event.listen(self.engine, "connect", _sqlite_connect)
-            sa.event.listen(self.engine, "begin", _sqlite_begin)
-        else:
-            self.engine = sa.create_engine(url, pool_pre_ping=True, pool_size=8, max_overflow=8)
+        # Two pools: readers in a rush take no connection from what must be written.
+        self.engine, self._readers = (_engine(url, self.sqlite, patience, size) for size in (WRITERS, READERS))
 
     @contextmanager
     def write(self) -> Iterator[sa.Connection]:
@@ -59,7 +83,7 @@ class Store:
     @contextmanager
     def read(self) -> Iterator[sa.Connection]:
         """A consistent view for reading."""
-        with self.engine.connect() as connection, connection.begin():
+        with self._readers.connect() as connection, connection.begin():
             yield connection
 
     def migrate(self) -> None:
@@ -79,15 +103,44 @@ class Store:
         if found == known[0]:
             return
         with self.engine.connect() as connection:
+            connection.detach()  # it loses its limits, and is not for the pool
             connection = connection.execution_options(kto_write=True)
             with connection.begin():
                 if not self.sqlite:
+                    _without_limits(connection)  # it takes as long as there are rows
                     connection.execute(sa.text("SELECT pg_advisory_xact_lock(7150431)"))
                 config.attributes["connection"] = connection
                 command.upgrade(config, "head")
 
     def close(self) -> None:
         self.engine.dispose()
+        self._readers.dispose()
+
+
+def is_away(error: sa.exc.SQLAlchemyError) -> bool:
+    """Whether it is the store's fault, whatever was asked of it: gone, hanging, locked, full or read-only."""
+    if not isinstance(error, sa.exc.DBAPIError):
+        return isinstance(error, sa.exc.TimeoutError)  # no connection was free
+    state = _sqlstate(error)
+    if state.startswith("54"):  # "program limit exceeded", an operational error too: the row is too large
+        return False
+    fault = isinstance(error, (sa.exc.OperationalError, sa.exc.InterfaceError))
+    return fault or error.connection_invalidated or state == "25006"  # a server that became a read-only standby
+
+
+def lost_a_race(error: sa.exc.SQLAlchemyError) -> bool:
+    """Whether the transaction is undone because another was in its way: a deadlock, a serialization failure."""
+    return isinstance(error, sa.exc.DBAPIError) and _sqlstate(error).startswith("40")
+
+
+def first_line(error: BaseException) -> str:
+    """What went wrong, for a log; SQLAlchemy's errors go on with the statement."""
+    return str(error).partition("\n")[0]
+
+
+def _sqlstate(error: sa.exc.DBAPIError) -> str:
+    """PostgreSQL's code of an error, "" where there is none."""
+    return getattr(error.orig, "sqlstate", None) or ""
 
 
 def _refuse_unless_compatible(tx: sa.Connection, found: str, newest: str) -> None:
@@ -99,14 +152,14 @@ def _refuse_unless_compatible(tx: sa.Connection, found: str, newest: str) -> Non
         )
 
 
-def open_store(url: str) -> Store:
+def open_store(url: str, patience: Patience = WORK) -> Store:
     """Open a store and migrate it.
 
     Raises:
         ValueError: the database cannot be reached or opened; the message names the URL (without its password).
     """
     try:
-        store = Store(url)
+        store = Store(url, patience)
         store.migrate()
     except (sa.exc.DatabaseError, sa.exc.ArgumentError, sa.exc.NoSuchModuleError, OSError) as error:
         shown = sa.make_url(url).render_as_string(hide_password=True) if "://" in url else url
@@ -117,12 +170,63 @@ def open_store(url: str) -> Store:
     return store
 
 
+def _engine(url: str, sqlite: bool, patience: Patience, size: int) -> sa.Engine:
+    """Errors carry no parameters: these are what users wrote, and errors are logged."""
+    pool: dict[str, Any] = {"pool_size": size, "max_overflow": size, "pool_timeout": POOL_S, "hide_parameters": True}
+    if sqlite:
+        engine = sa.create_engine(url, connect_args={"timeout": patience.lock_s, "check_same_thread": False}, **pool)
+        sa.event.listen(engine, "connect", _sqlite_connect)
+        sa.event.listen(engine, "begin", _sqlite_begin)
+        return engine
+    engine = sa.create_engine(url, connect_args=_postgres_arguments(url, patience), pool_pre_ping=True, **pool)
+
+    @sa.event.listens_for(engine, "do_connect")
+    def _connect(_: Any, __: Any, arguments: Any, named: Any) -> Any:
+        from kto_ray.store.silence import Connection  # psycopg, which SQLite does without
+
+        connection = Connection.connect(*arguments, **named)
+        connection.silence_s = patience.statement_s + SLACK_S
+        return connection
+
+    return engine
+
+
+def _postgres_arguments(url: str, patience: Patience) -> dict[str, Any]:
+    """libpq's, in its units. What the URL itself says of them comes first."""
+    limits = {
+        "statement_timeout": patience.statement_s,
+        "lock_timeout": patience.lock_s,
+        # A process that stands still in a transaction must not hold its locks for ever.
+        "idle_in_transaction_session_timeout": 5 * patience.statement_s,
+    }
+    told = sa.make_url(url).query
+    defaults = {
+        "connect_timeout": CONNECT_S,
+        "keepalives_idle": KEEPALIVE_S,
+        "keepalives_interval": KEEPALIVE_S,
+        "keepalives_count": KEEPALIVES,
+        "tcp_user_timeout": UNSENT_S * 1000,
+    }
+    options = " ".join(f"-c {name}={int(seconds * 1000)}" for name, seconds in limits.items())
+    return {
+        "options": f"{options} {told.get('options', '')}".strip(),
+        **{name: value for name, value in defaults.items() if name not in told},
+    }
+
+
+def _without_limits(connection: sa.Connection) -> None:
+    """For the rest of a transaction (PostgreSQL)."""
+    connection.exec_driver_sql("SET LOCAL statement_timeout = 0")
+    connection.exec_driver_sql("SET LOCAL lock_timeout = 0")
+    connection.connection.dbapi_connection.silence_s = None  # type: ignore[union-attr]
+
+
 def _sqlite_connect(connection: Any, _: ConnectionPoolEntry) -> None:
     # pysqlite would open transactions by itself, and only as readers: two writers that then upgrade would deadlock.
     connection.isolation_level = None
     cursor = connection.cursor()
     # secure_delete: erased text is overwritten, not left in free pages.
-    for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", "busy_timeout=30000", "secure_delete=ON"):
+    for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", "secure_delete=ON"):
         cursor.execute(f"PRAGMA {pragma}")
     cursor.close()
 

@@ -14,9 +14,10 @@ from kto_ray.feedback.labels import Answer, attributed, of_conversation, theirs
 from kto_ray.feedback.quarantine import Why
 from kto_ray.records.completions import Completion
 from kto_ray.records.feedback import Feedback, Held
-from kto_ray.store import labels, quarantine, sequence, tallies
+from kto_ray.store import labels, sequence, tallies
+from kto_ray.store.among import among
 from kto_ray.store.mapping import feedback_columns, feedback_of
-from kto_ray.store.quarantine import Looked
+from kto_ray.store.quarantine import Looking
 from kto_ray.store.schema import PENDING, completions, feedback
 from kto_ray.store.tallies import Tally
 
@@ -33,24 +34,31 @@ class Judged(Answer, Protocol):
     def arm(self) -> str: ...
 
 
-def meant(tx: sa.Connection, event: Feedback, rules: FeedbackSection) -> Sequence[Judged]:
-    """The completion that an event names; of one on a conversation, the turns that it speaks of, newest first. Nothing
-    where none is known yet."""
+def meant(tx: sa.Connection, events: Sequence[Feedback], rules: FeedbackSection) -> list[Sequence[Judged]]:
+    """The completion that each event names; of one on a conversation, the turns that it speaks of, newest first.
+    Nothing where none is known yet."""
     query = sa.select(c.id, c.text, c.status, c.task, c.forced, c.user, c.principal, c.arm)
-    if event.completion_id is not None:
-        return tx.execute(query.where(c.id == event.completion_id)).all()
-    if event.external is None:
-        return []
-    turns = TURNS if of_conversation(event) and rules.spread == "all" else 1
-    return tx.execute(query.where(_named_by(event)).order_by(c.seq.desc()).limit(turns)).all()
+    ids = {event.completion_id for event in events if event.completion_id is not None}
+    named = {row.id: row for row in tx.execute(query.where(among(tx, c.id, ids))).all()} if ids else {}
+
+    def of(event: Feedback) -> Sequence[Judged]:
+        if event.completion_id is not None:
+            return [named[event.completion_id]] if event.completion_id in named else []
+        if event.external is None:
+            return []
+        turns = TURNS if of_conversation(event) and rules.spread == "all" else 1
+        return tx.execute(query.where(_named_by(event)).order_by(c.seq.desc()).limit(turns)).all()
+
+    return [of(event) for event in events]
 
 
-def place(tx: sa.Connection, event: Feedback, answer: Judged, rules: FeedbackSection) -> Looked:
+def place(looking: Looking, event: Feedback, answer: Judged) -> Feedback:
     """An event on its completion: whose it is, and whether it counts. A stranger's is kept and never does."""
     event = attributed(answer, event)
     if not theirs(answer, event) and not event.reviewer:
-        return Looked(replace(event, held=Held.DROPPED, held_why=Why.STRANGER.value))
-    return quarantine.look(tx, event, answer.arm, rules)
+        looking.saw(event)
+        return replace(event, held=Held.DROPPED, held_why=Why.STRANGER.value)
+    return looking.at(event, answer.arm)
 
 
 def marks(event: Feedback) -> Tally:
@@ -72,20 +80,25 @@ def spread(tx: sa.Connection, event: Feedback, answers: Sequence[Judged], rules:
     return added
 
 
-def arrived(tx: sa.Connection, completion: Completion, rules: FeedbackSection) -> Tally:
-    """Join the feedback that was waiting for a new completion; returns by how much the totals change."""
+def arrived(tx: sa.Connection, fresh: Sequence[Completion], rules: FeedbackSection) -> Tally:
+    """Join the feedback that was waiting for new completions; returns by how much the totals change."""
     # What it names is found by the index of names; whether it still waits is asked of the few rows that come.
-    rows = [*tx.execute(sa.select(feedback).where(f.named_completion == completion.id)).mappings()]
-    ref = completion.external
-    if ref is not None:
-        same = (f.external_system == ref.system) & (f.external_conversation == ref.conversation)
-        message = f.external_message == ref.message
-        if completion.task is None:
-            message |= f.external_message.is_(None)
-        rows += tx.execute(sa.select(feedback).where(same, message)).mappings()
+    named = among(tx, f.named_completion, [completion.id for completion in fresh])
+    rows = [*tx.execute(sa.select(feedback).where(named)).mappings()]
+    talks = {(one.external.system, one.external.conversation) for one in fresh if one.external is not None}
+    if talks:
+        same = sa.tuple_(f.external_system, f.external_conversation).in_(talks)
+        rows += tx.execute(sa.select(feedback).where(same)).mappings()
     waiting = [feedback_of(row) for row in rows if row["completion_id"] is None and row["held"] is None]
-    ours = [event for event in waiting if event.completion_id == completion.id or _may_mean(event, completion)]
-    return _join(tx, [(event, [completion]) for event in ours], rules) if ours else Tally()
+    pairs = [(event, [one]) for event in waiting if (one := _answer_of(event, fresh)) is not None]
+    return _join(tx, pairs, rules) if pairs else Tally()
+
+
+def _answer_of(event: Feedback, fresh: Sequence[Completion]) -> Completion | None:
+    """Which of some completions an event was waiting for."""
+    if event.completion_id is not None:
+        return next((one for one in fresh if one.id == event.completion_id), None)
+    return next((one for one in fresh if _may_mean(event, one)), None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,9 +137,9 @@ def overlooked(tx: sa.Connection, after: str = "", before: float = 0.0) -> Overl
 
 def join(tx: sa.Connection, found: Iterable[str], rules: FeedbackSection) -> None:
     """Join events that still wait with their completions, which are there."""
-    rows = tx.execute(sa.select(feedback).where(PENDING, f.id.in_(list(found))).order_by(f.seq)).mappings()
+    rows = tx.execute(sa.select(feedback).where(PENDING, among(tx, f.id, list(found))).order_by(f.seq)).mappings()
     events = [feedback_of(row) for row in rows]
-    pairs = [(event, answers) for event in events if (answers := meant(tx, event, rules))]
+    pairs = [(event, of) for event, of in zip(events, meant(tx, events, rules), strict=True) if of]
     labels.lock(tx, (answer.id for _, answers in pairs for answer in answers))
     tallies.add(tx, _join(tx, pairs, rules))
 
@@ -134,20 +147,19 @@ def join(tx: sa.Connection, found: Iterable[str], rules: FeedbackSection) -> Non
 def expire(tx: sa.Connection, stale: Iterable[str]) -> None:
     """Have events that have waited too long wait no more: a completion that comes later finds them orphans."""
     orphan = {"held": Held.DROPPED.value, "held_why": Why.ORPHAN.value}
-    gone = tx.execute(feedback.update().where(PENDING, f.id.in_(list(stale))).values(**orphan)).rowcount
+    gone = tx.execute(feedback.update().where(PENDING, among(tx, f.id, list(stale))).values(**orphan)).rowcount
     tallies.add(tx, Tally(pending=-gone, orphans=gone))
 
 
 def _join(tx: sa.Connection, pairs: Sequence[tuple[Feedback, Sequence[Judged]]], rules: FeedbackSection) -> Tally:
     change = Tally()
+    looking = Looking(tx, rules)
     for event, answers in sorted(pairs, key=lambda pair: pair[0].seq or 0):
-        looked = place(tx, event, answers[0], rules)
-        placed = looked.event
+        placed = place(looking, event, answers[0])
         held = {"held": placed.held and placed.held.value, "held_why": placed.held_why}
         values = {"completion_id": answers[0].id, "user": placed.user, **held}
         if tx.execute(feedback.update().where(PENDING, f.id == event.id).values(**values)).rowcount:
             change += Tally(pending=-1) + marks(placed) + spread(tx, placed, answers, rules)
-            quarantine.free(tx, looked.frees)
     return change + labels.refresh(tx, {answer.id for _, answers in pairs for answer in answers})
 
 
@@ -183,7 +195,10 @@ def _named_by(event: Feedback) -> sa.ColumnElement[bool]:
 
 
 def _may_mean(event: Feedback, completion: Completion) -> bool:
-    """The same of one completion, whose reference is the event's."""
-    return event.principal == completion.principal and (
-        event.user is None or event.reviewer or event.user == completion.user
-    )
+    """The same of one completion."""
+    ref, other = event.external, completion.external
+    if ref is None or other is None or (ref.system, ref.conversation) != (other.system, other.conversation):
+        return False
+    spoken_of = completion.task is None if ref.message is None else ref.message == other.message
+    theirs = event.user is None or event.reviewer or event.user == completion.user
+    return spoken_of and theirs and event.principal == completion.principal

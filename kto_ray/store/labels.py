@@ -17,6 +17,7 @@ from kto_ray.records.completions import Completion
 from kto_ray.records.examples import Example
 from kto_ray.records.feedback import Feedback, FeedbackKind, Held, Signal
 from kto_ray.records.labels import Label, Verdict
+from kto_ray.store.among import among
 from kto_ray.store.mapping import completion_of, external_of, feedback_of
 from kto_ray.store.schema import completions, feedback, labels, rounds
 from kto_ray.store.tallies import Tally
@@ -97,7 +98,7 @@ def lock(tx: sa.Connection, completion_ids: Iterable[str]) -> None:
     wait for each other (PostgreSQL)."""
     ids = sorted(set(completion_ids))
     for begin in range(0, len(ids), CHUNK):
-        chosen = completions.c.id.in_(ids[begin : begin + CHUNK])
+        chosen = among(tx, completions.c.id, ids[begin : begin + CHUNK])
         query = sa.select(completions.c.id).where(chosen).order_by(completions.c.id)
         tx.execute(query.with_for_update(key_share=True)).all()
 
@@ -108,7 +109,7 @@ def _said(tx: sa.Connection, ids: Sequence[str]) -> dict[str, list[Feedback]]:
     refs = ("external_system", "external_conversation", "external_message")
     columns = (feedback.c[name] for name in (*names, "principal", "reviewer", "signal", "held", *refs))
     said: dict[str, list[Feedback]] = {}
-    for row in tx.execute(sa.select(*columns).where(feedback.c.completion_id.in_(ids))).mappings():
+    for row in tx.execute(sa.select(*columns).where(among(tx, feedback.c.completion_id, ids))).mappings():
         changed = {
             "kind": FeedbackKind(row["kind"]),
             "signal": row["signal"] and Signal(row["signal"]),
@@ -125,10 +126,10 @@ def _refresh(tx: sa.Connection, ids: Sequence[str]) -> Tally:
     # Locked, so that two transactions with feedback on one completion see each other's, one after the other. No key
     # update: their new rows of feedback already hold the key.
     columns = (c.id, c.text, c.status, c.task, c.forced, c.rollout, c.arm, c.user, c.principal, c.seq)
-    query = sa.select(*columns).where(c.id.in_(ids))
+    query = sa.select(*columns).where(among(tx, c.id, ids))
     answers = tx.execute(query.order_by(c.id).with_for_update(key_share=True)).all()
     events = _said(tx, ids)
-    ours = labels.c.completion_id.in_(ids)
+    ours = among(tx, labels.c.completion_id, ids)
     known = {
         (row.completion_id, row.user, row.verdict, row.seq): row.since
         for row in tx.execute(sa.select(labels).where(ours))

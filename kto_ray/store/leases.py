@@ -1,4 +1,4 @@
-"""Who may act: leases, which expire unless they are renewed."""
+"""Who may act: leases, which expire by the store's clock unless they are renewed."""
 
 from __future__ import annotations
 
@@ -6,22 +6,28 @@ from dataclasses import dataclass
 
 import sqlalchemy as sa
 
+from kto_ray.store import clock
 from kto_ray.store.schema import leases
 
 CONTROLLER = "controller"  # the lease that keeps controllers apart
+TTL_S = 10.0  # that it lasts, unless it is renewed
 
 
 @dataclass(frozen=True, slots=True)
 class Holder:
-    """Who acts: the process that holds a lease."""
+    """Who acts: the process that holds a lease, which it renewed `ago_s` ago."""
 
     node: str
     pid: int
+    ago_s: float
 
 
-def take(tx: sa.Connection, name: str, holder: str, pid: int, now: float, ttl_s: float) -> bool:
-    """Take or renew a lease; False while another holder's has not expired."""
-    mine = (leases.c.holder == holder) | (leases.c.expires_at < now)
+def take(tx: sa.Connection, name: str, holder: str, pid: int, ttl_s: float = TTL_S) -> bool:
+    """Take or renew a lease; False while another holder's has not expired. One that expires later than any can that was
+    taken by now is of a clock that has jumped back since, and counts as expired."""
+    now = clock.now(tx)
+    expired = (leases.c.expires_at < now) | (leases.c.expires_at > now + ttl_s)
+    mine = (leases.c.holder == holder) | expired
     renewed = tx.execute(
         leases.update().where(leases.c.name == name, mine).values(holder=holder, pid=pid, expires_at=now + ttl_s)
     )
@@ -37,7 +43,10 @@ def take(tx: sa.Connection, name: str, holder: str, pid: int, now: float, ttl_s:
     return True
 
 
-def holder(tx: sa.Connection, name: str, now: float) -> Holder | None:
+def holder(tx: sa.Connection, name: str, ttl_s: float = TTL_S) -> Holder | None:
     """Who holds a lease that has not expired."""
-    row = tx.execute(sa.select(leases).where(leases.c.name == name, leases.c.expires_at >= now)).first()
-    return None if row is None else Holder(str(row.holder).partition(":")[0], row.pid)
+    left_s = leases.c.expires_at - clock.now(tx)
+    row = tx.execute(sa.select(leases, left_s.label("left_s")).where(leases.c.name == name)).first()
+    if row is None or not 0 <= row.left_s <= ttl_s:
+        return None
+    return Holder(str(row.holder).partition(":")[0], row.pid, ttl_s - row.left_s)

@@ -3,13 +3,14 @@ decides; here its questions are put to indices, a bounded number of rows each.""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import sqlalchemy as sa
 
 from kto_ray.config.capture import FeedbackSection
-from kto_ray.feedback.quarantine import EDITS, Past, Why, back, judges, why_held
+from kto_ray.feedback.quarantine import DAY_S, EDITS, Past, Why, back, judges, why_held
 from kto_ray.records.completions import Arm
 from kto_ray.records.feedback import Feedback, FeedbackKind, Held
 from kto_ray.store import labels, tallies
@@ -27,31 +28,84 @@ f = feedback.c
 _judgement = (f.value.is_not(None) | (f.kind == FeedbackKind.EDIT.value)) & ~f.reviewer & f.parent.is_(None)
 
 
+class Looking:
+    """Looks at events one after the other, and remembers what it has read and seen: one question a user, however many
+    of theirs come together."""
+
+    def __init__(self, tx: sa.Connection, rules: FeedbackSection) -> None:
+        self._tx, self._rules = tx, rules
+        self._own: dict[str, _Own] = {}
+
+    def needs_rows(self, event: Feedback, rows: Sequence[Mapping[str, Any]]) -> bool:
+        """Whether rows that are not written yet must be, for this event to be looked at."""
+        if not judges(event):
+            return False
+        if event.kind is FeedbackKind.EDIT and any(row["kind"] == event.kind for row in rows):
+            return True
+        return any(row["user"] == event.user and row["held_why"] == Why.NEWCOMER for row in rows)
+
+    def at(self, event: Feedback, arm: str) -> Feedback:
+        """The event, held where it is to wait. Its completion (of `arm`) is known; what an operator imported is theirs
+        to answer for. What its user said as a newcomer counts from now on if they have come back."""
+        if not judges(event) or arm == Arm.IMPORT.value:
+            self.saw(event)
+            return event
+        past = self._past(event)
+        why = why_held(event, past, self._rules)
+        if event.user is not None and past.first_at is not None and back(event, past, self._rules):
+            _free(self._tx, event.user)
+        self.saw(event)
+        return event if why is None else replace(event, held=Held.HELD, held_why=why.value)
+
+    def saw(self, event: Feedback) -> None:
+        """Remember an event as its user's newest."""
+        if event.seq is None and event.user in self._own and judges(event):
+            own = self._own[event.user]
+            first_at = event.created_at if own.first_at is None else own.first_at
+            self._own[event.user] = _Own((event, *own.newest[: self._rules.flood_events - 1]), first_at)
+
+    def _past(self, event: Feedback) -> Past:
+        same = _namesakes(self._tx, event) if event.kind is FeedbackKind.EDIT else 0
+        if event.user is None:
+            return Past((), None, None, same)
+        if event.seq is not None:  # it has waited: what came behind it is no past
+            own = _own_of(self._tx, event.user, event, self._rules)
+        elif (known := self._own.get(event.user)) is not None:
+            own = known
+        else:
+            own = self._own[event.user] = _own_of(self._tx, event.user, event, self._rules)
+        return Past(own.newest, own.first_at, _began(self._tx), same)
+
+
 @dataclass(frozen=True, slots=True)
-class Looked:
-    """An event after the look, held where it is to wait, and what it frees: what its user said as a newcomer, as
-    (event, completion)."""
+class _Own:
+    """A user's judgements of the last day, newest first, at most `flood_events`; and when they first judged."""
 
-    event: Feedback
-    frees: tuple[tuple[str, str | None], ...] = ()
-
-
-def look(tx: sa.Connection, event: Feedback, arm: str, rules: FeedbackSection) -> Looked:
-    """Look at an event whose completion (of `arm`) is known. What an operator imported is theirs to answer for."""
-    if not judges(event) or arm == Arm.IMPORT.value:
-        return Looked(event)
-    past = _past(tx, event, rules)
-    why = why_held(event, past, rules)
-    looked = event if why is None else replace(event, held=Held.HELD, held_why=why.value)
-    if event.user is None or past.first_at is None or not back(event, past, rules):
-        return Looked(looked)
-    return Looked(looked, _newcomer(tx, event.user))
+    newest: Sequence[Feedback]
+    first_at: float | None
 
 
-def free(tx: sa.Connection, freed: Sequence[tuple[str, str | None]]) -> None:
-    """Let what a newcomer said count, now that they came back."""
-    for some in _chunks([event for event, _ in freed]):
-        _settle(tx, _waiting(Why.NEWCOMER) & f.id.in_(some), Held.RELEASED)
+def _own_of(tx: sa.Connection, user: str, event: Feedback, rules: FeedbackSection) -> _Own:
+    theirs = _judgement & (f.user == user) & _before(event)
+    first = sa.select(f.created_at).where(theirs).order_by(f.seq).limit(1).scalar_subquery()
+    today = sa.select(f.id, f.created_at, f.kind, f.completion_id, f.value).where(theirs)
+    newest = today.where(f.created_at > event.created_at - DAY_S).order_by(f.seq.desc()).limit(rules.flood_events)
+    of, one = sa.select(first.label("first_at")).subquery(), newest.add_columns(f.seq).subquery()
+    query = sa.select(of.c.first_at, one).select_from(of.outerjoin(one, sa.true())).order_by(one.c.seq.desc())
+    rows = tx.execute(query).all()
+    own = [
+        Feedback(row.id, row.created_at, FeedbackKind(row.kind), row.completion_id, user, row.value)
+        for row in rows
+        if row.id is not None
+    ]
+    return _Own(own, rows[0].first_at)
+
+
+def _free(tx: sa.Connection, user: str) -> None:
+    """Let what a newcomer said count, with all that was spread from it, now that they came back."""
+    waiting = _waiting(Why.NEWCOMER) & (f.user == user)
+    if tx.execute(sa.select(f.id).where(waiting).limit(1)).first() is not None:
+        _settle(tx, waiting, Held.RELEASED)
 
 
 def release(tx: sa.Connection, chosen: Sequence[str]) -> int:
@@ -82,12 +136,6 @@ def by_reason(tx: sa.Connection) -> dict[str, int]:
     return {str(why): int(number) for why, number in sorted(tx.execute(query).all())}
 
 
-def _newcomer(tx: sa.Connection, user: str) -> tuple[tuple[str, str | None], ...]:
-    """What a user said that waits for their coming back, with all that was spread from it."""
-    rows = tx.execute(sa.select(f.id, f.completion_id).where(_waiting(Why.NEWCOMER), f.user == user))
-    return tuple((str(row.id), row.completion_id) for row in rows)
-
-
 def _waiting(why: Why | None = None) -> sa.ColumnElement[bool]:
     return WAITING if why is None else WAITING & (f.held_why == why.value)
 
@@ -112,27 +160,6 @@ def _settle(
     waited = sum(row.held == Held.HELD.value for row in found)
     tallies.add(tx, Tally(held=-waited) + labels.refresh(tx, affected))
     return sum(bool(row.counted) for row in found)
-
-
-def _past(tx: sa.Connection, event: Feedback, rules: FeedbackSection) -> Past:
-    own: list[Feedback] = []
-    first_at = began_at = None
-    if event.user is not None:
-        theirs = _judgement & (f.user == event.user) & _before(event)
-        newest = sa.select(f.id, f.seq, f.created_at, f.kind, f.completion_id, f.value).where(theirs)
-        rows = tx.execute(newest.order_by(f.seq.desc()).limit(rules.flood_events)).all()
-        own = [
-            Feedback(row.id, row.created_at, FeedbackKind(row.kind), row.completion_id, event.user, row.value)
-            for row in rows
-        ]
-        if len(own) == rules.flood_events:
-            first = sa.select(f.created_at).where(theirs).order_by(f.seq).limit(1)
-            first_at = tx.execute(first).scalar_one()
-        elif own:
-            first_at = own[-1].created_at
-        began_at = _began(tx)
-    same = _namesakes(tx, event) if event.kind is FeedbackKind.EDIT else 0
-    return Past(own, first_at, began_at, same)
 
 
 def _before(event: Feedback) -> sa.ColumnElement[bool]:

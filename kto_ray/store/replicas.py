@@ -7,19 +7,25 @@ from dataclasses import asdict
 import sqlalchemy as sa
 
 from kto_ray.records.replicas import ReplicaReport
+from kto_ray.store import clock
 from kto_ray.store.schema import replicas
 
 FORGET_S = 3600.0  # after its last report; replicas are never named twice
 
 
 def report(tx: sa.Connection, told: ReplicaReport) -> None:
-    """Take a replica's report, and forget those that have been silent for an hour."""
-    silent = replicas.c.heartbeat_at < told.heartbeat_at - FORGET_S
+    """Take a replica's report, as of now by the store's clock, and forget those that have been silent for an hour."""
+    now = clock.now(tx)
+    silent = replicas.c.heartbeat_at < now - FORGET_S
     tx.execute(replicas.delete().where((replicas.c.replica == told.replica) | silent))
-    tx.execute(replicas.insert().values(**{**asdict(told), "held": list(told.held), "errors": dict(told.errors)}))
+    columns = {**asdict(told), "held": list(told.held), "errors": dict(told.errors), "heartbeat_at": now}
+    tx.execute(replicas.insert().values(**columns))
 
 
-def live(tx: sa.Connection, now: float, timeout_s: float) -> list[ReplicaReport]:
-    """Replicas heard of in the last `timeout_s` (serve.heartbeat_timeout_s): the one meaning of "live"."""
-    query = sa.select(replicas).where(replicas.c.heartbeat_at >= now - timeout_s).order_by(replicas.c.replica)
+def live(tx: sa.Connection, timeout_s: float) -> list[ReplicaReport]:
+    """Replicas heard of in the last `timeout_s` (serve.heartbeat_timeout_s): the one meaning of "live". One that was
+    heard of later than now is of a clock that has jumped back since: it will be heard of again if it lives."""
+    now = clock.now(tx)
+    lately = (replicas.c.heartbeat_at >= now - timeout_s) & (replicas.c.heartbeat_at <= now + timeout_s)
+    query = sa.select(replicas).where(lately).order_by(replicas.c.replica)
     return [ReplicaReport(**{**row, "held": tuple(row["held"])}) for row in tx.execute(query).mappings()]

@@ -60,12 +60,26 @@ NAMES = tuple(field.name for field in fields(Tally))
 @contextmanager
 def gathered(tx: sa.Connection) -> Iterator[None]:
     """Gather what a transaction adds, and write it last: from then on others who drew the same row wait."""
-    tx.info[CHANGE] = Tally()
+    info = tx.info  # a connection that has broken has none any more
+    info[CHANGE] = Tally()
     try:
         yield
-        _write(tx, tx.info[CHANGE])
+        _write(tx, info[CHANGE])
     finally:
-        del tx.info[CHANGE]
+        del info[CHANGE]
+
+
+@contextmanager
+def savepoint(tx: sa.Connection) -> Iterator[None]:
+    """A part of a writing transaction that fails alone, and then adds nothing."""
+    info = tx.info
+    before = info[CHANGE]
+    try:
+        with tx.begin_nested():
+            yield
+    except BaseException:
+        info[CHANGE] = before
+        raise
 
 
 def add(tx: sa.Connection, change: Tally) -> None:

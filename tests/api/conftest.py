@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,7 +41,7 @@ class Api:
     def holding(self, *held: str) -> None:
         """One live replica, which holds these adapters."""
         with self.store.write() as tx:
-            replicas.report(tx, ReplicaReport("r", "node", 1, held, time.time()))
+            replicas.report(tx, ReplicaReport("r", "node", 1, held))
         self.door.viewer.refresh()
 
 

@@ -26,7 +26,7 @@ def run(tmp_path_factory: pytest.TempPathFactory, free_port: Any) -> Iterator[Se
 def controller_pid(run: Service) -> int | None:
     """Of the controller that acts; None while the lease of a killed one runs out."""
     with run.store.read() as tx:
-        holder = leases.holder(tx, leases.CONTROLLER, time.time())
+        holder = leases.holder(tx, leases.CONTROLLER)
     return holder.pid if holder else None
 
 

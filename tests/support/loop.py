@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +53,7 @@ def labels(store: Store, number: int = 8) -> None:
 
 def hold(store: Store, *held: str) -> None:
     with store.write() as tx:
-        replicas.report(tx, ReplicaReport("r", "node", 1, held, time.time(), dtype="float32"))
+        replicas.report(tx, ReplicaReport("r", "node", 1, held, dtype="float32"))
 
 
 def until(loop: Loop, store: Store, stage: Stage) -> Any:

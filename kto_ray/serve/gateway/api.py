@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from importlib.metadata import version
@@ -11,7 +12,6 @@ from fastapi import FastAPI
 from kto_ray.config import Config
 from kto_ray.serve.gateway import chat, completions, document, errors, feedback, health, lineage, loop, models
 from kto_ray.serve.gateway.door import Door, Generate
-from kto_ray.serve.gateway.view import Viewer
 from kto_ray.store import Store
 
 ROUTERS = (chat, models, feedback, completions, lineage, loop, health)
@@ -19,12 +19,12 @@ ROUTERS = (chat, models, feedback, completions, lineage, loop, health)
 
 def build(config: Config, store: Store, generate: Generate) -> FastAPI:
     """The gateway's app. `generate` answers a chat request, as `Policy.generate` does."""
-    door = Door(config, store, Viewer(config, store), generate)
+    door = Door(config, store, generate)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         yield
-        door.viewer.close()
+        await asyncio.to_thread(door.close)
 
     app = FastAPI(
         title="kto_ray",

@@ -5,23 +5,19 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-import threading
 import uuid
 from collections.abc import AsyncIterator
 from typing import Any
 
-import sqlalchemy as sa
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 from ray.exceptions import RayActorError
 
-from kto_ray.records.completions import Completion
 from kto_ray.serve.gateway.bodies import ChatBody, parse_chat, parse_json
 from kto_ray.serve.gateway.capture import DONE, Capture, as_event
 from kto_ray.serve.gateway.document import body_of
 from kto_ray.serve.gateway.door import Door
 from kto_ray.serve.gateway.errors import ApiError
-from kto_ray.store import Store, completions
 
 log = logging.getLogger(__name__)
 
@@ -51,7 +47,7 @@ def router(door: Door) -> APIRouter:
         first = await anext(events)
         if not first.startswith("data:"):  # a whole response, or the engine's refusal
             signed = capture.add_response(_checked(first))
-            await door.write(lambda tx: completions.insert(tx, capture.completion("complete")))
+            await door.keep(capture.completion("complete"))
             return JSONResponse(signed, headers={"x-kto-completion-id": capture.id})
         return StreamingResponse(
             _stream(door, capture, first, events),
@@ -95,35 +91,27 @@ async def _stream(door: Door, capture: Capture, first: str, events: AsyncIterato
                     yield as_event(signed)
             elif signed["choices"] or capture.ask.wants_usage:
                 held.append(as_event(signed))
+        await door.keep(capture.completion("complete"))
         status = "complete"
-        await door.write(lambda tx: completions.insert(tx, capture.completion("complete")))
         for event in held:
             yield event
         yield DONE
     except (asyncio.CancelledError, GeneratorExit):
         status = "aborted" if status == "failed" else status
         raise
-    except (RayActorError, sa.exc.SQLAlchemyError) as error:
+    except ApiError as error:
+        yield as_event(error.body)
+    except RayActorError as error:
         log.error("completion %s broke off: %s", capture.id, error)
         yield as_event(ApiError(503, "the answer broke off; ask again").body)
     finally:
         if status != "complete":
-            _insert_in_background(door.store, capture.completion(status))
+            door.leave(capture.completion(status))
 
 
 def _says(chunk: dict[str, Any]) -> bool:
     """Some chunks told token ids alone, which no client waits for."""
     return any(choice.get("delta") for choice in chunk["choices"]) or not chunk["choices"]
-
-
-def _insert_in_background(store: Store, completion: Completion) -> None:
-    """A partial answer is worth a row, but nobody waits for it."""
-
-    def insert() -> None:
-        with store.write() as tx:
-            completions.insert(tx, completion)
-
-    threading.Thread(target=insert).start()
 
 
 def _checked(text: str) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -38,11 +39,19 @@ RESPONSES: dict[int | str, dict[str, Any]] = {
 class ApiError(Exception):
     """An error of the contract, `ErrorBody`, with an HTTP status."""
 
-    def __init__(self, status: int, message: str, param: str | None = None, code: str | None = None) -> None:
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        param: str | None = None,
+        code: str | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
         super().__init__(message)
         self.status = status
         self.param = param
         self.code = code
+        self.headers = headers
 
     @property
     def body(self) -> dict[str, Any]:
@@ -74,4 +83,4 @@ def install(app: FastAPI) -> None:
 
 
 def _answer(error: ApiError) -> JSONResponse:
-    return JSONResponse(error.body, status_code=error.status)
+    return JSONResponse(error.body, status_code=error.status, headers=error.headers)

@@ -20,7 +20,7 @@ from kto_ray.serve.gateway.document import body_of
 from kto_ray.serve.gateway.door import Door
 from kto_ray.serve.gateway.errors import ApiError
 from kto_ray.store import feedback, quarantine
-from kto_ray.store.feedback import Receipt, Recorded
+from kto_ray.store.recording import KeyReused, Receipt, Recorded, TooLong, TooManyEvents
 
 STATUS = {Recorded.RECORDED: 201, Recorded.PENDING: 202, Recorded.DUPLICATE: 200}
 
@@ -54,7 +54,10 @@ def router(door: Door) -> APIRouter:
         status_code=STATUS[Recorded.RECORDED],
         responses={
             STATUS[Recorded.DUPLICATE]: {"model": Receipt, "description": "The same key and body came before"},
-            STATUS[Recorded.PENDING]: {"model": Receipt, "description": "It waits for its completion"},
+            STATUS[Recorded.PENDING]: {
+                "model": Receipt,
+                "description": "It waits for its completion or the store",
+            },
         },
         openapi_extra=body_of(FeedbackBody.__name__),
     )
@@ -64,12 +67,12 @@ def router(door: Door) -> APIRouter:
         said = parse_feedback(whose.by_token(claim, body) if claim else body, request.headers.get("idempotency-key"))
         event = whose.signed(door.config, said, whose.principal_of(request), claim)
         try:
-            receipt = await door.write(lambda tx: feedback.record(tx, event, door.config.feedback))
-        except feedback.KeyReused as error:
+            receipt = await door.record(event)
+        except KeyReused as error:
             raise ApiError(409, str(error), param="Idempotency-Key", code="idempotency_key_reused") from None
-        except feedback.TooLong as error:
+        except TooLong as error:
             raise ApiError(400, str(error), param=error.field) from None
-        except feedback.TooManyEvents as error:
+        except TooManyEvents as error:
             raise ApiError(429, str(error), code="too_many_events") from None
         return JSONResponse(asdict(receipt), status_code=STATUS[receipt.status])
 

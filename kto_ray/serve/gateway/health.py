@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Literal
 
+import sqlalchemy as sa
 from fastapi import APIRouter
 from fastapi.responses import JSONResponse, PlainTextResponse, Response
 
 from kto_ray.serve.gateway.door import Door
-from kto_ray.status.metrics import metrics
-from kto_ray.status.readiness import Readiness, readiness
+from kto_ray.serve.gateway.errors import ApiError
+from kto_ray.status.metrics import as_text, metrics, of_gateway
+from kto_ray.status.readiness import Readiness
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +25,7 @@ class Health:
 
 def router(door: Door) -> APIRouter:
     routes = APIRouter()
+    of_store = door.page(lambda tx: metrics(tx, door.config))
 
     @routes.get("/healthz")
     async def healthz() -> Health:
@@ -30,12 +33,16 @@ def router(door: Door) -> APIRouter:
 
     @routes.get("/readyz", response_model=Readiness, responses={503: {"model": Readiness, "description": "Not ready"}})
     async def readyz() -> Response:
-        told = await door.read(lambda tx: readiness(tx, door.config))
+        told = replace(door.view.ready, view_age_s=door.viewer.age_s, spooled=door.writer.spooled)
         return JSONResponse(asdict(told), status_code=200 if told.ready else 503)
 
     @routes.get("/metrics", response_class=PlainTextResponse)
     async def scrape() -> Response:
-        text = await door.read(lambda tx: metrics(tx, door.config))
-        return Response(text, media_type="text/plain; version=0.0.4")
+        try:
+            told, up = await of_store(), True
+        except (sa.exc.SQLAlchemyError, ApiError):
+            told, up = {}, False
+        own = of_gateway(door.writer.spooled, door.writer.waiting, door.viewer.age_s, up)
+        return Response(as_text(told | own), media_type="text/plain; version=0.0.4")
 
     return routes

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-
 from fastapi import APIRouter
 
 from kto_ray.records.lineage import AdapterLineage, RowLineage
@@ -19,7 +17,7 @@ def router(door: Door) -> APIRouter:
         from kto_ray.provenance.lineage import lineage  # reads snapshots, with Ray Data, which no other route needs
 
         try:
-            return await asyncio.to_thread(lineage, door.store, door.config, name)
+            return await door.aside(lambda: lineage(door.store, door.config, name))
         except ValueError as error:
             raise ApiError(404, str(error), param="name") from None
 

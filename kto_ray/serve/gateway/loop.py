@@ -33,10 +33,11 @@ LATER: dict[int | str, dict[str, Any]] = {202: {"model": Acted, "description": "
 
 def router(door: Door) -> APIRouter:
     routes = APIRouter()
+    loop_page = door.page(lambda tx: rounds.loop(tx, door.config))
 
     @routes.get("/v1/loop")
     async def loop() -> rounds.LoopPage:
-        return await door.read(lambda tx: rounds.loop(tx, door.config))
+        return await loop_page()
 
     @routes.get("/v1/loop/rounds/{number}")
     async def one_round(number: int) -> rounds.ShownRound:

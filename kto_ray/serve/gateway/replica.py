@@ -12,11 +12,12 @@ from ray.serve.handle import DeploymentHandle
 from kto_ray.config import Config
 from kto_ray.serve.gateway.api import build
 from kto_ray.store import open_store
+from kto_ray.store.database import DOOR
 
 
 @serve.ingress()
 class Gateway:
-    """One HTTP ingress replica. It keeps no state of its own but a view of the store."""
+    """One HTTP ingress replica. Its state is a view of the store, and a spool while that is away."""
 
     def __init__(self, config: Config, policy: DeploymentHandle, controller: DeploymentHandle) -> None:
         self._config = config
@@ -24,7 +25,7 @@ class Gateway:
         self._controller = controller  # bound so that the application holds it; they meet in the store only
 
     def __serve_build_asgi_app__(self) -> FastAPI:
-        return build(self._config, open_store(self._config.database_url), self._generate)
+        return build(self._config, open_store(self._config.database_url, DOOR), self._generate)
 
     def _generate(self, body: Mapping[str, Any], adapter: str) -> AsyncIterator[str]:
         events: AsyncIterator[str] = self._policy.generate.remote(body, adapter)

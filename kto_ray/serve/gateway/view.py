@@ -8,14 +8,14 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-import sqlalchemy as sa
-
 from kto_ray.config import Config
 from kto_ray.records.replicas import held_by_all
 from kto_ray.records.rollouts import RolloutState
 from kto_ray.rollout import assignment
 from kto_ray.serve.gateway.errors import ApiError
-from kto_ray.store import Store, adapters, replicas, rollouts
+from kto_ray.status.readiness import Readiness, readiness
+from kto_ray.store import Store, adapters, rollouts
+from kto_ray.store.database import first_line
 
 log = logging.getLogger(__name__)
 
@@ -27,6 +27,7 @@ class View:
     aliases: Mapping[str, str]
     rollout: RolloutState | None
     servable: frozenset[str]  # held by every live replica, or the base
+    ready: Readiness
 
     def route(self, model: str, user: str | None, served_name: str) -> assignment.Route:
         """Raises:
@@ -43,19 +44,22 @@ class Viewer:
 
     def __init__(self, config: Config, store: Store) -> None:
         self._config, self._store = config, store
-        self.view = self._read()
+        self.refresh()
         self._closed = threading.Event()
         threading.Thread(target=self._refresh_until_closed, daemon=True).start()
 
-    def _read(self) -> View:
-        config = self._config
-        with self._store.read() as tx:
-            live = replicas.live(tx, time.time(), config.serve.heartbeat_timeout_s)
-            aliases, test = adapters.aliases(tx, config.base_name), rollouts.live(tx)
-        return View(aliases, test, held_by_all(live) | {config.base_name})
+    @property
+    def age_s(self) -> float:
+        """How long ago the view was read."""
+        return time.monotonic() - self._read_at
 
     def refresh(self) -> None:
-        self.view = self._read()
+        config, began = self._config, time.monotonic()
+        with self._store.read() as tx:
+            ready = readiness(tx, config)
+            aliases, test = adapters.aliases(tx, config.base_name), rollouts.live(tx)
+        self.view = View(aliases, test, held_by_all(ready.replicas) | {config.base_name}, ready)
+        self._read_at = began
 
     def close(self) -> None:
         """Read no more; the last view stands."""
@@ -65,5 +69,5 @@ class Viewer:
         while not self._closed.wait(REFRESH_S):
             try:
                 self.refresh()
-            except sa.exc.SQLAlchemyError as error:
-                log.warning("the store cannot be read: %s", error)
+            except Exception as error:  # whatever it is: without this thread, requests go by an old view for ever
+                log.warning("the view is %.0f s old: %s: %s", self.age_s, type(error).__name__, first_line(error))

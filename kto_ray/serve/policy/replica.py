@@ -239,7 +239,6 @@ class Policy(LLMServer):
             node=os.uname().nodename,
             pid=os.getpid(),
             held=tuple(sorted(self._held)),
-            heartbeat_at=time.time(),
             errors=self._errors,
             dtype=self._precision.dtype,
             dtype_why=self._precision.why,

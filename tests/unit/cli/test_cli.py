@@ -8,7 +8,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -88,7 +87,7 @@ def test_a_home_that_another_service_uses_is_told_before_anything_starts(tmp_pat
     config = load_config(None, (f"home={tmp_path}", "http.port=18123"))
     lease = (leases.CONTROLLER, f"{os.uname().nodename}:x", os.getpid())
     with open_store(config.database_url).write() as tx:
-        leases.take(tx, *lease, now=time.time(), ttl_s=60.0)
+        leases.take(tx, *lease)
     told = run("serve", "--set", f"home={tmp_path}", "--set", "http.port=18123")
     assert told.returncode == 2 and f"process {os.getpid()}" in told.stderr and "--set home=DIR" in told.stderr
     with open_store(config.database_url).write() as tx:  # what is left of one that was killed

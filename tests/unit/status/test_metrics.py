@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from kto_ray.config import Config
 from kto_ray.records.trainings import TrainingRun
-from kto_ray.status.metrics import metrics
+from kto_ray.status.metrics import as_text, metrics
 from kto_ray.store import Store, trainings
 
 FIGURES = {"step": 4, "steps": 9, "loss": 0.5, "kl": 0.1, "margin": None, "tokens_per_s": 80.0, "train_s": 12.0}
@@ -12,7 +12,7 @@ FIGURES = {"step": 4, "steps": 9, "loss": 0.5, "kl": 0.1, "margin": None, "token
 
 def scraped(store: Store) -> dict[str, float]:
     with store.read() as tx:
-        text = metrics(tx, Config()).decode()
+        text = as_text(metrics(tx, Config())).decode()
     return {name: float(value) for name, value in (line.split() for line in text.splitlines() if line[0] != "#")}
 
 

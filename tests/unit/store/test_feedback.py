@@ -14,7 +14,7 @@ from kto_ray.feedback.quarantine import DAY_S
 from kto_ray.records.completions import ExternalRef
 from kto_ray.records.feedback import Feedback, FeedbackKind, Held
 from kto_ray.store import Store, completions, feedback, joining, labels, tallies
-from kto_ray.store.feedback import KeyReused, Recorded, TooLong, TooManyEvents
+from kto_ray.store.recording import KeyReused, Recorded, TooLong, TooManyEvents
 from tests.support.rows import completion, thumb
 
 RULES = FeedbackSection()

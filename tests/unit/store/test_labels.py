@@ -19,8 +19,8 @@ from kto_ray.records.completions import Completion, ExternalRef
 from kto_ray.records.feedback import Feedback, FeedbackKind, Held, Signal
 from kto_ray.records.labels import Label, Verdict
 from kto_ray.store import Store, completions, feedback, joining, labels, quarantine, rounds, tallies, users
-from kto_ray.store.feedback import TooManyEvents
 from kto_ray.store.mapping import feedback_of
+from kto_ray.store.recording import TooManyEvents
 from kto_ray.store.schema import feedback as feedback_table
 from kto_ray.store.schema import metadata, sequence
 from kto_ray.store.tallies import Tally

@@ -31,7 +31,6 @@ from kto_ray.store import (
     feedback,
     joining,
     labels,
-    leases,
     open_store,
     replicas,
     requests,
@@ -41,7 +40,7 @@ from kto_ray.store import (
     tallies,
     users,
 )
-from kto_ray.store.feedback import KeyReused, Recorded
+from kto_ray.store.recording import KeyReused, Recorded
 from kto_ray.store.tallies import Tally
 from tests.support.rows import completion, thumb
 
@@ -207,27 +206,16 @@ def test_gates_rounds_rollouts_and_replicas_come_back(store: Store) -> None:
         rounds.update(tx, opened.to(Training("s"), 6.5))
         rollouts.put(tx, test)
         rollouts.add_look(tx, look)
+        replicas.report(tx, replace(replica, held=()))
         replicas.report(tx, replica)
-        replicas.report(tx, replace(replica, heartbeat_at=60.0))
     with store.read() as tx:
         assert evaluation.get(tx, "policy@v1") == report
         current = rounds.current(tx)
         assert current is not None and current.state == Training("s") and current.stage_s == {"snapshot": 1.5}
         assert rollouts.live(tx) == test
         assert rollouts.looks(tx, "r") == [look] and rollouts.last_look(tx, "r") == look
-        assert replicas.live(tx, 70.0, timeout_s=15.0) == [replace(replica, heartbeat_at=60.0)]
-        assert replicas.live(tx, 70.0, timeout_s=9.0) == []
-
-
-def test_the_lease_has_one_holder_until_it_expires(store: Store) -> None:
-    with store.write() as tx:
-        assert leases.take(tx, "controller", "a", 1, now=0.0, ttl_s=10.0)
-        assert leases.take(tx, "controller", "a", 1, now=5.0, ttl_s=10.0)
-        assert not leases.take(tx, "controller", "b", 2, now=14.0, ttl_s=10.0)
-        assert leases.take(tx, "controller", "b", 2, now=15.1, ttl_s=10.0)
-        assert not leases.take(tx, "controller", "a", 1, now=16.0, ttl_s=10.0)
-        assert leases.holder(tx, "controller", now=25.0) == leases.Holder("b", 2)
-        assert leases.holder(tx, "controller", now=25.2) is None
+        [live] = replicas.live(tx, timeout_s=15.0)
+        assert replace(live, heartbeat_at=50.0) == replica
 
 
 def test_requests_are_answered_once(store: Store) -> None:

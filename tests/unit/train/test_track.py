@@ -16,7 +16,7 @@ from kto_ray.paths import Paths
 from kto_ray.records.adapters import AdapterVersion
 from kto_ray.records.training import StepRecord, Trained, TrainOutcome, TrainProgress
 from kto_ray.records.trainings import TrainingRun, ended_run
-from kto_ray.status.metrics import metrics
+from kto_ray.status.metrics import as_text, metrics
 from kto_ray.store import Store, trainings
 from kto_ray.train import track
 from kto_ray.train.job import summarize
@@ -154,7 +154,7 @@ def test_an_mlflow_that_is_not_there_is_told_and_fails_nothing(
 
 def scraped(store: Store, settings: Config) -> str:
     with store.read() as tx:
-        return metrics(tx, settings).decode()
+        return as_text(metrics(tx, settings)).decode()
 
 
 def test_prometheus_shows_the_training_while_it_runs_and_after(sqlite_store: Store, tmp_path: Path) -> None:

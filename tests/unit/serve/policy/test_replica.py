@@ -62,7 +62,7 @@ def challenger(config: Config, store: Store, number: int, scale: float = 1.0) ->
 
 def reported(store: Store) -> ReplicaReport:
     with store.read() as tx:
-        (report,) = replicas.live(tx, 0.0, 0.0)
+        (report,) = replicas.live(tx, 60.0)
     return report
 
 

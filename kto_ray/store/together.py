@@ -1,0 +1,76 @@
+"""Many changes in one transaction (group commit): one wait for the disk, and whoever is at fault fails alone."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import sqlalchemy as sa
+
+from kto_ray.config.capture import FeedbackSection
+from kto_ray.records.completions import Completion
+from kto_ray.records.feedback import Feedback
+from kto_ray.store import completions, feedback, tallies
+from kto_ray.store.database import Store, is_away, lost_a_race
+
+Change = Callable[[sa.Connection], Any]
+Work = Completion | Feedback | Change
+
+RACES = 4  # times that a transaction is tried when others are in its way
+
+
+def commit(store: Store, works: Sequence[Work], rules: FeedbackSection) -> list[Any]:
+    """Make all changes durable at once; returns what each is told: its result, or the error that is its own fault.
+
+    Raises:
+        sqlalchemy.exc.SQLAlchemyError: the store is away. Whether it committed is not known.
+    """
+    try:
+        return _transact(store, lambda tx: _all(tx, works, rules))
+    except Exception as error:
+        if isinstance(error, sa.exc.SQLAlchemyError) and is_away(error):
+            raise
+        if len(works) == 1:
+            return [error]
+    return _transact(store, lambda tx: [_alone(tx, work, rules) for work in works])
+
+
+def _transact(store: Store, act: Callable[[sa.Connection], list[Any]]) -> list[Any]:
+    """Again where another transaction was in the way: then nothing has come of it."""
+    for tries_left in reversed(range(RACES)):
+        try:
+            with store.write() as tx:
+                return act(tx)
+        except sa.exc.DBAPIError as error:
+            if not lost_a_race(error) or not tries_left:
+                raise
+            time.sleep(random.uniform(0, 0.05))
+    raise AssertionError("unreachable")
+
+
+def _all(tx: sa.Connection, works: Sequence[Work], rules: FeedbackSection) -> list[Any]:
+    """Completions first, then events, then the rest: what waits together follows from nothing that waits with it."""
+    completions.insert_all(tx, [work for work in works if isinstance(work, Completion)], rules)
+    receipts = iter(feedback.record_all(tx, [work for work in works if isinstance(work, Feedback)], rules))
+    told: list[Any] = []
+    for work in works:
+        if isinstance(work, Completion):
+            told.append(None)
+        else:
+            told.append(next(receipts) if isinstance(work, Feedback) else work(tx))
+    return told
+
+
+def _alone(tx: sa.Connection, work: Work, rules: FeedbackSection) -> Any:
+    """What it gives, or its own fault, of which nothing stays."""
+    try:
+        with tallies.savepoint(tx):
+            return _all(tx, (work,), rules)[0]
+    except sa.exc.SQLAlchemyError as error:
+        if is_away(error):
+            raise
+        return error
+    except Exception as error:  # whatever a change raises is for whoever asked for it
+        return error

@@ -1,0 +1,98 @@
+"""A database that hangs, holds a lock or is gone: a named error in bounded time, and its text shows nobody's words."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+import pytest
+import sqlalchemy as sa
+
+from kto_ray.store import Store, completions, open_store, schema
+from kto_ray.store.database import CONNECT_S, SLACK_S, Patience
+from tests.support.network import proxied
+from tests.support.rows import completion
+
+HASTY = Patience(statement_s=1, lock_s=0.5)
+
+
+def through(url: str, port: int) -> str:
+    return sa.make_url(url).set(port=port).render_as_string(hide_password=False)
+
+
+def test_a_postgres_that_hangs_is_given_up(postgres: str) -> None:
+    at = sa.make_url(postgres)
+    assert at.host is not None and at.port is not None
+    with proxied(at.host, at.port) as proxy:
+        store = open_store(through(postgres, proxy.port), HASTY)
+        with pytest.raises(sa.exc.OperationalError, match="did not answer for"), store.read() as tx:
+            proxy.hang()
+            began = time.monotonic()
+            tx.execute(sa.text("SELECT 1"))
+        assert time.monotonic() - began < HASTY.statement_s + SLACK_S + 1
+        began = time.monotonic()
+        with pytest.raises(sa.exc.OperationalError), store.write():  # an old connection, then a new one
+            pass
+        assert time.monotonic() - began < HASTY.statement_s + SLACK_S + 3 * CONNECT_S
+        proxy.flow()
+        with store.read() as tx:
+            assert tx.execute(sa.text("SELECT 1")).scalar_one() == 1
+        store.close()
+
+
+def test_a_commit_that_is_not_answered_is_an_error(postgres: str) -> None:
+    at = sa.make_url(postgres)
+    assert at.host is not None and at.port is not None
+    with proxied(at.host, at.port) as proxy:
+        store = open_store(through(postgres, proxy.port), HASTY)
+        with pytest.raises(sa.exc.OperationalError, match="did not answer for"), store.write() as tx:
+            tx.execute(sa.text("SELECT 1"))
+            proxy.hang()
+        store.close()
+
+
+def test_a_statement_and_a_lock_have_their_limits(postgres: str) -> None:
+    store = open_store(postgres, HASTY)
+    with pytest.raises(sa.exc.OperationalError, match="statement timeout"), store.read() as tx:
+        tx.execute(sa.text("SELECT pg_sleep(30)"))
+    with store.write() as tx:
+        tx.execute(sa.text("LOCK TABLE leases"))
+        with pytest.raises(sa.exc.OperationalError, match="lock timeout"), store.write() as other:
+            other.execute(sa.text("LOCK TABLE leases"))
+    store.close()
+
+
+def test_a_locked_sqlite_is_given_up(sqlite_store: Store) -> None:
+    hasty = open_store(sqlite_store.url, HASTY)
+    with sqlite_store.write():
+        began = time.monotonic()
+        with pytest.raises(sa.exc.OperationalError, match="locked"), hasty.write():
+            pass
+        assert time.monotonic() - began < 5
+    hasty.close()
+
+
+def test_readers_in_a_rush_leave_the_writers_their_connections(store: Store) -> None:
+    leave, reading = threading.Event(), threading.Semaphore(0)
+
+    def read() -> None:
+        with store.read():
+            reading.release()
+            leave.wait()
+
+    threads = [threading.Thread(target=read) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for _ in threads:
+        reading.acquire()
+    with store.write() as tx:
+        completions.insert(tx, completion())
+    leave.set()
+    for thread in threads:
+        thread.join()
+
+
+def test_an_error_shows_nobody_s_words(store: Store) -> None:
+    with pytest.raises(sa.exc.IntegrityError) as error, store.write() as tx:
+        tx.execute(schema.completions.insert().values(id="c1", text="my secret"))
+    assert "my secret" not in str(error.value)

@@ -1,0 +1,165 @@
+"""The spool: what was acknowledged is read again, whatever became of a file's end or middle, and a disk's faults come
+before anybody is acknowledged."""
+
+from __future__ import annotations
+
+import errno
+import os
+import resource
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kto_ray.records.completions import ExternalRef
+from kto_ray.records.feedback import FeedbackKind, Signal
+from kto_ray.store.spool import DAMAGED, HEAD, LOCK, SEGMENT, Spool, SpoolFailed, orphans, own, read
+from tests.support.rows import completion, thumb
+
+WHOLE = completion(
+    "c1",
+    messages=({"role": "user", "content": "Hé \ud800"},),  # half a surrogate is legal JSON
+    external=ExternalRef("chat", "k", "m"),
+    params={"top_p": 0.9},
+    prompt_ids=b"\x00\x01\xff\x00",
+    answer_ids=b"\x02\x00\x00\x00",
+    tool_calls=({"id": "t"},),
+    first_token_s=0.1,
+)
+SAID = thumb("f1", idempotency_key="k", key_owner="app", body_hash="h", tags={"a": [1]}, reason_codes=("r",))
+SIGNAL = thumb(
+    "f2", of=None, value=None, kind=FeedbackKind.SIGNAL, signal=Signal.COPIED, external=ExternalRef("a", "b", "c")
+)
+
+
+@pytest.fixture
+def spool(tmp_path: Path) -> Iterator[Spool]:
+    opened = Spool(tmp_path / "spool")
+    yield opened
+    opened.close()
+
+
+def segments(spool: Spool) -> list[Path]:
+    return sorted(spool.folder.glob(f"*{SEGMENT}"))
+
+
+def three(folder: Path) -> tuple[Path, bytes]:
+    """A segment of three entries, and its bytes."""
+    spool = Spool(folder)
+    spool.append([completion("c1")])
+    spool.append([completion("c2"), completion("c3")])
+    [path] = segments(spool)
+    spool.close()
+    return path, path.read_bytes()
+
+
+def test_entries_come_back_as_they_went_in_and_in_order(spool: Spool) -> None:
+    spool.append([WHOLE, SAID])
+    spool.append([SIGNAL])
+    assert spool.depth == 3
+    segment = spool.oldest()
+    assert segment is not None and segment.entries == (WHOLE, SAID, SIGNAL)
+    spool.append([completion("later")])  # to another segment
+    assert spool.depth == 4 and len(segments(spool)) == 2
+    spool.drop(segment)
+    assert spool.depth == 1 and not segment.path.exists()
+
+
+def test_only_the_owner_may_read_it(spool: Spool) -> None:
+    spool.append([WHOLE])
+    [path] = segments(spool)
+    assert path.stat().st_mode & 0o777 == 0o600 and spool.folder.stat().st_mode & 0o777 == 0o700
+
+
+def test_a_new_process_finds_what_was_left_and_begins_a_segment_of_its_own(spool: Spool) -> None:
+    spool.append([completion("c1")])
+    spool.close()
+    again = Spool(spool.folder)
+    again.append([completion("c2")])
+    assert again.depth == 2
+    first = again.oldest()
+    assert first is not None and [entry.id for entry in first.entries] == ["c1"]
+    again.close()
+    spool._lock_fd = os.open(spool.folder / LOCK, os.O_RDWR)  # for the fixture
+
+
+def test_a_tail_that_is_torn_anywhere_loses_only_itself(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path, data = three(tmp_path)
+    ends = [end for end in range(len(data) + 1) if not read_cut(path, data[:end]).torn]
+    assert len(ends) == 4 and ends[0] == 0 and ends[-1] == len(data)  # nothing, one, two, three entries
+    for end in range(0, len(data)):
+        found = read_cut(path, data[:end])
+        assert len(found.entries) == sum(end >= whole for whole in ends[1:]) and not found.damaged
+    assert "nobody was told of" in caplog.text
+
+
+def read_cut(path: Path, data: bytes) -> Any:
+    path.write_bytes(data)
+    return read(path)
+
+
+def test_a_damaged_middle_is_told_and_kept_and_what_follows_is_read(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path, data = three(tmp_path)
+    path.write_bytes(data[: HEAD + 5] + b"?" + data[HEAD + 6 :])  # in the first one's payload
+    spool = Spool(tmp_path)
+    segment = spool.oldest()
+    assert segment is not None and [entry.id for entry in segment.entries] == ["c2", "c3"] and segment.damaged
+    assert "is damaged" in caplog.text
+    spool.drop(segment)
+    assert spool.empty and path.with_suffix(DAMAGED).exists()
+    spool.close()
+
+
+def test_a_damaged_length_is_told_and_kept(tmp_path: Path) -> None:
+    path, data = three(tmp_path)
+    found = read_cut(path, b"\xff\xff" + data[2:])
+    assert found.entries == () and found.damaged == len(data) and not found.torn
+
+
+@pytest.fixture
+def full_disk() -> Iterator[None]:
+    """No file of this process grows beyond 1,000 bytes."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_full_disk_is_told_and_leaves_no_part(spool: Spool, full_disk: None) -> None:
+    spool.append([completion("c1")])
+    with pytest.raises(SpoolFailed, match="nothing was recorded"):
+        spool.append([completion("c2"), completion("c3", text="long" * 1000)])
+    spool.append([completion("c4")])
+    assert spool.depth == 2
+    assert [entry.id for path in segments(spool) for entry in read(path).entries] == ["c1", "c4"]
+    assert not any(read(path).torn for path in segments(spool))
+
+
+@pytest.mark.parametrize("fails", ["open", "write", "fdatasync"])
+def test_a_disk_that_fails_is_told(spool: Spool, monkeypatch: pytest.MonkeyPatch, fails: str) -> None:
+    def broken(*_: Any) -> Any:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, fails, broken)
+        with pytest.raises(SpoolFailed, match="Read-only"):
+            spool.append([completion("c1")])
+    spool.append([completion("c2")])
+    assert [entry.id for path in segments(spool) for entry in read(path).entries] == ["c2"]
+
+
+def test_each_process_has_a_folder_of_its_own_and_adopts_what_the_dead_left(tmp_path: Path) -> None:
+    first, second = own(tmp_path), own(tmp_path)
+    assert first.folder != second.folder
+    second.append([completion("c1")])
+    assert list(orphans(tmp_path, first)) == []  # its process lives
+    second.close()
+    left = [(spool.folder, spool.depth) for spool in orphans(tmp_path, first)]
+    assert left == [(second.folder, 1)]
+    again = own(tmp_path)
+    assert again.folder == second.folder and again.depth == 1
+    first.close()
+    again.close()
