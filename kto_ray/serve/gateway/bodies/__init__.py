@@ -1,0 +1,7 @@
+"""What requests bring: read within limits, held to schemas of our own, told by the field that is wrong."""
+
+from kto_ray.serve.gateway.bodies.chat import ChatAsk, ChatBody, parse_chat
+from kto_ray.serve.gateway.bodies.feedback import FeedbackBody, parse_feedback
+from kto_ray.serve.gateway.bodies.reading import parse_json, read_json
+
+__all__ = ["ChatAsk", "ChatBody", "FeedbackBody", "parse_chat", "parse_feedback", "parse_json", "read_json"]
