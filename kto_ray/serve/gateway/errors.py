@@ -102,11 +102,11 @@ def unforeseen(error: Exception) -> ApiError:
     """A fault of ours, logged by its place: its message may hold what a user wrote."""
     places = [f"{frame.filename}:{frame.lineno} {frame.name}" for frame in traceback.extract_tb(error.__traceback__)]
     log.error("unforeseen %s at %s", type(error).__name__, " < ".join(reversed(places)))
-    return ApiError(500, "the service failed in a way that it did not foresee; it is logged. Ask again", code="internal")
+    return ApiError(500, "the service failed in a way that it did not foresee; it is logged", code="internal")
 
 
 class Unforeseen:
-    """Answers what no handler knows. Starlette's own last resort would hand it on to the server, which logs its text."""
+    """Answers what no handler knows. Starlette's last resort would hand it on to the server, which logs its text."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, Mapping
 from typing import Any
 
 from fastapi import FastAPI
@@ -26,6 +26,12 @@ class Gateway:
     def __serve_build_asgi_app__(self) -> FastAPI:
         return build(self._config, open_store(self._config.database_url), self._generate)
 
-    def _generate(self, body: Mapping[str, Any], adapter: str) -> AsyncIterator[str]:
-        events: AsyncIterator[str] = self._policy.generate.remote(body, adapter)
-        return events
+    async def _generate(self, body: Mapping[str, Any], adapter: str) -> AsyncGenerator[str, None]:
+        events, ended = self._policy.generate.remote(body, adapter), False
+        try:
+            async for event in events:
+                yield event
+            ended = True
+        finally:
+            if not ended:
+                events.cancel()  # the engine stops: nobody reads on

@@ -36,8 +36,8 @@ class ChatAsk:
     forced: bool = False  # the client forced or biased the words
 
     def upstream(self, name: str) -> dict[str, Any]:
-        """The engine's request of this name. Streams always end with the usage: the row needs it."""
-        asked = {**self.params, "messages": list(self.messages), "request_id": name}
+        """The engine's request of this name. The row needs the token ids, and of a stream the usage at its end."""
+        asked = {**self.params, "messages": list(self.messages), "request_id": name, "return_token_ids": True}
         return {**asked, "stream": True, "stream_options": {"include_usage": True}} if self.stream else asked
 
 

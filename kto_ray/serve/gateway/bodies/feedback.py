@@ -12,7 +12,7 @@ from typing import Annotated, Any
 from pydantic import Field, model_validator
 
 from kto_ray.records.completions import ExternalRef
-from kto_ray.records.feedback import Feedback, FeedbackKind
+from kto_ray.records.feedback import Feedback, FeedbackKind, Signal
 from kto_ray.serve.gateway.bodies import limits
 from kto_ray.serve.gateway.bodies.chat import DEFAULT_SYSTEM
 from kto_ray.serve.gateway.bodies.headers import IDEMPOTENCY_KEY, header
@@ -34,6 +34,7 @@ class FeedbackBody(Body):
     kind: str = Field(description=" | ".join(FeedbackKind))
     value: bool | None = Field(None, description="of a thumb: true is up")
     text: str | None = Field(None, max_length=limits.TEXT, description="of an edit: the answer as it should have been")
+    signal: str | None = Field(None, description="of a signal: " + " | ".join(Signal))
     reason_codes: list[Name] | None = Field(None, max_length=limits.REASONS)
     comment: str | None = Field(None, max_length=limits.COMMENT)
     user: NameOrEmpty | None = None
@@ -52,6 +53,8 @@ class FeedbackBody(Body):
             raise ValueError("an edit needs text: the answer as it should have been")
         if self.kind == "comment" and not (self.comment or self.text or "").strip():
             raise ValueError("a comment needs comment: what the user said")
+        if (self.kind == "signal") != (self.signal is not None) or self.signal not in (None, *Signal):
+            raise ValueError(f"a signal, and nothing else, needs signal: one of {', '.join(Signal)}")
         return self
 
 
@@ -81,6 +84,7 @@ def parse_feedback(body: dict[str, Any], headers: Mapping[str, str]) -> Feedback
         external=ExternalRef(**parsed.external.model_dump()) if parsed.external else None,
         reason_codes=tuple(parsed.reason_codes or ()),
         comment=parsed.comment,
+        signal=Signal(parsed.signal) if parsed.signal else None,
         tags=tags,
         idempotency_key=key,
         body_hash=hashlib.sha256(canonical.encode()).hexdigest(),

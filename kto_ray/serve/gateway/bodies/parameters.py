@@ -25,7 +25,7 @@ BEAMS = "is of beam search, which answers with words that the policy would not h
 FORCED = "forces the words of an answer in ways that are not served here; use response_format"
 INSIDE = "is of the engine's inside; leave it out"
 MEDIA = "is of images, sound or files, and only text is served here; leave it out"
-TEMPLATE = "would change how the policy reads a chat; use messages, or chat_template_kwargs for what its template offers"
+TEMPLATE = "would change how the policy reads a chat; use messages, or chat_template_kwargs"
 OLD_TOOLS = "is OpenAI's old way; use tools and tool_choice"
 IDS = "is the gateway's own: what was read and said is kept with the completion; leave it out"
 
@@ -92,9 +92,7 @@ StopStrings = Annotated[
 ]
 Argument = Annotated[
     Annotated[bool, Tag("<flag>")] | Annotated[int | float, Tag("<number>")] | Annotated[NameOrEmpty, Tag("<text>")],
-    Discriminator(
-        lambda value: "<flag>" if isinstance(value, bool) else "<number>" if isinstance(value, int | float) else "<text>"
-    ),
+    Discriminator(lambda value: {bool: "<flag>", int: "<number>", float: "<number>"}.get(type(value), "<text>")),
 ]
 
 
@@ -137,12 +135,12 @@ class Parameters(Body):
     tools: list[Tool] | None = Field(None, max_length=limits.TOOLS)
     parallel_tool_calls: bool | None = None
     reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None = None
-    include_reasoning: bool | None = None
     chat_template_kwargs: dict[Name, Argument] | None = Field(None, max_length=limits.TEMPLATE_ARGUMENTS)
 
     # What is told of it.
     logprobs: bool | None = None
     top_logprobs: int | None = Field(None, ge=0, le=20)
+    include_reasoning: Literal[True] | None = Field(None, description="token ids are kept of all that was said")
     skip_special_tokens: Literal[True] | None = Field(None, description="special tokens are no text")
     n: Literal[1] | None = Field(None, description="each completion is judged by itself")
     modalities: list[Literal["text"]] | None = None
@@ -163,7 +161,7 @@ RESERVED = frozenset(
     | {"continue_final_message", "padding", "truncation", "max_length", "return_tensors", "return_dict"}
     | {"return_assistant_tokens_mask", "tokenizer_kwargs", "processor_kwargs", "load_audio_from_video"}
 )
-NOT_SENT = ("n", "modalities", "skip_special_tokens")  # they only say what is the case anyway
+NOT_SENT = ("n", "modalities", "skip_special_tokens", "include_reasoning")  # they only say what is the case anyway
 
 
 def sent(parameters: Parameters, limit: int) -> dict[str, Any]:
