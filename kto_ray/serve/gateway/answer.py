@@ -7,7 +7,7 @@ import json
 import logging
 import uuid
 from collections.abc import AsyncGenerator, Awaitable, Mapping
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from typing import Any, TypeVar
 
 import sqlalchemy as sa
@@ -62,6 +62,8 @@ class Answer:
         self._status = "failed"  # unless it is stored below
         try:
             signed = self.capture.add_response(json.loads(self._first))
+            with suppress(RayError, RayServeException):
+                await anext(self._events, "")  # it ends by itself: closed before, it would be cut off
             await self._store()
         finally:
             await self.close()
@@ -93,8 +95,8 @@ class Answer:
         held = []
         self._status = "failed"
         try:
-            event: str | None = self._first
-            while event is not None and event != DONE:
+            event = self._first
+            while event:
                 chunk = json.loads(event.removeprefix("data:"))
                 if "error" in chunk:
                     raise refusal(chunk["error"])
@@ -103,7 +105,7 @@ class Answer:
                     held.append(signed)
                 elif _says(signed):
                     yield signed
-                event = await anext(self._events, None)
+                event = await anext(self._events, "")
         except (RayError, RayServeException) as error:
             raise _failed(self.capture.id, error) from None
         except (asyncio.CancelledError, GeneratorExit):
@@ -203,7 +205,7 @@ def refusal(error: Any) -> ApiError:
     """What the engine says against a request, in the contract's shape. Its `code` is an HTTP status, or a word."""
     told: Mapping[str, Any] = error if isinstance(error, dict) else {"message": str(error)}
     code = told.get("code")
-    status = int(code) if str(code).isdecimal() else 400
+    status = int(str(code)) if str(code).isdecimal() else 400
     if not 400 <= status < 600 or status == 500:
         log.error("the engine failed: code %s, type %s", code, told.get("type"))
         return ApiError(503, "the engine failed; ask again", code="engine_failed")
@@ -221,14 +223,15 @@ def _failed(name: str, error: RayError | RayServeException) -> ApiError:
 
 
 async def _asked(door: Door, body: Mapping[str, Any], adapter: str) -> AsyncGenerator[str, None]:
-    """The policy's events. A replica that dies before its first event costs the client time, not an error."""
+    """The policy's events, but DONE. A replica that dies before its first event costs the client time, not an error."""
     for attempt in range(TRIES):
         begun = False
         try:
             async with aclosing(door.generate(body, adapter)) as events:
                 async for event in events:
                     begun = True
-                    yield event
+                    if event != DONE:
+                        yield event
             return
         except RayActorError as error:
             if begun or attempt + 1 == TRIES:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncGenerator, Mapping
 from typing import Any
 
@@ -27,11 +28,10 @@ class Gateway:
         return build(self._config, open_store(self._config.database_url), self._generate)
 
     async def _generate(self, body: Mapping[str, Any], adapter: str) -> AsyncGenerator[str, None]:
-        events, ended = self._policy.generate.remote(body, adapter), False
+        events = self._policy.generate.remote(body, adapter)
         try:
             async for event in events:
                 yield event
-            ended = True
-        finally:
-            if not ended:
-                events.cancel()  # the engine stops: nobody reads on
+        except (asyncio.CancelledError, GeneratorExit):
+            events.cancel()  # nobody reads on: the engine stops
+            raise

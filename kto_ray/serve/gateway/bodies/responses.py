@@ -244,9 +244,12 @@ def _parameters(parsed: ResponsesBody) -> dict[str, Any]:
         for tool in parsed.tools or ()
     ]
     choice = parsed.tool_choice
-    named = isinstance(choice, NamedFunction)
-    said["tool_choice"] = {"type": "function", "function": {"name": choice.name}} if named else choice
-    if (shape := parsed.text and parsed.text.format) is not None:
+    if isinstance(choice, NamedFunction):
+        said["tool_choice"] = {"type": "function", "function": {"name": choice.name}}
+    else:
+        said["tool_choice"] = choice
+    shape = parsed.text.format if parsed.text else None
+    if shape is not None:
         schema = shape.model_dump(exclude={"type"}, exclude_none=True, by_alias=True)
         said["response_format"] = {"type": shape.type, "json_schema": schema or None}
     return said
