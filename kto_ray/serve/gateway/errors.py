@@ -82,7 +82,7 @@ def install(app: FastAPI) -> None:
     async def _invalid(_: Request, error: RequestValidationError) -> JSONResponse:
         first = error.errors()[0]
         param = str(first["loc"][-1])
-        return answer(ApiError(400, f"{param}: {first['msg']}, got {first['input']!r}", param))
+        return answer(ApiError(400, f"{param}: {first['msg']}, got {first['input']!r}"[:400], param))
 
     @app.exception_handler(sa.exc.SQLAlchemyError)
     async def _store(_: Request, error: sa.exc.SQLAlchemyError) -> JSONResponse:
