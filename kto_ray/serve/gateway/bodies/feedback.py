@@ -31,10 +31,10 @@ class FeedbackBody(Body):
 
     completion_id: Name | None = None
     external: External | None = None
-    kind: str = Field(description=" | ".join(FeedbackKind))
+    kind: str = Field(json_schema_extra={"enum": list(FeedbackKind)})
     value: bool | None = Field(None, description="of a thumb: true is up")
     text: str | None = Field(None, max_length=limits.TEXT, description="of an edit: the answer as it should have been")
-    signal: str | None = Field(None, description="of a signal: " + " | ".join(Signal))
+    signal: str | None = Field(None, description="of a signal", json_schema_extra={"enum": [*Signal, None]})
     reason_codes: list[Name] | None = Field(None, max_length=limits.REASONS)
     comment: str | None = Field(None, max_length=limits.COMMENT)
     user: NameOrEmpty | None = None

@@ -56,33 +56,51 @@ class ToolCall(Body):
     function: Function
 
 
-class ChatMessage(Body):
-    """One message. What SDKs dump with it (nulls, annotations) is left out, of the prompt and of the log."""
+class Turn(Body):
+    """What all messages have. What SDKs dump with them (nulls, annotations) is in neither the prompt nor the log."""
 
     ignored: ClassVar[frozenset[str]] = frozenset({"annotations", "cache_control", "id", "parsed"})
-    role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: Content | None = None
     name: Name | None = None
-    tool_calls: list[ToolCall] | None = Field(None, description="of role assistant")
-    tool_call_id: Name | None = Field(None, description="of role tool: the call that it answers")
-    reasoning: str | None = Field(None, description="of role assistant; some templates show it")
-    reasoning_content: str | None = Field(None, description="an older name of reasoning")
+
+
+class Told(Turn):
+    role: Literal["system", "developer", "user"]
+    content: Content
 
     @field_validator("role", mode="before")
     @classmethod
-    def _current(cls, role: Any) -> Any:
+    def _known(cls, role: Any) -> Any:
         if role == "function":
             words = "role function is OpenAI's old one; use role tool with the tool_call_id of the call"
             raise PydanticCustomError("role", words)
+        if role not in ("system", "developer", "user"):
+            raise PydanticCustomError("role", "must be system, developer, user, assistant or tool")
         return role
 
 
-OF_ROLES = {
-    "tool_calls": "assistant",
-    "reasoning": "assistant",
-    "reasoning_content": "assistant",
-    "tool_call_id": "tool",
-}
+class Answered(Turn):
+    role: Literal["assistant"]
+    content: Content | None = None
+    tool_calls: list[ToolCall] | None = None
+    reasoning: str | None = Field(None, description="what it thought; some templates show it")
+    reasoning_content: str | None = Field(None, description="an older name of reasoning")
+
+
+class ToolResult(Turn):
+    role: Literal["tool"]
+    content: Content
+    tool_call_id: Name = Field(description="the call that it answers")
+
+
+def _speaker(message: Any) -> str:
+    role = message.get("role") if isinstance(message, dict) else getattr(message, "role", None)
+    return "<answered>" if role == "assistant" else "<result>" if role == "tool" else "<told>"
+
+
+ChatMessage = Annotated[
+    Annotated[Told, Tag("<told>")] | Annotated[Answered, Tag("<answered>")] | Annotated[ToolResult, Tag("<result>")],
+    Discriminator(_speaker),
+]
 
 
 def normalised(messages: list[ChatMessage]) -> tuple[Message, ...]:
@@ -100,18 +118,9 @@ def normalised(messages: list[ChatMessage]) -> tuple[Message, ...]:
 
 
 def _normal(message: ChatMessage, where: str) -> Message:
-    for field, role in OF_ROLES.items():
-        if getattr(message, field) and message.role != role:
-            words = f"{where}.{field} belongs to a message of role {role}, not {message.role}"
-            raise ApiError(400, words, f"{where}.{field}")
-    if message.role == "tool" and message.tool_call_id is None:
-        words = f"{where}.tool_call_id is missing; a message of role tool names the call that it answers"
-        raise ApiError(400, words, f"{where}.tool_call_id")
-    if message.content is None and message.role != "assistant":
-        raise ApiError(400, f"{where}.content must be a text or a list of text parts, got none", f"{where}.content")
-    for number, call in enumerate(message.tool_calls or []):
-        _readable(call.function.arguments, f"{where}.tool_calls[{number}].function.arguments")
     said = message.model_dump(exclude_none=True)
+    for number, call in enumerate(said.get("tool_calls", ())):
+        _readable(call["function"]["arguments"], f"{where}.tool_calls[{number}].function.arguments")
     if not said.get("tool_calls"):
         said.pop("tool_calls", None)
     if reasoning := said.pop("reasoning_content", None):
