@@ -30,6 +30,20 @@ def test_a_stream_is_captured_as_the_client_sees_it() -> None:
     assert row.first_token_s is not None
 
 
+def test_the_reason_of_an_end_is_captured_whole_or_streamed() -> None:
+    """A stop string is no end of turn that the policy chose."""
+    body = {"messages": [{"role": "user", "content": "Hi"}], "stop": [","]}
+    end: dict[str, Any] = {"finish_reason": "stop", "stop_reason": ",", "token_ids": [5]}
+    whole = {"choices": [{"message": {"content": "Red"}, **end}], "prompt_token_ids": [1, 2], "usage": None}
+    streamed = {"choices": [{"delta": {"content": "Red"}, **end}], "prompt_token_ids": [1, 2]}
+    for told, add in ((whole, Capture.add_response), (streamed, Capture.add_chunk)):
+        capture = Capture("c", parse_chat(body, {}, Config()), Route("policy@base", Arm.CHAMPION, None))
+        signed = add(capture, told)
+        row = capture.completion("complete")
+        assert (row.text, row.stop_reason, row.answer_ids) == ("Red", ",", b"\5\0\0\0")
+        assert "prompt_token_ids" not in signed and "token_ids" not in signed["choices"][0]
+
+
 def test_events_are_one_json_line() -> None:
     event = as_event({"text": "line\nbreak, ünïcode"})
     assert event.startswith("data: ") and event.endswith("\n\n") and event.count("\n") == 2
