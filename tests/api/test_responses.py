@@ -25,7 +25,8 @@ ASK = "Why is the sky blue?"
 def by_client(api: Api, call: Callable[[openai.AsyncOpenAI], Awaitable[T]]) -> T:
     async def run() -> T:
         transport = httpx.ASGITransport(app=api.client.app)
-        async with httpx.AsyncClient(transport=transport, base_url="http://localhost/v1") as http:
+        http: Any = httpx.AsyncClient(transport=transport, base_url="http://localhost/v1")
+        async with http:
             client = openai.AsyncOpenAI(api_key="none", base_url="http://localhost/v1", http_client=http, max_retries=0)
             return await call(client)
 

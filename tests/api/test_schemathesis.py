@@ -37,8 +37,9 @@ def tried(api: Api, monkeypatch: pytest.MonkeyPatch, examples: int) -> Counter[t
         replicas.report(tx, ReplicaReport("r", "node", 1, (), time.time() + 3_600))
     schema = schemathesis.openapi.from_asgi("/openapi.json", api.client.app)
     answers: Counter[tuple[str, int]] = Counter()
+    found: Any
     for found in schema.get_all_operations():
-        operation: Any = found.ok()
+        operation = found.ok()
         number = examples * (BODIES if operation.body else 1)
         answers.update(_answers(operation, GenerationMode.POSITIVE, number))
         try:

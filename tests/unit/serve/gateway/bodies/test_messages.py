@@ -21,7 +21,7 @@ def normal(*messages: Any) -> list[Any]:
 
 
 def test_nulls_that_sdks_dump_are_neither_sent_nor_logged() -> None:
-    dumped = {
+    dumped: dict[str, Any] = {
         "role": "assistant",
         "content": "Red and green.",
         "refusal": None,
