@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 from pydantic import Field, model_validator
 
 from kto_ray.config.base import Section
@@ -22,6 +24,8 @@ class HttpSection(Section):
     # "spool" in a local home
     spool: str | None = None
     behind_proxy: bool = False  # required to listen beyond loopback: an authenticating proxy stands in front
+    # Browsers' origins (https://chat.example) whose pages may call; none by default
+    cors_origins: tuple[Annotated[str, Field(pattern=r"^https?://[^/\s*]+$")], ...] = ()
 
     @property
     def url(self) -> str:

@@ -121,9 +121,9 @@ def test_a_conversation_is_judged_by_its_last_turn(api: Api) -> None:
     names = []
     for turn in ("1", "2"):
         headers = {"X-Kto-Chat-Id": "k", "X-Kto-Message-Id": turn}
-        body = {"messages": [{"role": "user", "content": "Hi"}], "user": "ann"}
-        names.append(api.client.post("/v1/chat/completions", json=body, headers=headers).json()["id"])
-    body = {"external": {"conversation": "k"}, "kind": "thumb", "value": True, "user": "ann"}
+        asked = {"messages": [{"role": "user", "content": "Hi"}], "user": "ann"}
+        names.append(api.client.post("/v1/chat/completions", json=asked, headers=headers).json()["id"])
+    body: dict[str, Any] = {"external": {"conversation": "k"}, "kind": "thumb", "value": True, "user": "ann"}
     told = api.client.post("/v1/feedback", json=body)
     assert (told.status_code, told.json()["completion_id"]) == (201, names[1])
     assert [labels(api, name) for name in names] == [[], [("ann", "up")]]

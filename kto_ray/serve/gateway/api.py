@@ -10,11 +10,23 @@ from importlib.metadata import version
 from fastapi import FastAPI
 
 from kto_ray.config import Config
-from kto_ray.serve.gateway import chat, completions, document, errors, feedback, health, lineage, loop, models
+from kto_ray.serve.gateway import (
+    chat,
+    completions,
+    cors,
+    document,
+    errors,
+    feedback,
+    health,
+    lineage,
+    loop,
+    models,
+    responses,
+)
 from kto_ray.serve.gateway.door import Door, Generate
 from kto_ray.store import Store
 
-ROUTERS = (chat, models, feedback, completions, lineage, loop, health)
+ROUTERS = (chat, responses, models, feedback, completions, lineage, loop, health)
 
 
 def build(config: Config, store: Store, generate: Generate) -> FastAPI:
@@ -35,6 +47,7 @@ def build(config: Config, store: Store, generate: Generate) -> FastAPI:
         lifespan=lifespan,
     )
     errors.install(app)
+    cors.install(app, config)
     document.install(app)
     for module in ROUTERS:
         app.include_router(module.router(door))

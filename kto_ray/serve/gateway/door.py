@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
@@ -27,8 +27,8 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-# One chat request and the adapter that is to answer it; yields what `Policy.generate` does.
-Generate = Callable[[Mapping[str, Any], str], AsyncIterator[str]]
+# One chat request and the adapter that is to answer it; yields what `Policy.generate` does; closed, it stops it.
+Generate = Callable[[Mapping[str, Any], str], AsyncGenerator[str, None]]
 
 READS_WAITING = 64  # beyond those that are under way; more are refused
 RETRY_AFTER = {"retry-after": "1"}  # seconds

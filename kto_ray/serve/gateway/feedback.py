@@ -15,8 +15,8 @@ from fastapi.responses import JSONResponse, Response
 from kto_ray.feedback.quarantine import Why
 from kto_ray.records.feedback import Feedback, Held
 from kto_ray.serve.gateway import whose
-from kto_ray.serve.gateway.bodies import FeedbackBody, parse_feedback, parse_json
-from kto_ray.serve.gateway.document import body_of
+from kto_ray.serve.gateway.bodies import FeedbackBody, parse_feedback, read_json
+from kto_ray.serve.gateway.document import IDEMPOTENT, body_of
 from kto_ray.serve.gateway.door import Door
 from kto_ray.serve.gateway.errors import ApiError
 from kto_ray.store import feedback, quarantine
@@ -59,12 +59,12 @@ def router(door: Door) -> APIRouter:
                 "description": "It waits for its completion or the store",
             },
         },
-        openapi_extra=body_of(FeedbackBody.__name__),
+        openapi_extra=body_of(FeedbackBody.__name__, *IDEMPOTENT),
     )
     async def give(request: Request) -> Response:
-        body = parse_json(await request.body())
         claim = whose.claim_of(door.config, request)
-        said = parse_feedback(whose.by_token(claim, body) if claim else body, request.headers.get("idempotency-key"))
+        body = await read_json(request)
+        said = parse_feedback(whose.by_token(claim, body) if claim else body, request.headers)
         event = whose.signed(door.config, said, whose.principal_of(request), claim)
         try:
             receipt = await door.record(event)
