@@ -6,9 +6,11 @@ import os
 from collections.abc import Iterator
 from typing import Any
 
+from kto_ray.cluster import ask_for_tokens
+
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-os.environ["RAY_AUTH_MODE"] = "disabled"
 os.environ["RAY_API_SERVER_ADDRESS"] = "http://127.0.0.1:9"  # as in kto_ray/cluster.py
+ask_for_tokens()
 
 import pytest
 import ray
