@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
 from kto_ray.config import Config
@@ -21,6 +22,15 @@ from kto_ray.store import Store, replicas
 from tests.support.engine import StandIn
 
 HI = [{"role": "user", "content": "Why is the sky blue?"}]
+
+# What every client of ours sends, here for requests with a hand-made body too.
+OURS = {"Content-Type": "application/json", "X-Kto-Act": "1"}
+
+
+def local(app: FastAPI, **headers: str) -> TestClient:
+    """A client on this machine."""
+    here = {"base_url": "http://127.0.0.1:8000", "client": ("127.0.0.1", 50000)}
+    return TestClient(app, raise_server_exceptions=False, headers={**OURS, **headers}, **here)  # type: ignore[arg-type]
 
 
 @dataclass
@@ -51,7 +61,7 @@ def api(sqlite_store: Store, tmp_path: Path) -> Iterator[Api]:
     config = Config(home=str(tmp_path))
     engine = StandIn()
     app = build(config, sqlite_store, engine.generate)
-    with TestClient(app, raise_server_exceptions=False) as client:
+    with local(app) as client:
         yield Api(client, sqlite_store, engine, config, app.state.door)
 
 

@@ -8,6 +8,7 @@ import logging
 import threading
 import uuid
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from typing import Any
 
 import sqlalchemy as sa
@@ -21,6 +22,7 @@ from kto_ray.serve.gateway.capture import DONE, Capture, as_event
 from kto_ray.serve.gateway.document import body_of
 from kto_ray.serve.gateway.door import Door
 from kto_ray.serve.gateway.errors import ApiError
+from kto_ray.serve.gateway.guard import user_of
 from kto_ray.store import Store, completions
 
 log = logging.getLogger(__name__)
@@ -41,6 +43,7 @@ def router(door: Door) -> APIRouter:
     async def chat(request: Request) -> Response:
         body = parse_json(await request.body())
         ask = parse_chat(body, request.headers)
+        ask = replace(ask, user=user_of(request, ask.user))
         name = uuid.uuid4().hex
         route = door.view.route(ask.model, ask.user, door.config.model.served_name)
         capture = Capture(f"chatcmpl-{name}", ask, route, base=door.config.model.mark)

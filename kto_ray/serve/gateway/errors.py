@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -38,11 +39,19 @@ RESPONSES: dict[int | str, dict[str, Any]] = {
 class ApiError(Exception):
     """An error of the contract, `ErrorBody`, with an HTTP status."""
 
-    def __init__(self, status: int, message: str, param: str | None = None, code: str | None = None) -> None:
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        param: str | None = None,
+        code: str | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
         super().__init__(message)
         self.status = status
         self.param = param
         self.code = code
+        self.headers = headers
 
     @property
     def body(self) -> dict[str, Any]:
@@ -55,23 +64,23 @@ def install(app: FastAPI) -> None:
 
     @app.exception_handler(ApiError)
     async def _own(_: Request, error: ApiError) -> JSONResponse:
-        return _answer(error)
+        return answer(error)
 
     @app.exception_handler(HTTPException)
     async def _http(request: Request, error: HTTPException) -> JSONResponse:
-        return _answer(ApiError(error.status_code, f"{request.method} {request.url.path}: {error.detail}"))
+        return answer(ApiError(error.status_code, f"{request.method} {request.url.path}: {error.detail}"))
 
     @app.exception_handler(RequestValidationError)
     async def _invalid(_: Request, error: RequestValidationError) -> JSONResponse:
         first = error.errors()[0]
         param = str(first["loc"][-1])
-        return _answer(ApiError(400, f"{param}: {first['msg']}, got {first['input']!r}", param))
+        return answer(ApiError(400, f"{param}: {first['msg']}, got {first['input']!r}", param))
 
     @app.exception_handler(sa.exc.SQLAlchemyError)
     async def _store(_: Request, error: sa.exc.SQLAlchemyError) -> JSONResponse:
         log.error("the store failed: %s", error)
-        return _answer(ApiError(503, "the store cannot be reached; nothing was recorded, try again"))
+        return answer(ApiError(503, "the store cannot be reached; nothing was recorded, try again"))
 
 
-def _answer(error: ApiError) -> JSONResponse:
-    return JSONResponse(error.body, status_code=error.status)
+def answer(error: ApiError) -> JSONResponse:
+    return JSONResponse(error.body, status_code=error.status, headers=error.headers)

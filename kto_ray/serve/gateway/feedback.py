@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Literal
 
 from fastapi import APIRouter, Request
@@ -13,6 +13,7 @@ from kto_ray.serve.gateway.bodies import FeedbackBody, parse_feedback, parse_jso
 from kto_ray.serve.gateway.document import body_of
 from kto_ray.serve.gateway.door import Door
 from kto_ray.serve.gateway.errors import ApiError
+from kto_ray.serve.gateway.guard import user_of
 from kto_ray.store import feedback
 from kto_ray.store.feedback import Receipt, Recorded
 
@@ -40,6 +41,7 @@ def router(door: Door) -> APIRouter:
     )
     async def give(request: Request) -> Response:
         event = parse_feedback(parse_json(await request.body()), request.headers.get("idempotency-key"))
+        event = replace(event, user=user_of(request, event.user))
         try:
             receipt = await door.write(lambda tx: feedback.record(tx, event))
         except feedback.KeyReused as error:

@@ -5,12 +5,13 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Literal
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, PlainTextResponse, Response
 
+from kto_ray.records.keys import Scope
 from kto_ray.serve.gateway.door import Door
 from kto_ray.status.metrics import metrics
-from kto_ray.status.readiness import Readiness, readiness
+from kto_ray.status.readiness import Readiness, readiness, to_strangers
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,8 +30,10 @@ def router(door: Door) -> APIRouter:
         return Health(door.config.store_mark)
 
     @routes.get("/readyz", response_model=Readiness, responses={503: {"model": Readiness, "description": "Not ready"}})
-    async def readyz() -> Response:
+    async def readyz(request: Request) -> Response:
         told = await door.read(lambda tx: readiness(tx, door.config))
+        if Scope.ADMIN not in request.state.principal.scopes:
+            told = to_strangers(told)
         return JSONResponse(asdict(told), status_code=200 if told.ready else 503)
 
     @routes.get("/metrics", response_class=PlainTextResponse)

@@ -11,11 +11,12 @@ from dataclasses import dataclass
 import sqlalchemy as sa
 
 from kto_ray.config import Config
+from kto_ray.records.keys import Key
 from kto_ray.records.replicas import held_by_all
 from kto_ray.records.rollouts import RolloutState
 from kto_ray.rollout import assignment
 from kto_ray.serve.gateway.errors import ApiError
-from kto_ray.store import Store, adapters, replicas, rollouts
+from kto_ray.store import Store, adapters, keys, replicas, rollouts
 
 log = logging.getLogger(__name__)
 
@@ -27,6 +28,7 @@ class View:
     aliases: Mapping[str, str]
     rollout: RolloutState | None
     servable: frozenset[str]  # held by every live replica, or the base
+    keys: Mapping[str, Key]  # by their public ids, the revoked ones too
 
     def route(self, model: str, user: str | None, served_name: str) -> assignment.Route:
         """Raises:
@@ -52,7 +54,8 @@ class Viewer:
         with self._store.read() as tx:
             live = replicas.live(tx, time.time(), config.serve.heartbeat_timeout_s)
             aliases, test = adapters.aliases(tx, config.base_name), rollouts.live(tx)
-        return View(aliases, test, held_by_all(live) | {config.base_name})
+            known = {key.id: key for key in keys.every(tx)}
+        return View(aliases, test, held_by_all(live) | {config.base_name}, known)
 
     def refresh(self) -> None:
         self.view = self._read()
