@@ -6,11 +6,12 @@ import math
 import re
 import time
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 
 from fastapi import Request
 from starlette.routing import BaseRoute, Match
-from starlette.types import ASGIApp, Receive, Send
+from starlette.types import ASGIApp, Message, Receive, Send
 from starlette.types import Scope as Asked
 
 from kto_ray.records.keys import STRANGER, Principal, Scope
@@ -97,11 +98,21 @@ class Guard:
         except ApiError as error:
             await answer(error)(scope, receive, send)
             return
-        try:
+        if chats:
+            await self._chat(who, scope, receive, send)
+        else:
             await self._app(scope, receive, send)
-        finally:
-            if chats:
-                self._limits.end(who.name)
+
+    async def _chat(self, who: Principal, scope: Asked, receive: Receive, send: Send) -> None:
+        with ExitStack() as under_way:
+            under_way.callback(self._limits.end, who.name)
+
+            async def watched(message: Message) -> None:
+                if message["type"] == "http.response.body" and not message.get("more_body"):
+                    under_way.close()  # before the client can know, who may ask again at once
+                await send(message)
+
+            await self._app(scope, receive, watched)
 
     def _admit(self, request: Request, rule: Rule) -> Principal:
         """Who asks, where they may.

@@ -31,7 +31,7 @@ def test_a_chat_goes_to_the_policy_as_a_stream(tmp_path: Path) -> None:
     handle: Any = Handle()
     ours: Any = Gateway.__mro__[1]  # inside Serve's wrapper, which only a replica can construct
     app = ours(Config(home=str(tmp_path)), handle, None).__serve_build_asgi_app__()
-    with TestClient(app) as client:
+    with TestClient(app, base_url="http://127.0.0.1:8000", client=("127.0.0.1", 50000)) as client:
         body = {"messages": [{"role": "user", "content": "Hi"}]}
         answer = client.post("/v1/chat/completions", json=body).json()
     assert answer["choices"][0]["message"]["content"] == "The sky is blue."
