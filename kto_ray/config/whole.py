@@ -21,7 +21,7 @@ DEFAULT_SALT = "kto-ray"  # everybody knows it
 
 class Config(Section):
     home: str = Field("runs/local", validate_default=True)  # artifacts: a directory or s3://bucket/prefix
-    store_url: str | None = None  # SQLAlchemy URL; None is SQLite in home
+    store_url: str | None = Field(None, repr=False)  # SQLAlchemy URL; None is SQLite in home
     embedded: bool = True  # one machine: loopback Ray, SQLite allowed
     # Of user hashes and key hashes; a secret one in production, which never changes
     salt: str = Field(DEFAULT_SALT, min_length=1, repr=False)
