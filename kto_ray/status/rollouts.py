@@ -67,10 +67,11 @@ def _shown(state: RolloutState) -> dict[str, Any]:
 
 def _watched(config: Config, state: RolloutState, looks: list[Look]) -> WatchedTest:
     names = dict(enumerate(stage.name for stage in config.rollout.stages))
-    interval = {"interval": (looks[-1].low, looks[-1].high)} if looks else {}
+    own = _shown(state)
+    if looks:
+        own["interval"] = (looks[-1].low, looks[-1].high)
     return WatchedTest(
-        **_shown(state),
-        **interval,
+        **own,
         stage_name=names.get(state.stage, str(state.stage)),
         # The last look at a stage holds its final counts.
         counts={names.get(look.stage, str(look.stage)): ShownArms(*look.arms) for look in looks},
