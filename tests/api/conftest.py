@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
 from kto_ray.config import Config
@@ -20,17 +19,9 @@ from kto_ray.serve.gateway.api import build
 from kto_ray.serve.gateway.door import Door
 from kto_ray.store import Store, replicas
 from tests.support.engine import StandIn
+from tests.support.local import local
 
 HI = [{"role": "user", "content": "Why is the sky blue?"}]
-
-# What every client of ours sends, here for requests with a hand-made body too.
-OURS = {"Content-Type": "application/json", "X-Kto-Act": "1"}
-
-
-def local(app: FastAPI, **headers: str) -> TestClient:
-    """A client on this machine."""
-    here = {"base_url": "http://127.0.0.1:8000", "client": ("127.0.0.1", 50000)}
-    return TestClient(app, raise_server_exceptions=False, headers={**OURS, **headers}, **here)  # type: ignore[arg-type]
 
 
 @dataclass

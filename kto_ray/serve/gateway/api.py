@@ -7,9 +7,6 @@ from contextlib import asynccontextmanager
 from importlib.metadata import version
 
 from fastapi import FastAPI
-from starlette.datastructures import Headers
-from starlette.middleware.cors import CORSMiddleware
-from starlette.responses import Response
 
 from kto_ray.config import Config
 from kto_ray.serve.gateway import chat, completions, document, errors, feedback, health, lineage, loop, models
@@ -20,18 +17,6 @@ from kto_ray.serve.gateway.view import Viewer
 from kto_ray.store import Store
 
 ROUTERS = (chat, models, feedback, completions, lineage, loop, health)
-
-EXPOSED = ["x-kto-completion-id", "retry-after"]  # that a page may read
-
-
-class Cors(CORSMiddleware):
-    """Starlette's, which would refuse without the contract's shape."""
-
-    def preflight_response(self, request_headers: Headers) -> Response:
-        told = super().preflight_response(request_headers)
-        if told.status_code < 400:
-            return told
-        return errors.answer(errors.ApiError(403, bytes(told.body).decode(), "Origin", "cross_origin"))
 
 
 def build(config: Config, store: Store, generate: Generate) -> FastAPI:
@@ -53,15 +38,6 @@ def build(config: Config, store: Store, generate: Generate) -> FastAPI:
     )
     app.add_middleware(Guard, door=door, limits=Limits(config.limits))  # what is added later stands in front
     errors.install(app)
-    if config.http.cors_origins:
-        app.add_middleware(
-            Cors,
-            allow_origins=config.http.cors_origins,
-            allow_methods=["GET", "POST", "DELETE"],
-            allow_headers=["*"],
-            expose_headers=EXPOSED,
-            max_age=600,
-        )
     document.install(app)
     for module in ROUTERS:
         app.include_router(module.router(door))

@@ -20,6 +20,7 @@ from kto_ray.serve.gateway.errors import ApiError, answer
 from kto_ray.serve.gateway.limits import Full, Limits, Meter
 from kto_ray.serve.gateway.principals import who_asks
 
+TOKEN_HEADER = "x-kto-feedback-token"
 ACT_HEADER = "x-kto-act"  # a page of another origin sends none of its own without asking first
 
 
@@ -29,6 +30,7 @@ class Rule:
 
     scopes: frozenset[Scope]
     open: bool = False  # to everybody
+    token: bool = False  # TOKEN_HEADER in place of a key: the route looks whether it is good
     json: bool = False  # its body is application/json, which no form sends
     act: bool = False  # it changes something and has no body: ACT_HEADER, or a key
     meters: tuple[Meter, Meter] | None = None  # what counts it, of a key and of a user
@@ -40,6 +42,7 @@ _open = Rule(frozenset(), open=True)
 _names = Rule(frozenset({Scope.CHAT}))
 _chat = Rule(frozenset({Scope.CHAT}), json=True, meters=CHATS)
 _judge = Rule(_judges, json=True, meters=FEEDBACK)
+_judge_own = Rule(_judges, json=True, token=True, meters=FEEDBACK)
 _withdraw = Rule(_judges, act=True, meters=FEEDBACK)
 _see = Rule(frozenset({Scope.ADMIN}))
 _act = Rule(frozenset({Scope.ADMIN}), act=True)
@@ -50,8 +53,10 @@ TABLE: Mapping[str, Rule] = {
     "POST /v1/responses": _chat,
     "GET /v1/models": _names,
     "GET /v1/models/{}": _names,
-    "POST /v1/feedback": _judge,
+    "POST /v1/feedback": _judge_own,
     "DELETE /v1/feedback/{}": _withdraw,
+    "GET /v1/feedback/held": _see,
+    "POST /v1/feedback/{}/{}": _act,
     "POST /feedback": _judge,
     "POST /api/public/ingestion": _judge,
     "POST /api/public/scores": _judge,
@@ -120,16 +125,16 @@ class Guard:
         Raises:
             ApiError: 401, 403 and 415, with what is missing.
         """
-        config, known = self._door.config, self._door.view.keys
+        by_token = rule.token and TOKEN_HEADER in request.headers
         try:
-            who, by_key = who_asks(config, known, request)
+            who, by_key = who_asks(self._door.config, self._door.view.keys, request)
         except ApiError:
-            if rule.open:
-                return STRANGER
-            raise
+            if not rule.open and not by_token:
+                raise
+            who, by_key = STRANGER, False
         if rule.open:
             return who
-        if not rule.scopes & who.scopes:
+        if not by_token and not rule.scopes & who.scopes:
             words = f"needs a key with the scope {' or '.join(sorted(rule.scopes)) or 'that no key has'}"
             raise ApiError(403, f"{request.method} {request.url.path} {words}", code="insufficient_scope")
         kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
@@ -142,7 +147,7 @@ class Guard:
         return who
 
     def _count(self, who: Principal, meters: tuple[Meter, Meter]) -> None:
-        if who.name is not None:
+        if who.name:  # neither this machine's own nor a stranger
             _measure(self._limits, meters[1] if "/" in who.name else meters[0], who.name)  # a proxy's user has a "/"
 
     def _begin(self, who: Principal) -> None:
@@ -158,9 +163,11 @@ def user_of(request: Request, claimed: str | None) -> str | None:
     """The user of a request that claims one, counted.
 
     Raises:
-        ApiError: 429, this user's requests are too many.
+        ApiError: 429, this user's requests are too many; 401, it came by a feedback token, whose user is the token's.
     """
     who: Principal = request.state.principal
+    if who is STRANGER:
+        raise ApiError(401, "the feedback token is not valid", TOKEN_HEADER, "invalid_feedback_token")
     user, meters = who.user(claimed), request.state.rule.meters
     if who.vouches and user is not None and meters is not None:
         _measure(request.state.limits, meters[1], user)

@@ -5,11 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from fastapi.testclient import TestClient
-
 from kto_ray.config import Config
 from kto_ray.serve.gateway.replica import Gateway
 from tests.support.engine import StandIn
+from tests.support.local import local
 
 
 class Handle:
@@ -31,7 +30,7 @@ def test_a_chat_goes_to_the_policy_as_a_stream(tmp_path: Path) -> None:
     handle: Any = Handle()
     ours: Any = Gateway.__mro__[1]  # inside Serve's wrapper, which only a replica can construct
     app = ours(Config(home=str(tmp_path)), handle, None).__serve_build_asgi_app__()
-    with TestClient(app, base_url="http://127.0.0.1:8000", client=("127.0.0.1", 50000)) as client:
+    with local(app) as client:
         body = {"messages": [{"role": "user", "content": "Hi"}]}
         answer = client.post("/v1/chat/completions", json=body).json()
     assert answer["choices"][0]["message"]["content"] == "The sky is blue."
