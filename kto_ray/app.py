@@ -17,7 +17,8 @@ import httpx
 
 from kto_ray.cluster import start_ray
 from kto_ray.config import Config, load_config
-from kto_ray.store import leases, open_store
+from kto_ray.paths import is_local, make_private
+from kto_ray.store import keys, leases, open_store
 
 READY_TIMEOUT_S = 600.0
 
@@ -38,6 +39,8 @@ def application(config: Config) -> Any:
     from kto_ray.serve.gateway.replica import Gateway
     from kto_ray.serve.policy.replica import ONE_LOOP, Policy, llm_config
 
+    if is_local(config.home):
+        make_private(config.home)
     open_store(config.database_url).close()  # migrate once, and fail here where a person sees it
     options = Policy.get_deployment_options(llm_config(config, config.model.id))
     bound = serve.deployment(Policy, name="Policy").options(**options).bind(config)
@@ -55,7 +58,8 @@ def application(config: Config) -> Any:
         Gateway,
         name="Gateway",
         num_replicas=config.serve.gateways,
-        max_ongoing_requests=1024,
+        max_ongoing_requests=1024,  # well above limits.chats_in_all, so that others are not kept waiting by chats
+        max_queued_requests=1024,
         ray_actor_options={**light, "runtime_env": {"env_vars": ONE_LOOP}},
     )
     return gateway.bind(config, bound, controller)
@@ -97,6 +101,24 @@ def check_home(config: Config) -> None:
         )
 
 
+def check_keys(config: Config) -> None:
+    """Raises:
+    ValueError: others reach the service, and nothing would tell who they are.
+    """
+    if config.http.loopback or config.http.proxy_secret is not None:
+        return
+    store = open_store(config.database_url)
+    with store.read() as tx:
+        known = keys.every(tx)
+    store.close()
+    if not known:
+        raise ValueError(
+            f"http.host is {config.http.host!r}, which others reach, and there is no API key; make one with "
+            "`kto-ray keys create NAME --scope chat`, set http.proxy_secret where an authenticating proxy stands in "
+            "front, or use http.host=127.0.0.1"
+        )
+
+
 @contextmanager
 def running(config: Config, tell: Callable[[str], None]) -> Iterator[str]:
     """Start the whole service, wait until it is ready, yield its base URL, and shut it down. `tell` hears the stages.
@@ -113,6 +135,7 @@ def running(config: Config, tell: Callable[[str], None]) -> Iterator[str]:
     check_port(config)
     if config.ray.address is None:
         check_home(config)
+    check_keys(config)
     if not is_prepared(config.model):
         tell("preparing the embedded model, once")
     resolve_model(config.model)

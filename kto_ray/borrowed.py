@@ -66,6 +66,7 @@ BORROWED = (
         "serve/policy/replica.py",
         "one event loop a replica",
     ),
+    Borrowed(*RAY, "ray._private.ray_constants", "ENABLE_RAY_CLUSTER", "cluster.py", "a node on loopback only"),
     Borrowed(
         *VLLM,
         "vllm.distributed.device_communicators.shm_broadcast",

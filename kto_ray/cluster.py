@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import logging
 import os
+import secrets
 import sys
 import warnings
 
@@ -63,13 +64,23 @@ def yield_to_serving() -> None:
     os.setpriority(os.PRIO_PROCESS, 0, NICENESS)
 
 
+def ask_for_tokens() -> None:
+    """Have the local Ray that this process starts answer its own processes only.
+
+    A node speaks on loopback, but each of Serve's replicas listens on every address, and unpickles what it is sent. The
+    token is made anew by each process that starts Ray, and stands in the environment alone, which all of Ray inherits.
+    """
+    # A mode that stands there is meant for another cluster; Ray turns tokens on where none does.
+    os.environ.pop("RAY_AUTH_MODE", None)
+    os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+
+
 def start_ray(config: Config) -> None:
     """Join the cluster that the config names, or start a local one on loopback."""
     quiet()
     if config.ray.address is None:
-        # Ray's way to say that a node speaks on loopback only; then tokens would protect nothing.
-        os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
-        os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+        ask_for_tokens()
+        os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")  # Ray's way to say: on loopback only
         os.environ.setdefault("RAY_worker_maximum_startup_concurrency", "16")  # few cores, many small actors: no alarm
         os.environ.setdefault("RAY_SERVE_CONTROL_LOOP_INTERVAL_S", "0.5")  # every 0.1 s is 3% of a core
         os.environ.setdefault("RAY_worker_niceness", "0")  # serving is what this machine is for
@@ -77,12 +88,15 @@ def start_ray(config: Config) -> None:
         # where nobody listens refuses at once.
         os.environ.setdefault("RAY_API_SERVER_ADDRESS", "http://127.0.0.1:9")
     import ray
+    from ray._private import ray_constants
 
     if ray.is_initialized():
         return
     if config.ray.address is not None:
         ray.init(address=config.ray.address)
         return
+    # The same for this process, which may have imported Ray, and with it what the environment said, before.
+    ray_constants.ENABLE_RAY_CLUSTER = False
     ray.init(
         address="local",  # without it Ray would join whatever cluster another program started on this machine
         num_cpus=config.ray.num_cpus,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import cast
 
@@ -14,6 +15,10 @@ SNAPSHOT_ROWS = "rows.parquet"  # the index of its rows
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 ADAPTER_MANIFEST = "manifest.json"
+USERINFO = re.compile(r"([a-zA-Z][a-zA-Z0-9+.-]*://)[^/?#\s'\"]*@")
+PARAMETER = re.compile(
+    r"([?&][\w.-]*(?:password|passwd|secret|token|key|credential|signature)[\w.-]*=)[^&\s'\"]+", re.IGNORECASE
+)
 
 
 def join(base: str, *parts: str) -> str:
@@ -57,6 +62,19 @@ def append(uri: str, data: bytes) -> None:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
+
+
+def without_passwords(text: str) -> str:
+    """A text with the passwords in its URIs hidden: before the host, and among the parameters."""
+    return PARAMETER.sub(r"\1***", USERINFO.sub(r"\1***@", text))
+
+
+def make_private(directory: str) -> None:
+    """Make a directory that only this user enters; one that is there stays as it is."""
+    import os
+
+    if not os.path.isdir(directory):
+        os.makedirs(directory, mode=0o700, exist_ok=True)
 
 
 def is_local(uri: str) -> bool:

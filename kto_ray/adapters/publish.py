@@ -13,7 +13,8 @@ from kto_ray.records.adapters import AdapterVersion
 from kto_ray.records.snapshots import SnapshotManifest
 
 LIBRARIES = ("torch", "transformers", "trl", "peft", "ray")
-CONFIG_SECTIONS = {"model", "data", "kto", "train"}  # those that shape an adapter
+# Those that shape an adapter; but where a training is shown shapes nothing, and may hold a password.
+CONFIG_SECTIONS = {"model", "data", "kto", "train"}
 
 
 def publish(
@@ -53,7 +54,7 @@ def publish(
         "snapshot": snapshot.id,
         "seed": snapshot.seed,
         "rank": files.rank,
-        "config": config.model_dump(mode="json", include=CONFIG_SECTIONS),
+        "config": config.model_dump(mode="json", include=CONFIG_SECTIONS, exclude={"train": {"mlflow_uri"}}),
         "versions": installed_versions(),
     }
     write_atomic(join(uri, ADAPTER_CONFIG), files.config)
@@ -64,7 +65,9 @@ def publish(
 
 def as_trained(config: Config, version: AdapterVersion) -> Config:
     """The settings that an adapter was made with, its snapshot's included; all others are `config`'s."""
-    return Config.model_validate({**config.model_dump(), **version.manifest["config"]})
+    then = version.manifest["config"]
+    train = {**then["train"], "mlflow_uri": config.train.mlflow_uri}
+    return Config.model_validate({**config.model_dump(), **then, "train": train})
 
 
 def installed_versions() -> dict[str, str]:

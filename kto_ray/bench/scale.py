@@ -136,7 +136,7 @@ def _measure(config: Config, store: Store, loop: Loop, size: int, repeats: int) 
 
 async def _pages(config: Config, store: Store, repeats: int) -> dict[str, float]:
     app = build(config, store, _no_engine)
-    async with httpx.AsyncClient(transport=httpx.ASGITransport(app=app), base_url="http://bench") as client:
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app=app), base_url="http://127.0.0.1") as client:
         found = {}
         for page in PAGES:
             took = []

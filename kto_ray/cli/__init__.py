@@ -6,8 +6,8 @@ import sys
 
 import typer
 
-from kto_ray.cli import adapters, bench, data, doctor, feedback, learning, provenance, service
-from kto_ray.cli.common import BEGIN, LEARN, err, plain
+from kto_ray.cli import adapters, bench, data, doctor, feedback, keys, learning, provenance, service
+from kto_ray.cli.common import BEGIN, LEARN, RUN, err, plain
 from kto_ray.cluster import quiet
 
 HELP = """Serve a chat model, collect what its users say of the answers, and let it learn from that: thumbs and edits
@@ -20,6 +20,7 @@ app = typer.Typer(
 )
 for module in (service, adapters, learning, provenance, doctor):
     app.add_typer(module.app)
+app.add_typer(keys.app, name="keys", rich_help_panel=RUN)
 app.add_typer(feedback.app, name="feedback", rich_help_panel=LEARN)
 app.add_typer(data.app, name="data", rich_help_panel=LEARN)
 app.add_typer(bench.app, name="bench", rich_help_panel=BEGIN)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     import sqlalchemy as sa
 
 TIMEOUT_S = 30.0
+KEY = "KTO_RAY_KEY"  # the environment's, of a service that asks for one
 Shown = dict[str, Any]
 
 
@@ -25,7 +27,9 @@ class Source:
     def __init__(self, config: Config) -> None:
         self._config = config
         # Whatever proxy the environment names: the service is here.
-        self._http = httpx.Client(base_url=config.http.url, timeout=TIMEOUT_S, trust_env=False)
+        key = os.environ.get(KEY)
+        headers = {"X-Kto-Act": "1", **({"Authorization": f"Bearer {key}"} if key else {})}
+        self._http = httpx.Client(base_url=config.http.url, timeout=TIMEOUT_S, trust_env=False, headers=headers)
         self.running = self._answers()
 
     def loop(self) -> Shown:
@@ -97,6 +101,9 @@ class Source:
 
     def _got(self, answer: httpx.Response) -> Shown:
         told: Shown = answer.json()
+        if answer.status_code in (401, 403):
+            words = told["error"]["message"]
+            raise ValueError(f"{words}; put a key with the scope admin into the environment as {KEY}")
         if "error" in told:
             raise ValueError(told["error"]["message"])
         return told

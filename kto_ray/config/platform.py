@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from kto_ray.config.base import Section
+
+LOOPBACK = ("127.0.0.1", "::1", "localhost")
+NAME = r"[a-z0-9][a-z0-9._-]{0,63}"  # of a principal; without "/", which stands between it and its users
+PerMinute = Annotated[int, Field(ge=1)] | None
 
 
 class RaySection(Section):
@@ -18,12 +22,22 @@ class RaySection(Section):
 
 
 class HttpSection(Section):
+    """Where the gateway listens, and whom it believes.
+
+    On loopback, without API keys, whoever is at this machine may do all. Beyond it, and wherever a key was ever made
+    or `proxy_secret` is set, a request needs a key or comes from the proxy.
+    """
+
     host: str = "127.0.0.1"
     port: int = Field(8000, ge=1, le=65535)
     # A local folder that outlives the gateways' processes: what is said while the store is away is kept there. None:
     # "spool" in a local home
     spool: str | None = None
-    behind_proxy: bool = False  # required to listen beyond loopback: an authenticating proxy stands in front
+    # What an authenticating proxy proves itself with, in the header X-Kto-Proxy-Secret; whom it names in
+    # `proxy_user_header` may chat and give feedback, as the user `proxy_name`/NAME
+    proxy_secret: str | None = Field(None, min_length=16, repr=False)
+    proxy_user_header: str = Field("X-Forwarded-User", pattern=r"^[A-Za-z0-9-]+$")
+    proxy_name: str = Field("proxy", pattern=f"^{NAME}$")
     # Browsers' origins (https://chat.example) whose pages may call; none by default
     cors_origins: tuple[Annotated[str, Field(pattern=r"^https?://[^/\s*]+$")], ...] = ()
 
@@ -32,11 +46,21 @@ class HttpSection(Section):
         """The gateway's base URL, as this machine reaches it."""
         return f"http://{f'[{self.host}]' if ':' in self.host else self.host}:{self.port}"
 
-    @model_validator(mode="after")
-    def _loopback_without_keys(self) -> HttpSection:
-        if self.host not in ("127.0.0.1", "::1", "localhost") and not self.behind_proxy:
-            raise ValueError(
-                f"host is {self.host!r}, but there are no API keys; use 127.0.0.1, "
-                "or set http.behind_proxy: true where an authenticating proxy stands in front"
-            )
-        return self
+    @property
+    def loopback(self) -> bool:
+        return self.host in LOOPBACK
+
+
+class LimitsSection(Section):
+    """How much one gateway takes; beyond it a client is told when to come again. None: no limit.
+
+    A key's are those of its principal, a user's those of a user whom an application or the proxy vouches for. Each
+    gateway counts for itself, so with N gateways a client gets up to N times as much.
+    """
+
+    chats_per_minute: PerMinute = None
+    chats_per_minute_of_user: PerMinute = 120
+    feedback_per_minute: PerMinute = None
+    feedback_per_minute_of_user: PerMinute = 240
+    chats_at_once: int | None = Field(256, ge=1)  # of a principal, streams and others
+    chats_in_all: int = Field(512, ge=1)  # in one gateway, of everybody, with those that wait for the engine

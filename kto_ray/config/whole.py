@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import hmac
 import os
 from pathlib import Path
 from typing import Literal
@@ -13,18 +14,22 @@ from kto_ray.config.base import Section
 from kto_ray.config.capture import FeedbackSection
 from kto_ray.config.deciding import GateSection, LoopSection, RolloutSection
 from kto_ray.config.learning import DataSection, KtoSection, TrainSection
-from kto_ray.config.platform import HttpSection, RaySection
+from kto_ray.config.platform import HttpSection, LimitsSection, RaySection
 from kto_ray.config.serving import ModelSection, ServeSection
+
+DEFAULT_SALT = "kto-ray"  # everybody knows it
 
 
 class Config(Section):
     home: str = Field("runs/local", validate_default=True)  # artifacts: a directory or s3://bucket/prefix
-    store_url: str | None = None  # SQLAlchemy URL; None is SQLite in home
+    store_url: str | None = Field(None, repr=False)  # SQLAlchemy URL; None is SQLite in home
     embedded: bool = True  # one machine: loopback Ray, SQLite allowed
-    salt: str = Field("kto-ray", min_length=1)  # of user hashes; set a secret one in production
+    # Of user hashes and key hashes; a secret one in production, which never changes
+    salt: str = Field(DEFAULT_SALT, min_length=1, repr=False)
     model: ModelSection = ModelSection()
     ray: RaySection = RaySection()
     http: HttpSection = HttpSection()
+    limits: LimitsSection = LimitsSection()
     serve: ServeSection = ServeSection()
     feedback: FeedbackSection = FeedbackSection()
     data: DataSection = DataSection()
@@ -88,6 +93,11 @@ class Config(Section):
                 f"store_url is {self.database_url!r}: SQLite serves one machine; "
                 "set a postgresql+psycopg:// URL or embedded: true"
             )
+        if not self.embedded and self.salt == DEFAULT_SALT:
+            raise ValueError(
+                f"salt is {DEFAULT_SALT!r}, the default, which everybody knows: users' hashes in snapshots could be "
+                "turned back into names; set a secret one for good, in the environment as KTO_RAY__SALT"
+            )
         if not self.embedded and "://" not in self.home:
             raise ValueError(
                 f"home is {self.home!r}, a local directory; beyond one machine it must be a URI such as s3://bucket/kto"
@@ -118,11 +128,12 @@ class Config(Section):
 
     @property
     def store_mark(self) -> str:
-        """Tells one store from another, however its path is spelled, and nothing else of it."""
+        """Tells one store from another, however its path is spelled, and nothing else of it: a stranger who guesses
+        the URL, and the password in it, has nothing to try guesses against without the salt."""
         url = self.database_url
         if url.startswith("sqlite:///"):
             url = f"sqlite:///{os.path.realpath(url.removeprefix('sqlite:///'))}"
-        return hashlib.sha256(url.encode()).hexdigest()[:16]
+        return hmac.new(self.salt.encode(), url.encode(), hashlib.sha256).hexdigest()[:16]
 
     def pool(self, name: Literal["serve", "train"]) -> dict[str, str]:
         """Ray's label selector of a node pool; empty where every node is for everything."""

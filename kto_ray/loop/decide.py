@@ -74,6 +74,7 @@ class Seen:
     trial: Trial | None = None  # running or paused, or that of the round in progress
     job: Job = None
     nonce: str = ""  # fresh and random: names a new test
+    salt: str = ""  # likewise, and a secret: draws its arms
 
     def all_hold(self, adapter: str) -> bool:
         """Whether every live replica holds the adapter, and there is one."""
@@ -152,8 +153,7 @@ def _judged(config: Config, seen: Seen, current: Round, report: GateReport) -> M
         return Change(ended, (report, Point(CHALLENGER, None)), _end_words(ended))
     assert isinstance(current.state, Judging)
     name = f"rollout-{current.id}-{seen.nonce}"
-    salt = f"{config.salt}:{name}"
-    test = machine.start(config.rollout, seen.aliases[CHAMPION], report.adapter, name, salt, seen.now)
+    test = machine.start(config.rollout, seen.aliases[CHAMPION], report.adapter, name, seen.salt, seen.now)
     testing = OnTrial(current.state.snapshot, current.state.adapter, name)
     return Change(current.to(testing, seen.now), (report, test))
 

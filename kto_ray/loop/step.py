@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 import os
+import secrets
 import time
 import uuid
 from collections.abc import Iterator
@@ -109,6 +110,7 @@ class Loop:
                 live=tuple(replicas.live(tx, config.serve.heartbeat_timeout_s)),
                 trial=_trial(tx, current),
                 nonce=uuid.uuid4().hex[:8],
+                salt=secrets.token_hex(16),
             )
         return replace(seen, job=self._look(current)) if with_job and current is not None else seen
 

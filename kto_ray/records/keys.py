@@ -8,8 +8,6 @@ import hmac
 import secrets
 from dataclasses import dataclass
 
-NAME = r"[a-z0-9][a-z0-9._-]{0,63}"  # of a key; without "/", which stands between a principal and its user
-
 
 class Scope(enum.StrEnum):
     CHAT = "chat"

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import sqlalchemy as sa
 
 from kto_ray.config import Config
+from kto_ray.paths import without_passwords
 from kto_ray.records.adapters import AdapterVersion
 from kto_ray.records.evaluation import GateReport
 from kto_ray.store import adapters, evaluation
@@ -38,5 +40,14 @@ def one(tx: sa.Connection, name: str) -> ShownAdapter | None:
 
 
 def _shown(version: AdapterVersion, gate: GateReport | None) -> ShownAdapter:
-    own = {name: getattr(version, name) for name in AdapterVersion.__slots__}
+    own = {name: _hidden(getattr(version, name)) for name in AdapterVersion.__slots__}
     return ShownAdapter(**own, gate=gate)
+
+
+def _hidden(value: Any) -> Any:
+    """What a manifest holds of settings may name servers with their passwords."""
+    if isinstance(value, str):
+        return without_passwords(value)
+    if isinstance(value, Mapping):
+        return {key: _hidden(held) for key, held in value.items()}
+    return [_hidden(held) for held in value] if isinstance(value, list) else value

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import sqlalchemy as sa
 
@@ -22,6 +22,11 @@ class Readiness:
     champion: str
     view_age_s: float = 0.0
     spooled: int = 0
+
+
+def to_strangers(told: Readiness) -> Readiness:
+    """Without the replicas, whose names, hosts and errors say how the service is made."""
+    return replace(told, replicas=())
 
 
 def readiness(tx: sa.Connection, config: Config) -> Readiness:

@@ -9,7 +9,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from kto_ray.config import Config
-from kto_ray.records.rollouts import ArmCount, Look, RolloutState
+from kto_ray.records.rollouts import ArmCount, Look, RolloutState, RolloutStatus
 from kto_ray.store import rollouts
 
 SHOWN = 100  # of the newest tests
@@ -22,7 +22,23 @@ class ShownArms:
 
 
 @dataclass(frozen=True, slots=True)
-class WatchedTest(RolloutState):
+class ShownTest:
+    """A `RolloutState` without its salt, which tells who is in which arm."""
+
+    id: str
+    champion: str
+    challenger: str
+    stage: int
+    weight: float
+    status: RolloutStatus
+    started_at: float
+    stage_started_at: float
+    ended_at: float | None
+    reason: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class WatchedTest(ShownTest):
     """A test with its counts by stage and every look at it; `interval` is the newest."""
 
     stage_name: str = ""
@@ -36,18 +52,22 @@ class RolloutPage:
     """`rollout` is the newest test, running or ended."""
 
     rollout: WatchedTest | None
-    rollouts: tuple[RolloutState, ...]
+    rollouts: tuple[ShownTest, ...]
 
 
 def page(tx: sa.Connection, config: Config) -> RolloutPage:
     every = rollouts.latest(tx, SHOWN)
     newest = _watched(config, every[-1], rollouts.looks(tx, every[-1].id)) if every else None
-    return RolloutPage(newest, tuple(every))
+    return RolloutPage(newest, tuple(ShownTest(**_shown(state)) for state in every))
+
+
+def _shown(state: RolloutState) -> dict[str, Any]:
+    return {name: getattr(state, name) for name in ShownTest.__slots__}
 
 
 def _watched(config: Config, state: RolloutState, looks: list[Look]) -> WatchedTest:
     names = dict(enumerate(stage.name for stage in config.rollout.stages))
-    own: dict[str, Any] = {name: getattr(state, name) for name in RolloutState.__slots__}
+    own = _shown(state)
     if looks:
         own["interval"] = (looks[-1].low, looks[-1].high)
     return WatchedTest(

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import sqlalchemy as sa
 
 from kto_ray.config import Config
+from kto_ray.paths import without_passwords
 from kto_ray.records.completions import Json
 from kto_ray.records.rounds import Ended, Round, Stage
 from kto_ray.records.trainings import TrainingRun
@@ -122,6 +123,7 @@ def _next(config: Config, current: ShownRound | None, new: int) -> str:
 def _shown(found: Round, run: TrainingRun | None) -> ShownRound:
     state = found.state
     ended = state if isinstance(state, Ended) else None
+    reason = ended.reason if ended else found.failure  # an error may quote the URI that it is about
     return ShownRound(
         id=found.id,
         stage=found.stage.value,
@@ -131,7 +133,7 @@ def _shown(found: Round, run: TrainingRun | None) -> ShownRound:
         adapter=getattr(state, "adapter", None),
         rollout=getattr(state, "rollout", None),
         outcome=ended.outcome.value if ended else None,
-        reason=ended.reason if ended else found.failure,
+        reason=without_passwords(reason) if reason else reason,
         attempts=found.attempts,
         ended_at=ended.at if ended else None,
         stage_s=found.stage_s,

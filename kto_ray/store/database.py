@@ -19,6 +19,7 @@ from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy.pool import ConnectionPoolEntry
 
+from kto_ray.paths import make_private
 from kto_ray.store import tallies
 from kto_ray.store.schema import compatibility
 
@@ -68,7 +69,8 @@ class Store:
                 raise ValueError(
                     f"store_url is {url!r}: the store must survive its process; name a file or a PostgreSQL URL"
                 )
-            os.makedirs(os.path.dirname(os.path.abspath(database)), exist_ok=True)
+            make_private(os.path.dirname(os.path.abspath(database)))
+            os.close(os.open(database, os.O_RDWR | os.O_CREAT, 0o600))  # its WAL gets the same mode
         # Two pools: readers in a rush take no connection from what must be written.
         self.engine, self._readers = (_engine(url, self.sqlite, patience, size) for size in (WRITERS, READERS))
 

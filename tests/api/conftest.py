@@ -18,6 +18,7 @@ from kto_ray.serve.gateway.api import build
 from kto_ray.serve.gateway.door import Door
 from kto_ray.store import Store, replicas
 from tests.support.engine import StandIn
+from tests.support.local import local
 
 HI = [{"role": "user", "content": "Why is the sky blue?"}]
 
@@ -50,7 +51,7 @@ def api(sqlite_store: Store, tmp_path: Path) -> Iterator[Api]:
     config = Config(home=str(tmp_path))
     engine = StandIn()
     app = build(config, sqlite_store, engine.generate)
-    with TestClient(app, raise_server_exceptions=False) as client:
+    with local(app) as client:
         yield Api(client, sqlite_store, engine, config, app.state.door)
 
 

@@ -83,9 +83,8 @@ def by_token(api: Api, token: str, **body: Any) -> Any:
 
 
 def test_a_browser_judges_by_the_token_that_the_answer_carried(api: Api) -> None:
-    answer = completion("c1", user="app/ann", principal="app")
     stored(api, user="app/ann", principal="app")
-    token = token_headers(api.config, answer)[HEADER]
+    token = token_headers(api.config, "c1", "app/ann", "app")[HEADER]
     told = by_token(api, token)
     assert (told.status_code, told.json()["completion_id"], told.json()["label"]) == (201, "c1", "up")
     assert by_token(api, token, completion_id="c1", value=False).status_code == 201

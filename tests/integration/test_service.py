@@ -8,10 +8,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import grpc
 import httpx
 import numpy as np
 import openai
+import psutil
 import pytest
+from ray.serve.generated.serve_pb2 import ASGIRequest
+from ray.serve.generated.serve_pb2_grpc import ASGIServiceStub
 
 from kto_ray.data.tokens import encode, load_tokenizer
 from kto_ray.model import resolve_model
@@ -163,6 +167,24 @@ def test_bad_bodies_and_paths(run: Service) -> None:
         run.client.post("/v1/rollout/promote"),
     ):
         assert 400 <= answer.status_code < 500 and answer.json()["error"]["message"], answer.text
+
+
+def test_who_reaches_this_machine_reaches_no_port_without_the_token(run: Service) -> None:
+    """Serve's replicas listen on every address; the first act of a call would be to unpickle what came with it."""
+    serve = psutil.Process(run.process.pid)
+    found = {
+        (process.name(), one.laddr)
+        for process in (serve, *serve.children(recursive=True))
+        for one in process.net_connections("tcp")
+        if one.status == psutil.CONN_LISTEN
+    }
+    assert any(where.port == run.config.http.port and where.ip == "127.0.0.1" for _, where in found)
+    open_to_others = {(name, where) for name, where in found if not where.ip.removeprefix("::ffff:").startswith("127.")}
+    assert all(name.startswith("ray::ServeReplica") for name, _ in open_to_others), open_to_others
+    for _, where in open_to_others:
+        with grpc.insecure_channel(f"127.0.0.1:{where.port}") as channel, pytest.raises(grpc.RpcError) as told:
+            ASGIServiceStub(channel).HandleRequest(ASGIRequest(), timeout=10)
+        assert told.value.code() is grpc.StatusCode.UNAUTHENTICATED, where
 
 
 def test_feedback_once_pending_and_withdrawn(run: Service) -> None:

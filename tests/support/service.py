@@ -52,7 +52,7 @@ class Service:
     process: subprocess.Popen[str]
 
     def __post_init__(self) -> None:
-        self.client = httpx.Client(base_url=self.url, timeout=120)
+        self.client = httpx.Client(base_url=self.url, timeout=120, headers={"X-Kto-Act": "1"})
         self.store: Store = open_store(self.config.database_url)
 
     def chat(self, content: str = "Why is the sky blue?", user: str | None = None, **body: Any) -> httpx.Response:

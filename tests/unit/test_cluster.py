@@ -25,3 +25,17 @@ def test_what_a_user_has_set_stays(monkeypatch: pytest.MonkeyPatch) -> None:
     assert os.environ["TRANSFORMERS_VERBOSITY"] == "info" and os.environ["TQDM_DISABLE"] == "1"
     for name in cluster.QUIET:
         monkeypatch.delenv(name, raising=False)
+
+
+def test_a_local_ray_has_a_token_whatever_the_environment_says_of_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    monkeypatch.delenv("RAY_AUTH_TOKEN", raising=False)
+    cluster.ask_for_tokens()
+    made = os.environ["RAY_AUTH_TOKEN"]
+    assert len(made) == 64 and "RAY_AUTH_MODE" not in os.environ, "Ray turns tokens on where none is named"
+    cluster.ask_for_tokens()
+    assert os.environ["RAY_AUTH_TOKEN"] == made, "one of a process, which may start Ray again"
+    monkeypatch.delenv("RAY_AUTH_TOKEN")
+    cluster.ask_for_tokens()
+    assert os.environ["RAY_AUTH_TOKEN"] != made
+    monkeypatch.delenv("RAY_AUTH_TOKEN")

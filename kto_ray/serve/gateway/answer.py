@@ -8,6 +8,7 @@ import logging
 import uuid
 from collections.abc import AsyncGenerator, Awaitable, Mapping
 from contextlib import aclosing, suppress
+from dataclasses import replace
 from typing import Any, TypeVar
 
 from fastapi import Request
@@ -16,10 +17,12 @@ from ray.exceptions import RayActorError, RayError
 from ray.serve.exceptions import BackPressureError, RayServeException
 from starlette.types import Receive, Scope, Send
 
+from kto_ray.serve.gateway import whose
 from kto_ray.serve.gateway.bodies import ChatAsk
 from kto_ray.serve.gateway.capture import DONE, Capture
 from kto_ray.serve.gateway.door import Door
 from kto_ray.serve.gateway.errors import ApiError
+from kto_ray.serve.gateway.guard import user_of
 
 log = logging.getLogger(__name__)
 
@@ -40,13 +43,22 @@ class Answer:
             ApiError: 404, the model is not served here.
         """
         name = uuid.uuid4().hex
+        ask = replace(ask, user=user_of(request, ask.user))
         route = door.view.route(ask.model, ask.user, door.config.model.served_name)
-        self.capture = Capture(f"{kind}{name}", ask, route, base=door.config.model.mark)
+        principal = whose.principal_of(request).name
+        self.capture = Capture(f"{kind}{name}", ask, route, base=door.config.model.mark, principal=principal)
         self._door, self._request = door, request
         self._events = _asked(door, ask.upstream(name), route.adapter)
         self._first = ""
         self._status = "aborted"  # unless it ends otherwise
         self._told = False  # its row is written, or none is due
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """What names the answer to whoever judges it, and lets a browser do so."""
+        made = self.capture
+        token = whose.token_headers(self._door.config, made.id, made.ask.user, made.principal)
+        return {"x-kto-completion-id": made.id, **token}
 
     async def whole(self) -> dict[str, Any]:
         """The answer as the client gets it, once it is durable.
@@ -152,7 +164,7 @@ class EventStream(StreamingResponse):
     """Server-sent events of an answer, which is closed with them, whatever became of the client."""
 
     def __init__(self, answer: Answer, events: AsyncGenerator[str, None]) -> None:
-        headers = {"x-kto-completion-id": answer.capture.id, "Cache-Control": "no-cache"}
+        headers = {**answer.headers, "Cache-Control": "no-cache"}
         super().__init__(events, media_type="text/event-stream", headers=headers)
         self._answer, self._events = answer, events
 

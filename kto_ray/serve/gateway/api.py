@@ -24,6 +24,8 @@ from kto_ray.serve.gateway import (
     responses,
 )
 from kto_ray.serve.gateway.door import Door, Generate
+from kto_ray.serve.gateway.guard import Guard
+from kto_ray.serve.gateway.limits import Limits
 from kto_ray.store import Store
 
 ROUTERS = (chat, responses, models, feedback, completions, lineage, loop, health)
@@ -46,6 +48,7 @@ def build(config: Config, store: Store, generate: Generate) -> FastAPI:
         responses=errors.RESPONSES,
         lifespan=lifespan,
     )
+    app.add_middleware(Guard, door=door, limits=Limits(config.limits))  # what is added later stands in front
     errors.install(app)
     cors.install(app, config)
     document.install(app)

@@ -38,6 +38,7 @@ class Capture:
     completion_tokens: int = 0
     first_token_at: float | None = None
     base: str | None = None  # mark of the model that answers
+    principal: str | None = None  # who asks
 
     def add_response(self, response: Mapping[str, Any]) -> dict[str, Any]:
         """Take a whole response; returns it as the client gets it."""
@@ -84,6 +85,7 @@ class Capture:
             reasoning=self.reasoning or None,
             tool_calls=tuple(self.tool_calls),
             base=self.base,
+            principal=self.principal,
         )
 
     def _add_delta(self, delta: Mapping[str, Any]) -> None:

@@ -36,7 +36,7 @@ def router(door: Door) -> APIRouter:
         if ask.stream:
             await answer.open()
             return EventStream(answer, _events(answer))
-        return JSONResponse(await answer.whole(), headers={"x-kto-completion-id": answer.capture.id})
+        return JSONResponse(await answer.whole(), headers=answer.headers)
 
     @routes.post("/v1/completions", status_code=404, response_model=ErrorBody)
     async def prompt() -> Response:

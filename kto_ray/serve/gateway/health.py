@@ -6,13 +6,14 @@ from dataclasses import asdict, dataclass, replace
 from typing import Literal
 
 import sqlalchemy as sa
-from fastapi import APIRouter
+from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, PlainTextResponse, Response
 
+from kto_ray.records.keys import Scope
 from kto_ray.serve.gateway.door import Door
 from kto_ray.serve.gateway.errors import ApiError
 from kto_ray.status.metrics import as_text, metrics, of_gateway
-from kto_ray.status.readiness import Readiness
+from kto_ray.status.readiness import Readiness, to_strangers
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,8 +33,10 @@ def router(door: Door) -> APIRouter:
         return Health(door.config.store_mark)
 
     @routes.get("/readyz", response_model=Readiness, responses={503: {"model": Readiness, "description": "Not ready"}})
-    async def readyz() -> Response:
+    async def readyz(request: Request) -> Response:
         told = replace(door.view.ready, view_age_s=door.viewer.age_s, spooled=door.writer.spooled)
+        if Scope.ADMIN not in request.state.principal.scopes:
+            told = to_strangers(told)
         return JSONResponse(asdict(told), status_code=200 if told.ready else 503)
 
     @routes.get("/metrics", response_class=PlainTextResponse)

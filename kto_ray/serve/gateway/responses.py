@@ -37,7 +37,7 @@ def router(door: Door) -> APIRouter:
             return EventStream(answer, _events(answer, Reply(answer.capture, ask.said)))
         await answer.whole()
         told = Reply(answer.capture, ask.said).whole()
-        return JSONResponse(told, headers={"x-kto-completion-id": answer.capture.id})
+        return JSONResponse(told, headers=answer.headers)
 
     return routes
 

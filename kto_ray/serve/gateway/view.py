@@ -9,12 +9,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from kto_ray.config import Config
+from kto_ray.records.keys import Key
 from kto_ray.records.replicas import held_by_all
 from kto_ray.records.rollouts import RolloutState
 from kto_ray.rollout import assignment
 from kto_ray.serve.gateway.errors import ApiError
 from kto_ray.status.readiness import Readiness, readiness
-from kto_ray.store import Store, adapters, rollouts
+from kto_ray.store import Store, adapters, keys, rollouts
 from kto_ray.store.database import first_line
 
 log = logging.getLogger(__name__)
@@ -28,6 +29,7 @@ class View:
     rollout: RolloutState | None
     servable: frozenset[str]  # held by every live replica, or the base
     ready: Readiness
+    keys: Mapping[str, Key]  # by their public ids, the revoked ones too
 
     def route(self, model: str, user: str | None, served_name: str) -> assignment.Route:
         """Raises:
@@ -58,7 +60,8 @@ class Viewer:
         with self._store.read() as tx:
             ready = readiness(tx, config)
             aliases, test = adapters.aliases(tx, config.base_name), rollouts.live(tx)
-        self.view = View(aliases, test, held_by_all(ready.replicas) | {config.base_name}, ready)
+            known = {key.id: key for key in keys.every(tx)}
+        self.view = View(aliases, test, held_by_all(ready.replicas) | {config.base_name}, ready, known)
         self._read_at = began
 
     def close(self) -> None:

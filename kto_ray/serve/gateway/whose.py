@@ -12,9 +12,8 @@ from kto_ray.config import Config
 from kto_ray.feedback import tokens
 from kto_ray.feedback.quarantine import DAY_S
 from kto_ray.feedback.tokens import BadToken, Claim
-from kto_ray.records.completions import Completion
 from kto_ray.records.feedback import Feedback, FeedbackKind
-from kto_ray.records.keys import HERE, Principal, Scope
+from kto_ray.records.keys import Principal, Scope
 from kto_ray.serve.gateway.errors import ApiError
 
 HOUR_S = DAY_S / 24
@@ -22,14 +21,14 @@ HOUR_S = DAY_S / 24
 
 def principal_of(request: Request) -> Principal:
     """As the guard left it."""
-    found: Principal = getattr(request.state, "principal", HERE)
+    found: Principal = request.state.principal
     return found
 
 
-def token_headers(config: Config, completion: Completion) -> Mapping[str, str]:
+def token_headers(config: Config, completion_id: str, user: str | None, principal: str | None) -> Mapping[str, str]:
     """What an answer carries, for a browser to judge it by."""
     expires_at = time.time() + config.feedback.token_hours * HOUR_S
-    claim = Claim(completion.id, completion.user, completion.principal, expires_at)
+    claim = Claim(completion_id, user, principal, expires_at)
     return {tokens.HEADER: tokens.sign(config.salt, claim)}
 
 

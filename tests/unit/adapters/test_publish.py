@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import save_file
 
 from kto_ray.adapters.files import adapter_name, check_adapter, fetch, sha256_of
-from kto_ray.adapters.publish import publish
+from kto_ray.adapters.publish import as_trained, publish
 from kto_ray.config import Config
 from kto_ray.records.adapters import AdapterVersion
 from tests.support.adapters import LAYER, RANK, tensors, write
@@ -54,6 +54,18 @@ def test_publishes_two_files_and_a_manifest(config: Any, tmp_path: Path) -> None
     assert written["seed"] == 7 and written["config"]["kto"]["beta"] == 0.3
     assert written["versions"]["trl"] and written["versions"]["torch"]
     check_adapter(version.uri, MAX_RANK, version.sha256)
+
+
+def test_where_a_training_is_shown_is_no_part_of_an_adapter(tmp_path: Path) -> None:
+    """It may hold a password; and what is trained again is shown where its service says."""
+    config = Config.model_validate({"home": str(tmp_path), "train": {"mlflow_uri": "http://u:s3cr3t@host"}})
+    version = published(config, tmp_path / "checkpoint")
+    assert "s3cr3t" not in (Path(version.uri) / "manifest.json").read_text()
+    elsewhere = Config.model_validate(
+        {"home": str(tmp_path), "train": {"mlflow_uri": "http://other", "cpus_per_worker": 3}}
+    )
+    then = as_trained(elsewhere, version)
+    assert then.train.mlflow_uri == "http://other" and then.train.cpus_per_worker == config.train.cpus_per_worker
 
 
 def test_publishing_again_returns_what_is_there(config: Any, tmp_path: Path) -> None:

@@ -13,9 +13,10 @@ from typing import Any
 
 import pytest
 
-from kto_ray.app import _as_ctrl_c, check_home
+from kto_ray.app import _as_ctrl_c, check_home, check_keys
 from kto_ray.config import load_config
-from kto_ray.store import leases, open_store, schema
+from kto_ray.records.keys import Scope
+from kto_ray.store import keys, leases, open_store, schema
 from tests.support.provenance import seal
 
 KTO_RAY = [sys.executable, "-m", "kto_ray"]
@@ -78,9 +79,19 @@ def test_a_taken_port_and_a_missing_model_are_told_before_anything_starts(tmp_pa
 
 
 def test_an_address_of_another_machine_is_not_called_taken(tmp_path: Path) -> None:
-    elsewhere = ("--set", "http.host=192.0.2.1", "--set", "http.behind_proxy=true")
-    told = run("serve", "--set", f"home={tmp_path}", *elsewhere)
+    told = run("serve", "--set", f"home={tmp_path}", "--set", "http.host=192.0.2.1")
     assert told.returncode == 2 and "http.host is '192.0.2.1'" in told.stderr and "taken" not in told.stderr
+
+
+def test_beyond_loopback_a_service_needs_a_key_before_anything_starts(tmp_path: Path) -> None:
+    config = load_config(None, (f"home={tmp_path}", "http.host=0.0.0.0"))
+    with pytest.raises(ValueError, match=r"http.host is '0.0.0.0'.*kto-ray keys create"):
+        check_keys(config)
+    check_keys(load_config(None, (f"home={tmp_path}",)))
+    check_keys(load_config(None, (f"home={tmp_path}", "http.host=0.0.0.0", "http.proxy_secret=0123456789abcdef")))
+    with open_store(config.database_url).write() as tx:
+        keys.create(tx, "ops", [Scope.ADMIN], False, config.salt, 1.0)
+    check_keys(config)
 
 
 def test_a_home_that_another_service_uses_is_told_before_anything_starts(tmp_path: Path) -> None:

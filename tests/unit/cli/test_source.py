@@ -13,7 +13,8 @@ from kto_ray.cli import app
 from kto_ray.cli.source import Source
 from kto_ray.config import Config, load_config
 from kto_ray.loop.step import Loop
-from kto_ray.store import Store, completions
+from kto_ray.records.keys import Scope
+from kto_ray.store import Store, completions, keys
 from tests.conftest import FreePort
 from tests.support.engine import StandIn
 from tests.support.provenance import completion
@@ -92,6 +93,27 @@ def test_an_act_that_was_not_done_is_told_and_exits_1(
         thread.join()
     words = "refused: there is no rollout to pause" if answers else "has not handled it yet"
     assert told.exit_code == code and words in json.loads(told.stdout)["result"]
+
+
+def test_a_service_that_asks_for_a_key_gets_it_from_the_environment(
+    config: Config, sqlite_store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with sqlite_store.write() as tx:
+        _, ours = keys.create(tx, "ops", [Scope.ADMIN], False, config.salt, 1.0)
+        _, theirs = keys.create(tx, "app", [Scope.CHAT], False, config.salt, 1.0)
+    with served(config, sqlite_store, StandIn()):
+        monkeypatch.setenv("KTO_RAY_KEY", ours)
+        asked = Source(config)
+        assert asked.running and asked.loop()["completions"] == 0 and asked.readiness()["replicas"] != []
+        monkeypatch.setattr("kto_ray.serve.gateway.loop.ANSWER_S", 0.01)
+        assert asked.steer("pause")[0]["action"] == "pause"
+        monkeypatch.setenv("KTO_RAY_KEY", theirs)
+        for act in (Source(config).loop, lambda: Source(config).lineage("x"), lambda: Source(config).steer("pause")):
+            with pytest.raises(ValueError, match=r"needs a key with the scope admin; .*KTO_RAY_KEY"):
+                act()
+        monkeypatch.delenv("KTO_RAY_KEY")
+        with pytest.raises(ValueError, match="an API key is missing"):
+            Source(config).loop()
 
 
 def test_a_service_that_goes_away_is_told(config: Config, sqlite_store: Store) -> None:

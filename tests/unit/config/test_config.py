@@ -33,7 +33,11 @@ def test_shipped_configs_load(path: Path, monkeypatch: pytest.MonkeyPatch) -> No
         ("kto.micro_batch=2", ["'kto.micro_batch'", "4", "2"]),
         ("kto.target_modules=[lm_head]", ["lm_head", "remove it"]),
         ("kto.rank=64", ["kto.rank is 64", "serve.max_lora_rank is 16", "raise"]),
-        ("http.host=0.0.0.0", ["0.0.0.0", "behind_proxy"]),
+        ("http.behind_proxy=true", ["'http.behind_proxy'", "proxy_secret"]),
+        ("http.proxy_secret=short", ["'http.proxy_secret'", "16"]),
+        ("http.proxy_name=a/b", ["'http.proxy_name'", "a/b"]),
+        ("http.cors_origins=['*']", ["http.cors_origins", "*"]),
+        ("limits.chats_per_minute=0", ["'limits.chats_per_minute'", "0"]),
         ("embedded=false", ["store_url", "postgresql"]),
         ("serve.max_loras=2", ["'serve.max_loras'", "2"]),
         ("data.max_length=100000", ["data.max_length", "max_model_len"]),
@@ -96,6 +100,24 @@ def test_environment_then_overrides(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("KTO_RAY__LOOP__MIN_LABELS", "77")
     config = load_config(None, ("kto.beta=0.5",))
     assert (config.kto.beta, config.loop.min_labels) == (0.5, 77)
+
+
+def test_beyond_one_machine_the_salt_is_a_secret() -> None:
+    beyond = ("embedded=false", "store_url=postgresql+psycopg://u:p@db/kto", "home=s3://bucket/kto")
+    with pytest.raises(ConfigError, match=r"salt is 'kto-ray'.*KTO_RAY__SALT"):
+        load_config(None, beyond)
+    assert load_config(None, (*beyond, "salt=c2VjcmV0")).salt == "c2VjcmV0"
+
+
+def test_a_config_is_shown_without_its_secrets() -> None:
+    secrets = ("salt=c2VjcmV0", "http.proxy_secret=0123456789abcdef", "store_url=sqlite:////tmp/p4ss.db")
+    shown = repr(load_config(None, secrets))
+    assert "'127.0.0.1'" in shown and not any(held in shown for held in ("c2VjcmV0", "0123456789abcdef", "p4ss"))
+
+
+def test_a_store_is_told_by_a_mark_that_needs_the_salt() -> None:
+    one, other = (load_config(None, ("home=/tmp/x", f"salt={salt}")).store_mark for salt in ("a", "b"))
+    assert one != other and len(one) == 16
 
 
 def test_a_user_never_switches_arms_between_stages() -> None:

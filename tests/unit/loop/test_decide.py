@@ -41,6 +41,7 @@ def seen(state: State | None = None, **changes: Any) -> Seen:
         aliases={"champion": "policy@base"},
         live=(HOLDS,),
         nonce="n",
+        salt="drawn",
     )
     return replace(found, **changes)
 
@@ -133,7 +134,7 @@ def test_a_candidate_that_passes_is_tested_on_users() -> None:
     assert after is not None and after.state == OnTrial("s", V1, "rollout-1-n")
     assert kept.decision is GateDecision.PROMOTE_TO_CANARY
     assert (test.id, test.champion, test.challenger, test.stage) == ("rollout-1-n", "policy@base", V1, 0)
-    assert test.salt == f"{CONFIG.salt}:rollout-1-n"
+    assert test.salt == "drawn", "of its own, so that no other test and no name tells the arms"
 
 
 def in_test(arms: tuple[ArmCount, ArmCount], state: RolloutState = TEST, **changes: Any) -> Seen:

@@ -6,11 +6,10 @@ import asyncio
 from pathlib import Path
 from typing import Any
 
-from fastapi.testclient import TestClient
-
 from kto_ray.config import Config
 from kto_ray.serve.gateway.replica import Gateway
 from tests.support.engine import StandIn
+from tests.support.local import local
 
 
 class Handle:
@@ -48,7 +47,7 @@ def a_gateway(handle: Any, tmp_path: Path) -> Any:
 
 def test_a_chat_goes_to_the_policy_as_a_stream(tmp_path: Path) -> None:
     handle: Any = Handle()
-    with TestClient(a_gateway(handle, tmp_path).__serve_build_asgi_app__()) as client:
+    with local(a_gateway(handle, tmp_path).__serve_build_asgi_app__()) as client:
         body = {"messages": [{"role": "user", "content": "Hi"}]}
         answer = client.post("/v1/chat/completions", json=body).json()
         assert client.post("/v1/chat/completions", json={**body, "stream": True}).text.endswith("[DONE]\n\n")

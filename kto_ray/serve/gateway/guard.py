@@ -1,0 +1,199 @@
+"""Who may pass: one table of routes and scopes, in front of them all."""
+
+from __future__ import annotations
+
+import math
+import re
+import time
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+
+from fastapi import Request
+from starlette.routing import BaseRoute, Match
+from starlette.types import ASGIApp, Message, Receive, Send
+from starlette.types import Scope as Asked
+
+from kto_ray.feedback.tokens import HEADER as TOKEN_HEADER
+from kto_ray.records.keys import STRANGER, Principal, Scope
+from kto_ray.serve.gateway.door import Door
+from kto_ray.serve.gateway.errors import ApiError, answer
+from kto_ray.serve.gateway.limits import Full, Limits, Meter
+from kto_ray.serve.gateway.principals import who_asks
+
+ACT_HEADER = "x-kto-act"  # a page of another origin sends none of its own without asking first
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """What a route demands: one of the scopes, and what shows that no page sent the request behind a person's back."""
+
+    scopes: frozenset[Scope]
+    open: bool = False  # to everybody
+    token: bool = False  # TOKEN_HEADER in place of a key: the route looks whether it is good
+    json: bool = False  # its body is application/json, which no form sends
+    act: bool = False  # it changes something and has no body: ACT_HEADER, or a key
+    meters: tuple[Meter, Meter] | None = None  # what counts it, of a key and of a user
+
+
+CHATS, FEEDBACK = (Meter.CHATS, Meter.CHATS_OF_USER), (Meter.FEEDBACK, Meter.FEEDBACK_OF_USER)
+_judges = frozenset({Scope.FEEDBACK, Scope.REVIEWER})
+_open = Rule(frozenset(), open=True)
+_names = Rule(frozenset({Scope.CHAT}))
+_chat = Rule(frozenset({Scope.CHAT}), json=True, meters=CHATS)
+_judge = Rule(_judges, json=True, meters=FEEDBACK)
+_judge_own = Rule(_judges, json=True, token=True, meters=FEEDBACK)
+_withdraw = Rule(_judges, act=True, meters=FEEDBACK)
+_see = Rule(frozenset({Scope.ADMIN}))
+_act = Rule(frozenset({Scope.ADMIN}), act=True)
+
+TABLE: Mapping[str, Rule] = {
+    "POST /v1/chat/completions": _chat,
+    "POST /v1/completions": _chat,
+    "POST /v1/responses": _chat,
+    "GET /v1/models": _names,
+    "GET /v1/models/{}": _names,
+    "POST /v1/feedback": _judge_own,
+    "DELETE /v1/feedback/{}": _withdraw,
+    "GET /v1/feedback/held": _see,
+    "POST /v1/feedback/{}/{}": _act,
+    "POST /feedback": _judge,
+    "POST /api/public/ingestion": _judge,
+    "POST /api/public/scores": _judge,
+    "DELETE /api/public/scores/{}": Rule(_judges, meters=FEEDBACK),  # Langfuse's clients send no header of ours
+    "GET /v1/completions/{}": _see,
+    "GET /v1/lineage/{}": _see,
+    "GET /v1/loop": _see,
+    "GET /v1/loop/rounds/{}": _see,
+    "POST /v1/loop/run": _act,
+    "POST /v1/loop/abort": _act,
+    "GET /v1/adapters": _see,
+    "GET /v1/rollout": _see,
+    "POST /v1/rollout/{}": _act,
+    "DELETE /v1/users/{}": _act,
+    "GET /metrics": _see,
+    "GET /openapi.json": _see,
+    "GET /healthz": _open,
+    "GET /readyz": _open,
+}
+NOBODY = Rule(frozenset())  # of a route that is not in the table
+ABSENT = Rule(frozenset(Scope))  # no route answers; whoever has a key may learn that
+
+
+class Guard:
+    """Stands in front of all routes, leaves `request.state.principal` to them, and counts."""
+
+    def __init__(self, app: ASGIApp, door: Door, limits: Limits) -> None:
+        self._app, self._door, self._limits = app, door, limits
+
+    async def __call__(self, scope: Asked, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        request = Request(scope)
+        try:
+            rule = rule_of(scope["app"].routes, scope)
+            who = self._admit(request, rule)
+            chats = rule.meters is CHATS
+            request.state.principal, request.state.rule, request.state.limits = who, rule, self._limits
+            if rule.meters is not None:
+                self._count(who, rule.meters)
+            if chats:
+                self._begin(who)
+        except ApiError as error:
+            await answer(error)(scope, receive, send)
+            return
+        if chats:
+            await self._chat(who, scope, receive, send)
+        else:
+            await self._app(scope, receive, send)
+
+    async def _chat(self, who: Principal, scope: Asked, receive: Receive, send: Send) -> None:
+        with ExitStack() as under_way:
+            under_way.callback(self._limits.end, who.name)
+
+            async def watched(message: Message) -> None:
+                if message["type"] == "http.response.body" and not message.get("more_body"):
+                    under_way.close()  # before the client can know, who may ask again at once
+                await send(message)
+
+            await self._app(scope, receive, watched)
+
+    def _admit(self, request: Request, rule: Rule) -> Principal:
+        """Who asks, where they may.
+
+        Raises:
+            ApiError: 401, 403 and 415, with what is missing.
+        """
+        by_token = rule.token and TOKEN_HEADER in request.headers
+        try:
+            who, by_key = who_asks(self._door.config, self._door.view.keys, request)
+        except ApiError:
+            if not rule.open and not by_token:
+                raise
+            who, by_key = STRANGER, False
+        if rule.open:
+            return who
+        if not by_token and not rule.scopes & who.scopes:
+            words = f"needs a key with the scope {' or '.join(sorted(rule.scopes)) or 'that no key has'}"
+            raise ApiError(403, f"{request.method} {request.url.path} {words}", code="insufficient_scope")
+        kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+        if rule.json and kind != "application/json":
+            words = f"Content-Type must be application/json, got {kind!r}"
+            raise ApiError(415, words, "Content-Type", "unsupported_media_type")
+        if rule.act and not by_key and ACT_HEADER not in request.headers:
+            words = "send the header X-Kto-Act: 1, which shows that no other page asks"
+            raise ApiError(403, words, "X-Kto-Act", "act_header_missing")
+        return who
+
+    def _count(self, who: Principal, meters: tuple[Meter, Meter]) -> None:
+        if who.name:  # neither this machine's own nor a stranger
+            _measure(self._limits, meters[1] if "/" in who.name else meters[0], who.name)  # a proxy's user has a "/"
+
+    def _begin(self, who: Principal) -> None:
+        match self._limits.begin(who.name):
+            case Full.PRINCIPAL:
+                most = self._limits.config.chats_at_once
+                raise _later(429, 1, f"{most} chats of {who.name!r} are under way (limits.chats_at_once)")
+            case Full.GATEWAY:
+                raise _later(503, 1, "too many chats wait for the model")
+
+
+def user_of(request: Request, claimed: str | None) -> str | None:
+    """The user of a request that claims one, counted.
+
+    Raises:
+        ApiError: 429, this user's requests are too many; 401, it came by a feedback token, whose user is the token's.
+    """
+    who: Principal = request.state.principal
+    if who is STRANGER:
+        raise ApiError(401, "the feedback token is not valid", TOKEN_HEADER, "invalid_feedback_token")
+    user, meters = who.user(claimed), request.state.rule.meters
+    if who.vouches and user is not None and meters is not None:
+        _measure(request.state.limits, meters[1], user)
+    return user
+
+
+def named(method: str, path: str) -> str:
+    """A route's name in the table; `path` is its pattern."""
+    return f"{'GET' if method == 'HEAD' else method} {re.sub(r'{[^}]*}', '{}', path)}"
+
+
+def rule_of(routes: list[BaseRoute], asked: Asked) -> Rule:
+    """The rule of the route that will answer."""
+    for route in routes:
+        if route.matches(asked)[0] is Match.FULL:
+            return TABLE.get(named(asked["method"], getattr(route, "path", "")), NOBODY)
+    return ABSENT
+
+
+def _measure(limits: Limits, meter: Meter, name: str) -> None:
+    wait_s = limits.wait_s(meter, name, time.monotonic())
+    if wait_s > 0:
+        most = getattr(limits.config, meter.value)
+        raise _later(429, math.ceil(wait_s), f"{name!r} may send {most} a minute (limits.{meter.value})")
+
+
+def _later(status: int, wait_s: int, words: str) -> ApiError:
+    told = f"{words}; try again in {wait_s} s"
+    return ApiError(status, told, code="rate_limit_exceeded", headers={"retry-after": str(wait_s)})
