@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from typing import Any
 
 import pytest
@@ -10,11 +11,25 @@ import pytest
 from kto_ray.records.completions import Arm, ExternalRef
 from kto_ray.store import completions
 from tests.api.conftest import HI, Api
+from tests.support.engine import PROMPT
+
+
+def packed(*ids: int) -> bytes:
+    return b"".join(one.to_bytes(4, "little") for one in ids)
 
 
 def logged(api: Api, name: str) -> Any:
     with api.store.read() as tx:
         return completions.get(tx, name)
+
+
+def eventually(api: Api, name: str) -> Any:
+    """The row of an answer that nobody waited for."""
+    for _ in range(500):
+        if row := logged(api, name):
+            return row
+        time.sleep(0.01)
+    raise AssertionError(f"no row of {name}")
 
 
 def events(text: str) -> list[Any]:
@@ -33,7 +48,10 @@ def test_a_whole_answer_is_signed_and_logged(api: Api) -> None:
     row = logged(api, told["id"])
     assert (row.text, row.status, row.finish_reason) == ("The sky is blue.", "complete", "stop")
     assert (row.user, row.arm, row.task, row.prompt_tokens, row.completion_tokens) == ("ann", "champion", "title", 7, 5)
-    assert row.external == ExternalRef("default", "k", "m") and row.params["temperature"] == 0.3
+    assert row.external == ExternalRef("default", "k", "m") and not row.forced
+    assert row.params == {"temperature": 0.3, "max_completion_tokens": 256}
+    assert (row.prompt_ids, row.answer_ids) == (packed(*PROMPT), packed(0, 1, 2, 3, 4))
+    assert "token_ids" not in answer.text, "they are the log's"
 
 
 @pytest.mark.parametrize("usage", [True, False])
@@ -49,12 +67,22 @@ def test_a_stream_is_signed_logged_and_ends_as_asked(api: Api, usage: bool) -> N
     row = logged(api, ids.pop())
     assert (row.text, row.status, row.completion_tokens) == ("The sky is blue.", "complete", 5)
     assert row.first_token_s is not None
+    assert (row.prompt_ids, row.answer_ids) == (packed(*PROMPT), packed(0, 1, 2, 3, 4))
 
 
-def test_a_replica_that_dies_before_its_first_event_costs_no_error(api: Api) -> None:
-    api.engine.dies = 2
-    assert api.chat().status_code == 200
-    assert len(api.engine.asked) == 3
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_replica_that_dies_before_its_first_event_costs_no_error(api: Api, stream: bool) -> None:
+    api.engine.dies = 1
+    assert api.chat(stream=stream).status_code == 200
+    assert len(api.engine.asked) == 2
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_request_that_kills_replicas_kills_two_and_not_all(api: Api, stream: bool) -> None:
+    api.engine.dies = 9
+    answer = api.chat(stream=stream)
+    assert (answer.status_code, answer.json()["error"]["type"]) == (503, "server_error")
+    assert len(api.engine.asked) == 2
 
 
 def test_a_stream_that_breaks_off_says_so_and_is_logged_as_failed(api: Api) -> None:
@@ -62,10 +90,7 @@ def test_a_stream_that_breaks_off_says_so_and_is_logged_as_failed(api: Api) -> N
     answer = api.chat(stream=True)
     told = events(answer.text)
     assert told[-1]["error"]["type"] == "server_error" and "[DONE]" not in told
-    name = answer.headers["x-kto-completion-id"]
-    for _ in range(100):
-        if row := logged(api, name):
-            break
+    row = eventually(api, answer.headers["x-kto-completion-id"])
     assert (row.status, row.text) == ("failed", "The sky")
 
 
@@ -78,27 +103,12 @@ def test_what_the_engine_refuses_is_told_as_it_says(api: Api) -> None:
         assert completions.count_of_adapter(tx, "policy@base") == 0
 
 
-@pytest.mark.parametrize(
-    ("body", "param", "words"),
-    [
-        ({}, "messages", "non-empty list"),
-        ({"messages": []}, "messages", "non-empty list"),
-        ({"messages": [{"content": "Hi"}]}, "messages", "role"),
-        ({"messages": HI, "n": 2}, "n", "n must be 1"),
-        ({"messages": HI, "stream": "yes"}, "stream", "true or false"),
-        ({"messages": HI, "user": 7}, "user", "must be a string"),
-    ],
-)
-def test_a_bad_request_is_told_by_its_field(api: Api, body: dict[str, Any], param: str, words: str) -> None:
-    answer = api.client.post("/v1/chat/completions", json=body)
+def test_a_bad_request_is_told_by_its_field_before_anything_is_generated(api: Api) -> None:
+    answer = api.client.post("/v1/chat/completions", json={"messages": [{"role": "user", "content": ["Hi"]}]})
     error = answer.json()["error"]
-    assert (answer.status_code, error["param"], error["type"]) == (400, param, "invalid_request_error")
-    assert words in error["message"] and api.engine.asked == []
-
-
-def test_a_body_that_is_no_json_and_one_that_is_too_long_are_told(api: Api) -> None:
-    assert api.client.post("/v1/chat/completions", content=b"{").json()["error"]["code"] == "invalid_json"
-    assert api.client.post("/v1/chat/completions", content=b" " * (4 * 1024 * 1024 + 1)).status_code == 413
+    assert (answer.status_code, error["type"]) == (400, "invalid_request_error")
+    assert error["param"] == "messages[0].content[0]" and error["param"] in error["message"]
+    assert api.engine.asked == []
 
 
 def test_models_are_the_alias_and_what_every_replica_holds(api: Api) -> None:
@@ -119,3 +129,36 @@ def test_a_model_that_is_not_held_is_told_with_those_that_are(api: Api) -> None:
     answer = api.chat(model="policy@v9")
     assert (answer.status_code, answer.json()["error"]["code"]) == (404, "model_not_found")
     assert "policy@base" in answer.json()["error"]["message"]
+
+
+@pytest.mark.parametrize("name", ["policy", "policy@base", "policy%40base", "policy%40champion"])
+def test_one_model_has_a_card(api: Api, name: str) -> None:
+    card = api.client.get(f"/v1/models/{name}").json()
+    assert card == {"id": name.replace("%40", "@"), "object": "model", "created": 0, "owned_by": "kto_ray"}
+
+
+@pytest.mark.parametrize("name", ["gpt-4", "policy@v9", "a/b", "policy/", "%00", "%ff", "é"])
+def test_a_model_that_is_not_served_has_none(api: Api, name: str) -> None:
+    answer = api.client.get(f"/v1/models/{name}")
+    assert answer.status_code == 404 and set(answer.json()["error"]) == {"message", "type", "param", "code"}
+
+
+def test_tool_calls_are_kept_with_the_completion(api: Api) -> None:
+    tool = {"type": "function", "function": {"name": "tide", "parameters": {"type": "object"}}}
+    api.engine.words, api.engine.finish_reason = (), "tool_calls"
+    api.engine.calls = (("tide", '{"port": "Hull"}'), ("wind", "{}"))
+    for stream in (False, True):
+        answer = api.chat(tools=[tool], stream=stream)
+        row = logged(api, answer.headers["x-kto-completion-id"])
+        assert [(call["id"], call["function"]["name"]) for call in row.tool_calls] == [
+            ("call-0", "tide"),
+            ("call-1", "wind"),
+        ]
+        assert row.tool_calls[0]["function"]["arguments"] == '{"port": "Hull"}' and row.text == ""
+        assert row.finish_reason == "tool_calls" and row.params["tools"] == [tool] and not row.forced
+
+
+def test_an_answer_whose_words_were_forced_is_marked_for_good(api: Api) -> None:
+    for stream in (False, True):
+        answer = api.chat(logit_bias={"7": 100}, stream=stream)
+        assert logged(api, answer.headers["x-kto-completion-id"]).forced

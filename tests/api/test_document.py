@@ -11,7 +11,7 @@ import pytest
 from tests.api.conftest import Api
 
 TEXT = {"/metrics"}
-OPENAIS = {"/v1/chat/completions"}  # whose answer is OpenAI's, not ours
+OPENAIS = {"/v1/chat/completions", "/v1/responses"}  # whose answers are OpenAI's, not ours
 
 
 @pytest.fixture
@@ -37,7 +37,7 @@ def test_every_reference_is_defined(document: dict[str, Any]) -> None:
     assert named <= set(document["components"]["schemas"]) and {"FeedbackBody", "External", "ChatBody"} <= named
 
 
-@pytest.mark.parametrize("path", ["/v1/feedback", "/v1/chat/completions"])
+@pytest.mark.parametrize("path", ["/v1/feedback", "/v1/chat/completions", "/v1/responses"])
 def test_a_body_that_is_parsed_by_hand_is_described(document: dict[str, Any], path: str) -> None:
     body = document["paths"][path]["post"]["requestBody"]
     assert body["required"] and body["content"]["application/json"]["schema"]["$ref"]

@@ -5,18 +5,22 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from typing import Any
 
 from ray.exceptions import RayActorError
 
 WORDS = ("The", " sky", " is", " blue", ".")
+PROMPT = [7, 7, 7, 7, 7, 7, 7]  # token ids
 
 
 class StandIn:
-    """Answers with `words`. What is to go wrong is set by a test: `dies` counts the replicas that die before their
-    first event, `breaks_after` the events of a stream after which one dies, `refusal` is what the engine refuses with,
-    `pause_s` passes before each event."""
+    """Answers with `words`, or calls functions where `calls` names some with their arguments.
+
+    What is to go wrong is set by a test: `dies` counts the replicas that die before their first event, `breaks_after`
+    the events of a stream after which one dies, `refusal` is what the engine refuses with, `fault` what it fails with,
+    `silent` says that it ends without an event, `pause_s` passes before each event, and after `stalls_after` events
+    nothing comes any more. `stopped` counts the answers that were given up before their end."""
 
     def __init__(self, words: tuple[str, ...] = WORDS) -> None:
         self.words = words
@@ -25,9 +29,29 @@ class StandIn:
         self.breaks_after: int | None = None
         self.refusal: dict[str, Any] | None = None
         self.pause_s = 0.0
+        self.calls: tuple[tuple[str, str], ...] = ()
+        self.finish_reason = "stop"
+        self.fault: Exception | None = None
+        self.silent = False
+        self.stalls_after: int | None = None
+        self.stopped = 0
 
-    async def generate(self, body: Mapping[str, Any], adapter: str) -> AsyncIterator[str]:
+    async def generate(self, body: Mapping[str, Any], adapter: str) -> AsyncGenerator[str, None]:
+        try:
+            async for event in self._answer(body, adapter):
+                yield event
+        except (asyncio.CancelledError, GeneratorExit):
+            self.stopped += 1
+            raise
+
+    async def _answer(self, body: Mapping[str, Any], adapter: str) -> AsyncIterator[str]:
         self.asked.append((dict(body), adapter))
+        if self.fault is not None:
+            raise self.fault
+        if self.silent:
+            return
+        if self.stalls_after == 0:
+            await asyncio.Event().wait()
         if self.dies:
             self.dies -= 1
             raise RayActorError
@@ -37,16 +61,30 @@ class StandIn:
             async for event in self._stream(body, adapter):
                 yield event
         else:
-            message = {"role": "assistant", "content": "".join(self.words)}
-            yield json.dumps(self._response(body, adapter, {"message": message, "finish_reason": "stop"}, whole=True))
+            message = {"role": "assistant", "content": "".join(self.words), "tool_calls": self._called()}
+            choice = {"message": message, "finish_reason": self.finish_reason}
+            told = self._response(body, adapter, choice, whole=True)
+            if body.get("return_token_ids"):
+                told["prompt_token_ids"] = PROMPT
+                told["choices"][0]["token_ids"] = list(range(len(self.words)))
+            yield json.dumps(told)
 
     async def _stream(self, body: Mapping[str, Any], adapter: str) -> AsyncIterator[str]:
         for number, word in enumerate(self.words):
             if number == self.breaks_after:
                 raise RayActorError
+            if number == self.stalls_after:
+                await asyncio.Event().wait()
             await asyncio.sleep(self.pause_s)
-            yield self._event(self._response(body, adapter, {"delta": {"content": word}, "finish_reason": None}))
-        yield self._event(self._response(body, adapter, {"delta": {}, "finish_reason": "stop"}))
+            told = self._response(body, adapter, {"delta": {"content": word}, "finish_reason": None})
+            if body.get("return_token_ids"):
+                told["choices"][0]["token_ids"] = [number]
+                told |= {} if number else {"prompt_token_ids": PROMPT}
+            yield self._event(told)
+        for number, call in enumerate(self._called()):
+            delta = {"tool_calls": [{"index": number, **call}]}
+            yield self._event(self._response(body, adapter, {"delta": delta, "finish_reason": None}))
+        yield self._event(self._response(body, adapter, {"delta": {}, "finish_reason": self.finish_reason}))
         if (body.get("stream_options") or {}).get("include_usage"):
             yield self._event({**self._response(body, adapter, None), "usage": self._usage()})
         yield "data: [DONE]\n\n"
@@ -58,6 +96,12 @@ class StandIn:
         choices = [] if choice is None else [{"index": 0, **choice}]
         told = {"id": body["request_id"], "object": kind, "created": 1, "model": adapter, "choices": choices}
         return {**told, "usage": self._usage()} if whole else told
+
+    def _called(self) -> list[dict[str, Any]]:
+        return [
+            {"id": f"call-{number}", "type": "function", "function": {"name": name, "arguments": arguments}}
+            for number, (name, arguments) in enumerate(self.calls)
+        ]
 
     def _usage(self) -> dict[str, int]:
         return {"prompt_tokens": 7, "completion_tokens": len(self.words), "total_tokens": 7 + len(self.words)}

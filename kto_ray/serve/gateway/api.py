@@ -9,14 +9,26 @@ from importlib.metadata import version
 from fastapi import FastAPI
 
 from kto_ray.config import Config
-from kto_ray.serve.gateway import chat, completions, document, errors, feedback, health, lineage, loop, models
+from kto_ray.serve.gateway import (
+    chat,
+    completions,
+    cors,
+    document,
+    errors,
+    feedback,
+    health,
+    lineage,
+    loop,
+    models,
+    responses,
+)
 from kto_ray.serve.gateway.door import Door, Generate
 from kto_ray.serve.gateway.guard import Guard
 from kto_ray.serve.gateway.limits import Limits
 from kto_ray.serve.gateway.view import Viewer
 from kto_ray.store import Store
 
-ROUTERS = (chat, models, feedback, completions, lineage, loop, health)
+ROUTERS = (chat, responses, models, feedback, completions, lineage, loop, health)
 
 
 def build(config: Config, store: Store, generate: Generate) -> FastAPI:
@@ -38,6 +50,7 @@ def build(config: Config, store: Store, generate: Generate) -> FastAPI:
     )
     app.add_middleware(Guard, door=door, limits=Limits(config.limits))  # what is added later stands in front
     errors.install(app)
+    cors.install(app, config)
     document.install(app)
     for module in ROUTERS:
         app.include_router(module.router(door))

@@ -14,6 +14,9 @@ from kto_ray.rollout.assignment import Route
 from kto_ray.serve.gateway.bodies import ChatAsk
 
 DONE = "data: [DONE]\n\n"
+# What the engine tells us and not the client: of a response, and of its choice.
+OURS = ("prompt_token_ids", "prompt_text", "prompt_logprobs", "kv_transfer_params", "ec_transfer_params", "metrics")
+OURS_OF_CHOICE = ("token_ids", "routed_experts")
 
 
 @dataclass
@@ -25,43 +28,32 @@ class Capture:
     route: Route
     started_at: float = field(default_factory=time.time)
     text: str = ""
+    reasoning: str = ""
+    tool_calls: list[dict[str, Any]] = field(default_factory=list)
     finish_reason: str | None = None
+    stop_reason: str | None = None
+    prompt_ids: list[int] | None = None
+    answer_ids: list[int] | None = None
     prompt_tokens: int = 0
     completion_tokens: int = 0
     first_token_at: float | None = None
-    stop_reason: str | None = None
-    reasoning: str = ""
-    tool_calls: list[dict[str, Any]] = field(default_factory=list)
-    prompt_ids: list[int] | None = None
-    answer_ids: list[int] | None = None
     base: str | None = None  # mark of the model that answers
 
     def add_response(self, response: Mapping[str, Any]) -> dict[str, Any]:
         """Take a whole response; returns it as the client gets it."""
-        choice = response["choices"][0]
+        [choice] = response["choices"]
         message = choice["message"]
         self.text = message.get("content") or ""
         self.reasoning = message.get("reasoning") or ""
         self.tool_calls = list(message.get("tool_calls") or ())
-        self._read(response, choice)
+        self._tokens_and_end(response, choice)
         return self._sign(response)
 
     def add_chunk(self, chunk: Mapping[str, Any]) -> dict[str, Any]:
         """Take one chunk of a stream; returns it as the client gets it."""
         for choice in chunk["choices"]:
-            delta = choice.get("delta") or {}
-            piece, thought, calls = (
-                delta.get("content") or "",
-                delta.get("reasoning") or "",
-                delta.get("tool_calls") or (),
-            )
-            if (piece or thought or calls) and self.first_token_at is None:
-                self.first_token_at = time.time()
-            self.text += piece
-            self.reasoning += thought
-            for call in calls:
-                self._add_call(call)
-            self._read(chunk, choice)
+            self._add_delta(choice.get("delta") or {})
+            self._tokens_and_end(chunk, choice)
         self._usage(chunk.get("usage"))
         return self._sign(chunk)
 
@@ -85,6 +77,7 @@ class Capture:
             params=self.ask.params,
             latency_s=time.time() - self.started_at,
             first_token_s=self.first_token_at - self.started_at if self.first_token_at else None,
+            forced=self.ask.forced,
             prompt_ids=_packed(self.prompt_ids),
             answer_ids=_packed(self.answer_ids),
             stop_reason=self.stop_reason,
@@ -93,25 +86,33 @@ class Capture:
             base=self.base,
         )
 
-    def _read(self, response: Mapping[str, Any], choice: Mapping[str, Any]) -> None:
-        self.finish_reason = choice.get("finish_reason") or self.finish_reason
-        if choice.get("stop_reason") is not None:
-            self.stop_reason = str(choice["stop_reason"])
+    def _add_delta(self, delta: Mapping[str, Any]) -> None:
+        text, reasoning, calls = delta.get("content") or "", delta.get("reasoning") or "", delta.get("tool_calls") or ()
+        if self.first_token_at is None and (text or reasoning or calls):
+            self.first_token_at = time.time()
+        self.text += text
+        self.reasoning += reasoning
+        for piece in calls:
+            self._add_call(piece)
+
+    def _add_call(self, piece: Mapping[str, Any]) -> None:
+        """A call comes in pieces: its id and name first, then its arguments bit by bit."""
+        while len(self.tool_calls) <= piece["index"]:
+            self.tool_calls.append({"id": "", "type": "function", "function": {"name": "", "arguments": ""}})
+        call, told = self.tool_calls[piece["index"]], piece.get("function") or {}
+        call["id"] = piece.get("id") or call["id"]
+        call["function"]["name"] = told.get("name") or call["function"]["name"]
+        call["function"]["arguments"] += told.get("arguments") or ""
+
+    def _tokens_and_end(self, response: Mapping[str, Any], choice: Mapping[str, Any]) -> None:
         if response.get("prompt_token_ids") is not None:
             self.prompt_ids, self.answer_ids = response["prompt_token_ids"], []
         if self.answer_ids is not None:
             self.answer_ids += choice.get("token_ids") or ()
+        self.finish_reason = choice.get("finish_reason") or self.finish_reason
+        if choice.get("stop_reason") is not None:
+            self.stop_reason = str(choice["stop_reason"])
         self._usage(response.get("usage"))
-
-    def _add_call(self, piece: Mapping[str, Any]) -> None:
-        """A tool call comes in pieces, of which the first names it."""
-        index = piece.get("index", 0)
-        while len(self.tool_calls) <= index:
-            self.tool_calls.append({"type": "function", "function": {"name": "", "arguments": ""}})
-        call, function = self.tool_calls[index], piece.get("function") or {}
-        call.update({name: piece[name] for name in ("id", "type") if piece.get(name)})
-        for name in ("name", "arguments"):
-            call["function"][name] += function.get(name) or ""
 
     def _usage(self, usage: Mapping[str, Any] | None) -> None:
         if usage:
@@ -119,18 +120,17 @@ class Capture:
             self.completion_tokens = usage.get("completion_tokens") or 0
 
     def _sign(self, response: Mapping[str, Any]) -> dict[str, Any]:
-        """The id is the completion id, the model what was asked for, the fingerprint the version that answered. Token
-        ids are the log's."""
-        kept = {name: value for name, value in response.items() if name != "prompt_token_ids"}
-        choices = [{n: v for n, v in choice.items() if n != "token_ids"} for choice in response["choices"]]
-        own = {"id": self.id, "model": self.ask.model, "system_fingerprint": self.route.adapter}
-        return {**kept, "choices": choices, **own}
+        """The id is the completion id, the model what was asked for, the fingerprint the version that answered."""
+        told = {key: value for key, value in response.items() if key not in OURS}
+        told["choices"] = [{k: v for k, v in choice.items() if k not in OURS_OF_CHOICE} for choice in told["choices"]]
+        return {**told, "id": self.id, "model": self.ask.model, "system_fingerprint": self.route.adapter}
+
+
+def as_event(body: Mapping[str, Any], name: str | None = None) -> str:
+    """A server-sent event (WHATWG HTML, section 9.2.6) with one JSON document, of a name where streams have several."""
+    head = f"event: {name}\n" if name else ""
+    return f"{head}data: {json.dumps(body, ensure_ascii=False)}\n\n"
 
 
 def _packed(ids: list[int] | None) -> bytes | None:
     return None if ids is None else array("i", ids).tobytes()
-
-
-def as_event(body: Mapping[str, Any]) -> str:
-    """A server-sent event (WHATWG HTML, section 9.2.6) with one JSON document."""
-    return f"data: {json.dumps(body, ensure_ascii=False)}\n\n"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -15,8 +15,8 @@ from kto_ray.store import Store
 
 T = TypeVar("T")
 
-# One chat request and the adapter that is to answer it; yields what `Policy.generate` does.
-Generate = Callable[[Mapping[str, Any], str], AsyncIterator[str]]
+# One chat request and the adapter that is to answer it; yields what `Policy.generate` does; closed, it stops it.
+Generate = Callable[[Mapping[str, Any], str], AsyncGenerator[str, None]]
 
 
 @dataclass(frozen=True, slots=True)

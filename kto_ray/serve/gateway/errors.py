@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import traceback
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -12,8 +13,12 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 log = logging.getLogger(__name__)
+
+KINDS = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,12 +60,14 @@ class ApiError(Exception):
 
     @property
     def body(self) -> dict[str, Any]:
-        kind = "invalid_request_error" if self.status < 500 else "server_error"
+        kind = KINDS.get(self.status, "invalid_request_error" if self.status < 500 else "server_error")
         return asdict(ErrorBody(Error(str(self), kind, self.param, self.code)))
 
 
 def install(app: FastAPI) -> None:
     """Have an app answer errors in this shape."""
+    app.router.redirect_slashes = False  # a redirect has no such shape
+    app.add_middleware(Unforeseen)
 
     @app.exception_handler(ApiError)
     async def _own(_: Request, error: ApiError) -> JSONResponse:
@@ -68,19 +75,60 @@ def install(app: FastAPI) -> None:
 
     @app.exception_handler(HTTPException)
     async def _http(request: Request, error: HTTPException) -> JSONResponse:
-        return answer(ApiError(error.status_code, f"{request.method} {request.url.path}: {error.detail}"))
+        words = f"{request.method} {request.url.path}: {error.detail}"
+        return answer(ApiError(error.status_code, words, headers=error.headers))
 
     @app.exception_handler(RequestValidationError)
     async def _invalid(_: Request, error: RequestValidationError) -> JSONResponse:
         first = error.errors()[0]
         param = str(first["loc"][-1])
-        return answer(ApiError(400, f"{param}: {first['msg']}, got {first['input']!r}", param))
+        return answer(ApiError(400, f"{param}: {first['msg']}, got {first['input']!r}"[:400], param))
 
     @app.exception_handler(sa.exc.SQLAlchemyError)
     async def _store(_: Request, error: sa.exc.SQLAlchemyError) -> JSONResponse:
-        log.error("the store failed: %s", error)
-        return answer(ApiError(503, "the store cannot be reached; nothing was recorded, try again"))
+        return answer(store_failed(error))
 
 
 def answer(error: ApiError) -> JSONResponse:
     return JSONResponse(error.body, status_code=error.status, headers=error.headers)
+
+
+def store_failed(error: sa.exc.SQLAlchemyError) -> ApiError:
+    log.error("the store failed: %s", error)
+    return ApiError(503, "the store cannot be reached; nothing was recorded, try again")
+
+
+def unforeseen(error: Exception) -> ApiError:
+    """A fault of ours, logged by its place: its message may hold what a user wrote."""
+    places = [f"{frame.filename}:{frame.lineno} {frame.name}" for frame in traceback.extract_tb(error.__traceback__)]
+    log.error("unforeseen %s at %s", type(error).__name__, " < ".join(reversed(places)))
+    return ApiError(500, "the service failed in a way that it did not foresee; it is logged", code="internal")
+
+
+class Unforeseen:
+    """Answers what no handler knows. Starlette's last resort would hand it on to the server, which logs its text."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        begun = False
+
+        async def watched(message: Message) -> None:
+            nonlocal begun
+            begun = True
+            await send(message)
+
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+        elif "\0" in scope["path"]:  # no name holds one, and a database fails on it
+            await answer(ApiError(404, "the path holds a NUL character, as no name does"))(scope, receive, send)
+        else:
+            try:
+                await self._app(scope, receive, watched)
+            except ClientDisconnect:
+                return  # nobody is there to be told
+            except Exception as error:
+                told = unforeseen(error)
+                if not begun:
+                    await answer(told)(scope, receive, send)

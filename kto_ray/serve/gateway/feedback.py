@@ -9,8 +9,8 @@ from typing import Literal
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 
-from kto_ray.serve.gateway.bodies import FeedbackBody, parse_feedback, parse_json
-from kto_ray.serve.gateway.document import body_of
+from kto_ray.serve.gateway.bodies import FeedbackBody, parse_feedback, read_json
+from kto_ray.serve.gateway.document import IDEMPOTENT, body_of
 from kto_ray.serve.gateway.door import Door
 from kto_ray.serve.gateway.errors import ApiError
 from kto_ray.serve.gateway.guard import user_of
@@ -37,10 +37,10 @@ def router(door: Door) -> APIRouter:
             STATUS[Recorded.DUPLICATE]: {"model": Receipt, "description": "The same key and body came before"},
             STATUS[Recorded.PENDING]: {"model": Receipt, "description": "It waits for its completion"},
         },
-        openapi_extra=body_of(FeedbackBody.__name__),
+        openapi_extra=body_of(FeedbackBody.__name__, *IDEMPOTENT),
     )
     async def give(request: Request) -> Response:
-        event = parse_feedback(parse_json(await request.body()), request.headers.get("idempotency-key"))
+        event = parse_feedback(await read_json(request), request.headers)
         event = replace(event, user=user_of(request, event.user))
         try:
             receipt = await door.write(lambda tx: feedback.record(tx, event))

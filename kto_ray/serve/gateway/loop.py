@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import time
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Annotated, Any
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Path
 from fastapi.responses import JSONResponse, Response
 
 from kto_ray.records.requests import Act, Refused
@@ -39,7 +39,7 @@ def router(door: Door) -> APIRouter:
         return await door.read(lambda tx: rounds.loop(tx, door.config))
 
     @routes.get("/v1/loop/rounds/{number}")
-    async def one_round(number: int) -> rounds.ShownRound:
+    async def one_round(number: Annotated[int, Path(ge=1, le=2**31 - 1)]) -> rounds.ShownRound:
         found = await door.read(lambda tx: rounds.one(tx, number))
         if found is None:
             raise ApiError(404, f"round {number} does not exist", param="number")

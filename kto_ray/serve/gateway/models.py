@@ -1,4 +1,4 @@
-"""GET /v1/models: the alias and every servable version."""
+"""GET /v1/models and /v1/models/{id}: the alias and every servable version."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from fastapi import APIRouter
 
 from kto_ray.serve.gateway.door import Door
+from kto_ray.serve.gateway.errors import ApiError
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,8 +31,18 @@ def router(door: Door) -> APIRouter:
 
     @routes.get("/v1/models")
     async def models() -> Models:
-        view, name = door.view, door.config.model.served_name
-        ids = [name, *(f"{name}@{alias}" for alias in sorted(view.aliases)), *sorted(view.servable)]
-        return Models(tuple(Model(i) for i in dict.fromkeys(ids)))
+        return Models(tuple(Model(name) for name in _names(door)))
+
+    @routes.get("/v1/models/{model:path}")  # a name may hold a slash, and comes percent-encoded or not
+    async def one(model: str) -> Model:
+        if model not in (names := _names(door)):
+            words = f"model {model!r} does not exist; served are: {', '.join(names)}"
+            raise ApiError(404, words, "model", "model_not_found")
+        return Model(model)
 
     return routes
+
+
+def _names(door: Door) -> list[str]:
+    view, name = door.view, door.config.model.served_name
+    return list(dict.fromkeys([name, *(f"{name}@{alias}" for alias in sorted(view.aliases)), *sorted(view.servable)]))

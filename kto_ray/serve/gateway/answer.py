@@ -1,0 +1,242 @@
+"""One answer on its way from the engine to the client, and the row that it leaves, however it ends."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import uuid
+from collections.abc import AsyncGenerator, Awaitable, Mapping
+from contextlib import aclosing, suppress
+from dataclasses import replace
+from typing import Any, TypeVar
+
+import sqlalchemy as sa
+from fastapi import Request
+from fastapi.responses import StreamingResponse
+from ray.exceptions import RayActorError, RayError
+from ray.serve.exceptions import BackPressureError, RayServeException
+from starlette.types import Receive, Scope, Send
+
+from kto_ray.records.completions import Completion
+from kto_ray.serve.gateway.bodies import ChatAsk
+from kto_ray.serve.gateway.capture import DONE, Capture
+from kto_ray.serve.gateway.door import Door
+from kto_ray.serve.gateway.errors import ApiError, store_failed
+from kto_ray.serve.gateway.guard import user_of
+from kto_ray.store import completions
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+TRIES = 2  # a request that kills its replica is given one more
+_keeping: set[asyncio.Task[None]] = set()  # referenced until they are done
+
+
+class Answer:
+    """An answer from the asking to its row. Whoever made it closes it."""
+
+    def __init__(self, door: Door, request: Request, ask: ChatAsk, kind: str) -> None:
+        """
+        Args:
+            kind: what its id begins with.
+
+        Raises:
+            ApiError: 404, the model is not served here; 429, this user asks too often.
+        """
+        ask = replace(ask, user=user_of(request, ask.user))
+        name = uuid.uuid4().hex
+        route = door.view.route(ask.model, ask.user, door.config.model.served_name)
+        self.capture = Capture(f"{kind}{name}", ask, route, base=door.config.model.mark)
+        self._door, self._request = door, request
+        self._events = _asked(door, ask.upstream(name), route.adapter)
+        self._first = ""
+        self._status = "aborted"  # unless it ends otherwise
+        self._told = False  # its row is written, or none is due
+
+    async def whole(self) -> dict[str, Any]:
+        """The answer as the client gets it, once it is durable.
+
+        Raises:
+            ApiError: the engine refused or failed, the store failed, or the client left.
+        """
+        await self.open()
+        self._status = "failed"  # unless it is stored below
+        try:
+            signed = self.capture.add_response(json.loads(self._first))
+            with suppress(RayError, RayServeException):
+                await anext(self._events, "")  # it ends by itself: closed before, it would be cut off
+            await self._store()
+        finally:
+            await self.close()
+        return signed
+
+    async def open(self) -> None:
+        """Wait for the first event; what goes wrong before it has a status of its own.
+
+        Raises:
+            ApiError: the engine refused or failed, or the client left.
+        """
+        try:
+            self._first = await self._unless_left(anext(self._events, ""))
+            _refuse(self._first)
+        except BaseException as error:
+            # Who left, or was cut off, leaves a row; where the engine gave no answer, none is due.
+            self._told = not isinstance(error, ClientLeft | asyncio.CancelledError)
+            await self.close()
+            if isinstance(error, RayError | RayServeException):
+                raise _failed(self.capture.id, error) from None
+            raise
+
+    async def chunks(self) -> AsyncGenerator[dict[str, Any], None]:
+        """The chunks of a stream as the client gets them; those that tell its end come once it is durable.
+
+        Raises:
+            ApiError: it broke off.
+        """
+        held = []
+        self._status = "failed"
+        try:
+            event = self._first
+            while event:
+                chunk = json.loads(event.removeprefix("data:"))
+                if "error" in chunk:
+                    raise refusal(chunk["error"])
+                signed = self.capture.add_chunk(chunk)
+                if self.capture.finish_reason is not None:
+                    held.append(signed)
+                elif _says(signed):
+                    yield signed
+                event = await anext(self._events, "")
+        except (RayError, RayServeException) as error:
+            raise _failed(self.capture.id, error) from None
+        except (asyncio.CancelledError, GeneratorExit):
+            self._status = "aborted"
+            raise
+        if self.capture.finish_reason is None:
+            raise ApiError(503, "the answer broke off; ask again", code="broken_off")
+        await self._store()
+        for signed in held:
+            yield signed
+
+    async def close(self) -> None:
+        """Free the engine's request, and leave a row where there is none yet."""
+        if not self._told:
+            self._told = True
+            keep(self._door, self.capture.completion(self._status))
+        await self._events.aclose()
+
+    async def _store(self) -> None:
+        completion = self.capture.completion("complete")
+        self._told = True  # a client that leaves now does not stop it
+        try:
+            await self._door.write(lambda tx: completions.insert(tx, completion))
+        except sa.exc.SQLAlchemyError as error:
+            keep(self._door, self.capture.completion("failed"))
+            raise store_failed(error) from None
+
+    async def _unless_left(self, awaited: Awaitable[T]) -> T:
+        async def left() -> None:
+            while (await self._request.receive())["type"] != "http.disconnect":
+                pass
+
+        waiting, leaving = asyncio.ensure_future(awaited), asyncio.ensure_future(left())
+        try:
+            await asyncio.wait((waiting, leaving), return_when=asyncio.FIRST_COMPLETED)
+            if not waiting.done():
+                raise ClientLeft
+            return waiting.result()
+        finally:
+            for task in (waiting, leaving):
+                task.cancel()
+            await asyncio.gather(waiting, leaving, return_exceptions=True)
+
+
+class ClientLeft(ApiError):
+    """Nobody is there to be told, but an access log."""
+
+    def __init__(self) -> None:
+        super().__init__(499, "the client left before its answer began", code="client_left")
+
+
+class EventStream(StreamingResponse):
+    """Server-sent events of an answer, which is closed with them, whatever became of the client."""
+
+    def __init__(self, answer: Answer, events: AsyncGenerator[str, None]) -> None:
+        headers = {"x-kto-completion-id": answer.capture.id, "Cache-Control": "no-cache"}
+        super().__init__(events, media_type="text/event-stream", headers=headers)
+        self._answer, self._events = answer, events
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            try:
+                await self._events.aclose()
+            finally:
+                await self._answer.close()
+
+
+def keep(door: Door, completion: Completion) -> None:
+    """Write a row that nobody waits for."""
+
+    async def write() -> None:
+        try:
+            await door.write(lambda tx: completions.insert(tx, completion))
+        except sa.exc.SQLAlchemyError as error:
+            log.error("completion %s (%s) is not stored: %s", completion.id, completion.status, type(error).__name__)
+
+    task = asyncio.get_running_loop().create_task(write())
+    _keeping.add(task)
+    task.add_done_callback(_keeping.discard)
+
+
+def _says(chunk: dict[str, Any]) -> bool:
+    """Some chunks told token ids alone, which no client waits for."""
+    return any(choice.get("delta") for choice in chunk["choices"]) or not chunk["choices"]
+
+
+def _refuse(first: str) -> None:
+    if not first:
+        raise ApiError(503, "the engine ended without an answer; ask again", code="no_answer")
+    if "error" in (told := json.loads(first.removeprefix("data:"))):
+        raise refusal(told["error"])
+
+
+def refusal(error: Any) -> ApiError:
+    """What the engine says against a request, in the contract's shape. Its `code` is an HTTP status, or a word."""
+    told: Mapping[str, Any] = error if isinstance(error, dict) else {"message": str(error)}
+    code = told.get("code")
+    status = int(str(code)) if str(code).isdecimal() else 400
+    if not 400 <= status < 600 or status == 500:
+        log.error("the engine failed: code %s, type %s", code, told.get("type"))
+        return ApiError(503, "the engine failed; ask again", code="engine_failed")
+    word = code if isinstance(code, str) and not code.isdecimal() else told.get("type")
+    param = told.get("param")
+    return ApiError(status, str(told.get("message")), None if param is None else str(param), word and str(word))
+
+
+def _failed(name: str, error: RayError | RayServeException) -> ApiError:
+    """Logged without its text, which may hold what a user wrote."""
+    if isinstance(error, BackPressureError):
+        return ApiError(503, "too many requests wait for an answer; ask again later", code="overloaded")
+    log.error("completion %s broke off: %s", name, ", ".join(one.__name__ for one in type(error).__mro__[:3]))
+    return ApiError(503, "the answer broke off; ask again", code="broken_off")
+
+
+async def _asked(door: Door, body: Mapping[str, Any], adapter: str) -> AsyncGenerator[str, None]:
+    """The policy's events, but DONE. A replica that dies before its first event costs the client time, not an error."""
+    for attempt in range(TRIES):
+        begun = False
+        try:
+            async with aclosing(door.generate(body, adapter)) as events:
+                async for event in events:
+                    begun = True
+                    if event != DONE:
+                        yield event
+            return
+        except RayActorError as error:
+            if begun or attempt + 1 == TRIES:
+                raise
+            log.warning("a replica died before it answered, asking another: %s", error)

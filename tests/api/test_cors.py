@@ -1,0 +1,64 @@
+"""Pages of named origins may call; no other, and none by default."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from fastapi.testclient import TestClient
+from pydantic import ValidationError
+
+from kto_ray.config import Config
+from kto_ray.serve.gateway.api import build
+from kto_ray.store import Store
+from tests.api.conftest import HI, Api
+from tests.support.engine import StandIn
+from tests.support.local import local
+
+PAGE = "https://chat.example"
+CHAT = "/v1/chat/completions"
+
+
+def asks(origin: str, headers: str = "authorization,content-type,x-kto-user-id") -> dict[str, str]:
+    return {
+        "Origin": origin,
+        "Access-Control-Request-Method": "POST",
+        "Access-Control-Request-Headers": headers,
+    }
+
+
+@pytest.fixture
+def page(sqlite_store: Store, tmp_path: Path) -> Iterator[TestClient]:
+    config = Config.model_validate({"home": str(tmp_path), "http": {"cors_origins": [PAGE]}})
+    with local(build(config, sqlite_store, StandIn().generate)) as client:
+        yield client
+
+
+def test_a_named_page_may_call_and_read_its_errors(page: TestClient) -> None:
+    assert page.options(CHAT, headers=asks(PAGE)).headers["access-control-allow-origin"] == PAGE
+    for body, status in (({"messages": HI}, 200), ({}, 400)):
+        answer = page.post(CHAT, json=body, headers={"Origin": PAGE})
+        assert answer.status_code == status and answer.headers["access-control-allow-origin"] == PAGE
+    assert "x-kto-completion-id" in answer.headers["access-control-expose-headers"]
+    assert "access-control-allow-credentials" not in answer.headers
+
+
+@pytest.mark.parametrize("origin", ["https://evil.example", "http://chat.example", "null", "https://chat.example:8443"])
+def test_another_page_is_refused_in_the_contracts_shape(page: TestClient, origin: str) -> None:
+    answer = page.options(CHAT, headers=asks(origin))
+    assert answer.status_code == 403 and answer.json()["error"]["param"] == "Origin"
+    assert (
+        "access-control-allow-origin" not in page.post(CHAT, json={"messages": HI}, headers={"Origin": origin}).headers
+    )
+
+
+def test_no_page_may_call_by_default(api: Api) -> None:
+    answer = api.client.options(CHAT, headers=asks(PAGE))
+    assert answer.status_code == 403 and "access-control-allow-origin" not in answer.headers
+
+
+@pytest.mark.parametrize("origin", ["*", "https://*.example", "chat.example", "https://chat.example/"])
+def test_only_whole_origins_are_named(origin: str) -> None:
+    with pytest.raises(ValidationError, match="cors_origins"):
+        Config.model_validate({"http": {"cors_origins": [origin]}})
