@@ -20,6 +20,7 @@ from kto_ray.serve.gateway.door import READS_WAITING, Door
 from kto_ray.store import Store, completions, feedback, open_store, writer
 from kto_ray.store.database import READERS, SLACK_S, Patience
 from tests.support.engine import StandIn
+from tests.support.local import local
 from tests.support.network import Proxy, proxied
 
 HASTY = Patience(statement_s=0.5, lock_s=0.2)
@@ -62,7 +63,7 @@ class Gate:
 def gate(store: Store, home: Path, proxy: Proxy | None = None) -> Iterator[Gate]:
     engine = StandIn()
     app = build(Config(home=str(home)), store, engine.generate)
-    with TestClient(app, raise_server_exceptions=False) as client:
+    with local(app) as client:
         yield Gate(client, app.state.door, engine, proxy)
 
 

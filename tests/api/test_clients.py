@@ -18,6 +18,7 @@ from kto_ray.serve.gateway.api import build
 from kto_ray.store import Store, completions
 from tests.api.conftest import Api
 from tests.support.engine import StandIn
+from tests.support.local import local
 
 CHAT = "/v1/chat/completions"
 COLOURS: list[Any] = [{"role": "user", "content": "Name two colours of the rainbow."}]
@@ -189,7 +190,7 @@ class Door:
 def door(store: Store, tmp_path: Path) -> Iterator[Door]:
     """The app on each database."""
     app = build(Config(home=str(tmp_path)), store, StandIn().generate)
-    with TestClient(app, raise_server_exceptions=False) as client:
+    with local(app) as client:
         yield Door(client, store)
 
 

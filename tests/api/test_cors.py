@@ -14,6 +14,7 @@ from kto_ray.serve.gateway.api import build
 from kto_ray.store import Store
 from tests.api.conftest import HI, Api
 from tests.support.engine import StandIn
+from tests.support.local import local
 
 PAGE = "https://chat.example"
 CHAT = "/v1/chat/completions"
@@ -30,7 +31,7 @@ def asks(origin: str, headers: str = "authorization,content-type,x-kto-user-id")
 @pytest.fixture
 def page(sqlite_store: Store, tmp_path: Path) -> Iterator[TestClient]:
     config = Config.model_validate({"home": str(tmp_path), "http": {"cors_origins": [PAGE]}})
-    with TestClient(build(config, sqlite_store, StandIn().generate), raise_server_exceptions=False) as client:
+    with local(build(config, sqlite_store, StandIn().generate)) as client:
         yield client
 
 
@@ -54,7 +55,7 @@ def test_another_page_is_refused_in_the_contracts_shape(page: TestClient, origin
 
 def test_no_page_may_call_by_default(api: Api) -> None:
     answer = api.client.options(CHAT, headers=asks(PAGE))
-    assert answer.status_code == 405 and "access-control-allow-origin" not in answer.headers
+    assert answer.status_code == 403 and "access-control-allow-origin" not in answer.headers
 
 
 @pytest.mark.parametrize("origin", ["*", "https://*.example", "chat.example", "https://chat.example/"])

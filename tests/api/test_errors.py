@@ -18,6 +18,7 @@ from kto_ray.serve.gateway.api import build
 from kto_ray.store import Store, completions
 from tests.api.conftest import HI, Api
 from tests.support.engine import StandIn
+from tests.support.local import local
 
 SECRET = "my diagnosis"
 CHAT = "/v1/chat/completions"
@@ -154,7 +155,7 @@ INSIDE = json.dumps(
 @pytest.fixture(params=[task_error(), ValueError(SECRET), f"data: {INSIDE}\n\n", "data: {\n\n", "data: [DONE]\n\n"])
 def broken(request: pytest.FixtureRequest, sqlite_store: Store, tmp_path: Any) -> Iterator[TestClient]:
     app = build(Config(home=str(tmp_path)), sqlite_store, Broken(request.param).generate)
-    with TestClient(app, raise_server_exceptions=False) as client:
+    with local(app) as client:
         yield client
 
 

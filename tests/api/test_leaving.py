@@ -30,6 +30,7 @@ class Client:
             "method": "POST",
             "path": path,
             "query_string": b"",
+            "client": ("127.0.0.1", 50000),
             "headers": [(b"host", b"localhost"), (b"content-type", b"application/json")],
         }
 

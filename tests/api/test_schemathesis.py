@@ -20,8 +20,9 @@ from schemathesis.specs.openapi.checks import (
     status_code_conformance,
 )
 
+from kto_ray.records.keys import Scope
 from kto_ray.records.replicas import ReplicaReport
-from kto_ray.store import replicas
+from kto_ray.store import keys, replicas
 from tests.api.conftest import Api
 
 CHECKS = [not_a_server_error, response_schema_conformance, status_code_conformance, content_type_conformance]
@@ -36,21 +37,24 @@ def tried(api: Api, monkeypatch: pytest.MonkeyPatch, examples: int) -> Counter[t
     api.door.config = config.model_copy(update={"serve": config.serve.model_copy(update={"heartbeat_timeout_s": 3600})})
     with api.store.write() as tx:  # a replica that stays ready
         replicas.report(tx, ReplicaReport("r", "node", 1, (), 0.0))
-    schema = schemathesis.openapi.from_asgi("/openapi.json", api.client.app)
+        _, key = keys.create(tx, "app", [Scope.CHAT, Scope.FEEDBACK, Scope.ADMIN], False, api.config.salt, 1.0)
+    api.door.viewer.refresh()
+    headers = {"Authorization": f"Bearer {key}"}
+    schema = schemathesis.openapi.from_asgi("/openapi.json", api.client.app, headers=headers)
     answers: Counter[tuple[str, int]] = Counter()
     found: Any
     for found in schema.get_all_operations():
         operation = found.ok()
         number = examples * (BODIES if operation.body else 1)
-        answers.update(_answers(operation, GenerationMode.POSITIVE, number))
+        answers.update(_answers(operation, GenerationMode.POSITIVE, number, headers))
         try:
-            answers.update(_answers(operation, GenerationMode.NEGATIVE, number))
+            answers.update(_answers(operation, GenerationMode.NEGATIVE, number, headers))
         except Unsatisfiable:  # no text is a wrong name, and where nothing is taken nothing is wrong
             assert not operation.body
     return answers
 
 
-def _answers(operation: Any, mode: GenerationMode, number: int) -> list[tuple[str, int]]:
+def _answers(operation: Any, mode: GenerationMode, number: int, headers: dict[str, str]) -> list[tuple[str, int]]:
     answers = []
 
     @settings(
@@ -62,7 +66,7 @@ def _answers(operation: Any, mode: GenerationMode, number: int) -> list[tuple[st
     )
     @given(case=operation.as_strategy(generation_mode=mode))
     def one(case: Any) -> None:
-        answers.append((operation.path, case.call_and_validate(checks=CHECKS).status_code))
+        answers.append((operation.path, case.call_and_validate(checks=CHECKS, headers=headers).status_code))
 
     one()
     return answers

@@ -40,10 +40,10 @@ class Answer:
             kind: what its id begins with.
 
         Raises:
-            ApiError: 404, the model is not served here.
+            ApiError: 404, the model is not served here; 429, this user asks too often.
         """
-        name = uuid.uuid4().hex
         ask = replace(ask, user=user_of(request, ask.user))
+        name = uuid.uuid4().hex
         route = door.view.route(ask.model, ask.user, door.config.model.served_name)
         principal = whose.principal_of(request).name
         self.capture = Capture(f"{kind}{name}", ask, route, base=door.config.model.mark, principal=principal)
