@@ -4,21 +4,24 @@ code where it is loaded."""
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import posixpath
 import shutil
 import tempfile
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import BaseModel, Field, ValidationError
 from safetensors import SafetensorError, deserialize
 
 from kto_ray.model import cache_dir
 from kto_ray.paths import ADAPTER_CONFIG, ADAPTER_MANIFEST, ADAPTER_WEIGHTS, filesystem, is_local, join
+
+M = TypeVar("M", bound=BaseModel)
 
 PICKLES = (".bin", ".pt", ".pth", ".pkl")
 
@@ -37,7 +40,24 @@ class AdapterFiles:
     config: bytes
     weights: bytes
     rank: int
-    settings: dict[str, Any]
+
+
+class _Settings(BaseModel):
+    """What is relied on of PEFT's adapter_config.json."""
+
+    peft_type: Literal["LORA"]
+    r: int = Field(ge=1, strict=True)
+    rank_pattern: dict[str, int] | None = None
+    target_modules: str | list[str] | None = None
+    modules_to_save: list[str] | None = None
+
+
+class _File(BaseModel):
+    sha256: str
+
+
+class _Manifest(BaseModel):
+    files: dict[str, _File]
 
 
 def adapter_name(served_name: str, number: int, sha256: str) -> str:
@@ -54,20 +74,30 @@ def fetch(uri: str, max_rank: int, sha256: str) -> str:
     """
     if is_local(uri):
         directory = uri.removeprefix("file://")
-    else:
-        directory = str(cache_dir() / "adapters" / sha256)
-        if not os.path.isdir(directory):
-            _download(uri, directory)
-    check_adapter(directory, max_rank)
+        check_adapter(directory, max_rank, sha256)
+        return directory
+    directory = str(cache_dir() / "adapters" / sha256)
+    if os.path.isdir(directory):
+        try:
+            check_adapter(directory, max_rank, sha256)
+            return directory
+        except ValueError:  # the copy may be what is damaged
+            shutil.rmtree(directory)
+    _download(uri, directory)
+    check_adapter(directory, max_rank, sha256)
     return directory
 
 
-def check_adapter(uri: str, max_rank: int) -> None:
+def check_adapter(uri: str, max_rank: int, sha256: str) -> None:
     """Make sure that a published adapter is whole and loadable, before any engine sees it.
 
+    Args:
+        sha256: of the weights, as the store knows it: manifest and weights may have been exchanged together.
+
     Raises:
-        ValueError: a file is missing, damaged, a pickle, not the one that the manifest names, holds NaN or Inf, has a
-            rank above `max_rank` or trains the LM head. The message names the adapter, the fault and the fix.
+        ValueError: a file is missing, damaged, a pickle, not the one that the manifest or the store names, holds NaN or
+            Inf, has a rank above `max_rank` or trains the LM head. The message names the adapter, the fault and the
+            fix.
     """
     files = read_sound(uri, max_rank)
     fs, path = filesystem(join(uri, ADAPTER_MANIFEST))
@@ -76,30 +106,42 @@ def check_adapter(uri: str, max_rank: int) -> None:
             f"adapter {uri!r} has no {ADAPTER_MANIFEST}, which is written last: it was never fully published; "
             "export it again"
         )
-    recorded = json.loads(fs.cat_file(path))["files"]
+    recorded = _parsed(_Manifest, uri, ADAPTER_MANIFEST, fs.cat_file(path)).files
     for name, data in ((ADAPTER_CONFIG, files.config), (ADAPTER_WEIGHTS, files.weights)):
-        if recorded[name]["sha256"] != sha256_of(data):
+        told = recorded[name].sha256 if name in recorded else "nothing of it"
+        if told != sha256_of(data):
             raise ValueError(
-                f"adapter {uri!r}: {name} has SHA-256 {sha256_of(data)}, its manifest says {recorded[name]['sha256']}: "
+                f"adapter {uri!r}: {name} has SHA-256 {sha256_of(data)}, its manifest says {told}: "
                 "the file was changed after it was published; export it again under a new version"
             )
+    if sha256_of(files.weights) != sha256:
+        raise ValueError(
+            f"adapter {uri!r} holds weights of SHA-256 {sha256_of(files.weights)}, the store knows it by {sha256}: "
+            "a name never points at other weights; publish these under a new version"
+        )
 
 
 def read_sound(uri: str, max_rank: int) -> AdapterFiles:
     config, weights = _read_files(uri)
-    try:
-        settings: dict[str, Any] = json.loads(config)
-    except ValueError as error:
-        raise ValueError(f"adapter {uri!r}: {ADAPTER_CONFIG} is not JSON ({error}); export it again") from None
+    settings = _parsed(_Settings, uri, ADAPTER_CONFIG, config)
     tensors = _tensors(uri, weights)
     _refuse_lm_head(uri, settings, tensors)
-    rank = max([int(settings["r"]), *settings.get("rank_pattern", {}).values(), *_lora_ranks(tensors)])
+    rank = max([settings.r, *(settings.rank_pattern or {}).values(), *_lora_ranks(tensors)])
     if rank > max_rank:
         raise ValueError(
             f"adapter {uri!r} has rank {rank}, the servers load at most {max_rank} (serve.max_lora_rank): "
             "raise that, or train with a lower kto.rank"
         )
-    return AdapterFiles(config=config, weights=weights, rank=rank, settings=settings)
+    return AdapterFiles(config=config, weights=weights, rank=rank)
+
+
+def _parsed(model: type[M], uri: str, name: str, data: bytes) -> M:
+    try:
+        return model.model_validate_json(data)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"]) or "the file"
+        raise ValueError(f"adapter {uri!r}: {name} is damaged: {where}: {first['msg']}; export it again") from None
 
 
 def _read_files(uri: str) -> tuple[bytes, bytes]:
@@ -155,9 +197,9 @@ def _lora_ranks(tensors: dict[str, tuple[int, ...]]) -> list[int]:
     return [shape[0] for name, shape in tensors.items() if ".lora_A." in name]
 
 
-def _refuse_lm_head(uri: str, settings: dict[str, Any], tensors: dict[str, tuple[int, ...]]) -> None:
-    targets = settings.get("target_modules") or []
-    named = [*([targets] if isinstance(targets, str) else targets), *(settings.get("modules_to_save") or [])]
+def _refuse_lm_head(uri: str, settings: _Settings, tensors: dict[str, tuple[int, ...]]) -> None:
+    targets = settings.target_modules or []
+    named = [*([targets] if isinstance(targets, str) else targets), *(settings.modules_to_save or [])]
     guilty = sorted({name for name in [*named, *tensors] if "lm_head" in name or "embed_tokens" in name})
     if guilty:
         raise ValueError(
@@ -170,11 +212,12 @@ def _download(uri: str, directory: str) -> None:
     Path(directory).parent.mkdir(parents=True, exist_ok=True)
     fs, path = filesystem(uri)
     staging = tempfile.mkdtemp(dir=Path(directory).parent)
-    fs.get(path.rstrip("/") + "/", staging, recursive=True)
     try:
-        os.rename(staging, directory)
-    except OSError:  # another process was first
-        shutil.rmtree(staging)
+        fs.get(path.rstrip("/") + "/", staging, recursive=True)
+        with suppress(OSError):  # another process was first
+            os.rename(staging, directory)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
 
 
 def sha256_of(data: bytes) -> str:

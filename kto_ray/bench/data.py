@@ -112,7 +112,7 @@ def _refuse_a_used_store(config: Config) -> None:
 def _grow(config: Config, had: int, size: int, tell: Callable[[str], None]) -> float:
     began = time.perf_counter()
     store = open_store(config.database_url)
-    fill(store, had, size, config.data.seed, tell)
+    fill(store, had, size, config.data.seed, tell, config.model)
     store.close()
     return time.perf_counter() - began
 

@@ -48,8 +48,10 @@ def train(
     from kto_ray.data.seal import seal
     from kto_ray.paths import Paths
     from kto_ray.store import open_store
+    from kto_ray.train.targets import check_targets
 
     open_store(settings.database_url).close()  # migrates, and fails here, before anything heavy
+    check_targets(settings)
     freezing = "freezing the feedback into a snapshot"
     with ray_up(settings):
         with step(freezing) as now:

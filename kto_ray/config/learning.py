@@ -20,6 +20,8 @@ class DataSection(Section):
     max_rows: int = Field(100_000, ge=8)  # replay window: the newest, and
     older_share: Annotated[float, Field(ge=0, lt=1)] = 0.2  # of a full window, drawn evenly from all that is older
     max_length: int = Field(512, ge=16)  # tokens, prompt and completion
+    # Of a model that thinks before it answers: it was judged, and trains; or it is context for the answer that does
+    reasoning: Literal["train", "context"] = "train"
     rows_per_shard: int = Field(20_000, ge=1)
     rows_per_range: int = Field(10_000, ge=1)  # feedback events of a key range of the store, which a task reads at once
     seed: int = 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from typing import Any, Literal
 
 from pydantic import Field
@@ -18,6 +19,11 @@ class ModelSection(Section):
     # auto: what the serving machine computes natively (`kto-ray doctor` says what and why); training and gate follow
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
     max_model_len: int = Field(1024, ge=64)  # tokens, prompt and answer together
+
+    @property
+    def mark(self) -> str:
+        """Tells one base model, and so its tokenizer, from another: 16 hex digits."""
+        return hashlib.sha256(f"{self.id}@{self.revision or 'main'}".encode()).hexdigest()[:16]
 
 
 class ServeSection(Section):

@@ -102,15 +102,20 @@ def _shingles(messages: Sequence[Message], answer: str) -> list[int]:
         return []
     tail: list[str] = []
     for message in reversed(messages):
-        content = message.get("content") or ""
-        parts = [content] if isinstance(content, str) else [part.get("text", "") for part in content]
-        tail = _words("\n".join(parts)) + tail
+        tail = _words(_text(message.get("content"))) + tail
         if len(tail) >= len(words):
             break
     hashes = np.fromiter((zlib.crc32(word.encode()) for word in tail[-len(words) :] + words), np.uint32)
     mixed_words = hashes[:-2] * np.uint32(961) + hashes[1:-1] * np.uint32(31) + hashes[2:]
     shingles: list[int] = mixed_words.tolist()
     return shingles
+
+
+def _text(content: Any) -> str:
+    """What of a content can be read, whatever a client sent."""
+    parts = content if isinstance(content, list) else [content]
+    texts = (part.get("text") if isinstance(part, dict) else part for part in parts)
+    return "\n".join(text for text in texts if isinstance(text, str))
 
 
 def _words(text: str) -> list[str]:

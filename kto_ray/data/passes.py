@@ -11,6 +11,7 @@ import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeVar
 
 import numpy as np
@@ -22,10 +23,10 @@ from ray.data import Dataset, TaskPoolStrategy
 
 from kto_ray import paths
 from kto_ray.config import Config
-from kto_ray.data import heads, tokens
+from kto_ray.data import encoded, heads, tokens
 from kto_ray.data.heads import Heads, Index
 from kto_ray.data.near import Hashes
-from kto_ray.data.shards import HOLDOUT, HOLDOUT_SCHEMA, TRAIN, finish, parquet
+from kto_ray.data.shards import HOLDOUT, TRAIN, finish, parquet
 from kto_ray.records.examples import Example
 from kto_ray.records.snapshots import Shard
 from kto_ray.records.users import user_hash
@@ -33,17 +34,16 @@ from kto_ray.records.users import user_hash
 R = TypeVar("R")
 
 ROWS_PER_TOKENIZER = 5000  # a process needs seconds to import the tokenizer, which so many rows repay
-FAULTS = ("", "unrenderable", "too_long")  # why a row cannot be trained on, by code
 
 _HEAD_NAMES = [*heads.INTEGERS, "label", "created_at", "bands", "signature"]
 _TEXT_SCHEMA = pa.schema(
     {
         **dict.fromkeys(("example_id", "completion_id", "user_hash", "source", "adapter"), pa.string()),
         **dict.fromkeys(("messages", "answer"), pa.string()),
-        "ended": pa.bool_(),
+        **dict.fromkeys(("ended", "reasoned"), pa.bool_()),
+        **dict.fromkeys(("read_ids", "said_ids"), pa.binary()),  # of the engine; null: to be made from the texts
     }
 )
-_TOKENIZED_SCHEMA = HOLDOUT_SCHEMA.append(pa.field("id", pa.uint64())).append(pa.field("fault", pa.int8()))
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +51,7 @@ class Measured:
     """What tokenizing showed of the selected rows, in the order of their ids."""
 
     id: Hashes
-    fault: NDArray[np.int8]  # index into FAULTS
+    fault: NDArray[np.int8]  # index into encoded.FAULTS
     length: NDArray[np.int32]  # tokens of prompt and answer
 
 
@@ -63,20 +63,22 @@ class Written:
     sources: dict[str, dict[str, int]]
 
 
-def read_rows(ranges: Sequence[R], read: Callable[[R], list[Example]], salt: str, near_duplicate: float) -> Dataset:
+def read_rows(ranges: Sequence[R], read: Callable[[R], list[Example]], config: Config) -> Dataset:
     """Examples as rows, with their heads. The ranges travel in the closure, since Arrow would turn tuples to lists."""
 
     def rows(batch: pa.Table) -> pa.Table:
-        return _raw([example for i in batch["id"].to_pylist() for example in read(ranges[i])], salt, near_duplicate)
+        return _raw([example for i in batch["id"].to_pylist() for example in read(ranges[i])], config)
 
     if not ranges:
-        return ray.data.from_arrow(_raw([], salt, near_duplicate)).materialize()
+        return ray.data.from_arrow(_raw([], config)).materialize()
     indices = ray.data.range(len(ranges), override_num_blocks=len(ranges))
     return indices.map_batches(rows, batch_format="pyarrow", batch_size=1).materialize()
 
 
-def _raw(found: Sequence[Example], salt: str, near_duplicate: float) -> pa.Table:
-    made, messages = heads.make(found, salt, near_duplicate)
+def _raw(found: Sequence[Example], config: Config) -> pa.Table:
+    salt, thinks = config.salt, config.data.reasoning == "context"
+    made, messages = heads.make(found, salt, config.data.near_duplicate)
+    ours = [e.base == config.model.mark for e in found]  # another model's ids say nothing to this one
     texts: dict[str, list[Any]] = {
         "example_id": [e.id for e in found],
         "completion_id": [e.completion_id for e in found],
@@ -86,6 +88,9 @@ def _raw(found: Sequence[Example], salt: str, near_duplicate: float) -> pa.Table
         "messages": messages,
         "answer": [e.answer for e in found],
         "ended": [e.ended for e in found],
+        "reasoned": [e.reasoned and thinks for e in found],
+        "read_ids": [e.prompt_ids if own else None for e, own in zip(found, ours, strict=True)],
+        "said_ids": [e.answer_ids if own else None for e, own in zip(found, ours, strict=True)],
     }
     columns = {name: pa.array(values, _TEXT_SCHEMA.field(name).type) for name, values in texts.items()}
     return pa.table(heads.to_columns(made) | columns)
@@ -96,31 +101,17 @@ def read_heads(raw: Dataset) -> Heads:
 
 
 def tokenize(raw: Dataset, chosen: Hashes, model_path: str, config: Config) -> Dataset:
-    """The rows whose id is among the sorted `chosen`, as columns of _TOKENIZED_SCHEMA."""
+    """The rows whose id is among the sorted `chosen`, as columns of encoded.SCHEMA."""
     wanted = ray.put(chosen)
     size = min(raw.num_blocks(), 1 + len(chosen) // ROWS_PER_TOKENIZER)
     revision, max_length = config.model.revision, config.data.max_length
 
     def rows(batch: pa.Table) -> pa.Table:
         own = batch.filter(pa.array(_find(ray.get(wanted), batch["id"].to_numpy()) >= 0))
-        return _tokenized(own, tokens.load_tokenizer(model_path, revision), max_length)
+        return encoded.block(own, partial(tokens.load_tokenizer, model_path, revision), max_length)
 
     compute = TaskPoolStrategy(size=size)
     return raw.map_batches(rows, batch_format="pyarrow", batch_size=None, compute=compute).materialize()
-
-
-def _tokenized(rows: pa.Table, tokenizer: Any, max_length: int) -> pa.Table:
-    messages = [json.loads(text) for text in rows["messages"].to_pylist()]
-    encoded = tokens.encode_many(tokenizer, messages, rows["answer"].to_pylist(), rows["ended"].to_pylist())
-    faults = np.array([1 if ids is None else 2 * (len(ids[0]) >= max_length) for ids in encoded], np.int8)
-    usable = [ids if ids is not None and not fault else ([], []) for ids, fault in zip(encoded, faults, strict=True)]
-    kept = {name: rows[name] for name in _TOKENIZED_SCHEMA.names if name in rows.column_names}
-    ids = {
-        "prompt_ids": pa.array([prompt for prompt, _ in usable], pa.list_(pa.int32())),
-        "completion_ids": pa.array([answer[:max_length] for _, answer in usable], pa.list_(pa.int32())),
-        "fault": pa.array(faults),
-    }
-    return pa.table(kept | ids, schema=_TOKENIZED_SCHEMA)
 
 
 def measure(tokenized: Dataset) -> Measured:

@@ -24,7 +24,7 @@ import ray
 
 from kto_ray import paths
 from kto_ray.config import Config
-from kto_ray.data import passes, tokens
+from kto_ray.data import encoded, passes, tokens
 from kto_ray.data.balance import Balance, balance, interleave
 from kto_ray.data.heads import Heads, Index
 from kto_ray.data.row_index import write_index
@@ -73,7 +73,7 @@ def freeze(
     """
     hashing = ray.remote(tokens.hashes).remote(model_path, config.model.revision)
     tell("read")
-    raw = passes.read_rows(ranges, read, config.salt, config.data.near_duplicate)
+    raw = passes.read_rows(ranges, read, config)
     tell("select")
     heads = passes.read_heads(raw)
     selection = select(heads, config.data)
@@ -124,8 +124,8 @@ class _Plan:
 
 def _plan(config: Config, heads: Heads, selection: Selection, measured: passes.Measured) -> _Plan:
     """Leave out the faulty rows, cap once more (their absence raises the others' shares), order and weigh."""
-    codes = np.bincount(measured.fault, minlength=len(passes.FAULTS)).tolist()
-    dropped = selection.dropped + Counter(dict(zip(passes.FAULTS[1:], codes[1:], strict=True)))
+    codes = np.bincount(measured.fault, minlength=len(encoded.FAULTS)).tolist()
+    dropped = selection.dropped + Counter(dict(zip(encoded.FAULTS[1:], codes[1:], strict=True)))
 
     def usable(rows: Index) -> Index:
         sound = rows[measured.fault[np.searchsorted(measured.id, heads.id[rows])] == 0]

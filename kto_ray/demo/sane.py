@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
 
 from kto_ray.adapters import files as adapter_files
 from kto_ray.cluster import cpu_compute
 from kto_ray.config import Config
+from kto_ray.data.tokens import Row, encode_many, load_tokenizer
 from kto_ray.demo.report import Report
 from kto_ray.evaluate import gate
 from kto_ray.evaluate.measure import guard_metrics, text_metrics
 from kto_ray.model import resolve_model
 from kto_ray.people.turns import Turn
-from kto_ray.records.evaluation import GateDecision, GuardAnswer
+from kto_ray.records.evaluation import GateDecision, GuardAnswer, Tokens
 
 EXAMINED = 64  # answers of each side that are scored under the models
 
@@ -40,7 +43,9 @@ def examine(config: Config, champion: Report, before: Sequence[Turn], after: Seq
 
     directory = adapter_files.fetch(champion["uri"], config.serve.max_lora_rank, champion["sha256"])
     scorer = Scorer(config, resolve_model(config.model), directory, None)
-    fresh = guard_metrics(scorer, _answers(after[:EXAMINED]), _answers(before[:EXAMINED]))
+    tokenizer = load_tokenizer(resolve_model(config.model), config.model.revision)
+    new, old = (_tokenized(tokenizer, _answers(turns[:EXAMINED])) for turns in (after, before))
+    fresh = guard_metrics(scorer, new, old)
     decision, reasons = gate.decide(config.gate, {**champion["gate"]["metrics"], **fresh})
     return {
         "sane": decision is GateDecision.PROMOTE_TO_CANARY,
@@ -62,3 +67,13 @@ def examine_apart(config: Config, champion: Report, before: Sequence[Turn], afte
 
 def _answers(turns: Sequence[Turn]) -> list[GuardAnswer]:
     return [GuardAnswer(({"role": "user", "content": t.prompt},), t.answer, t.finish_reason) for t in turns]
+
+
+def _tokenized(tokenizer: Any, answers: Sequence[GuardAnswer]) -> list[GuardAnswer]:
+    """What a client saw is text alone."""
+    rows = [Row(answer.messages, answer.text, answer.finish_reason == "stop") for answer in answers]
+    return [
+        replace(answer, tokens=Tokens(tuple(ids[0]), tuple(ids[1])))
+        for answer, ids in zip(answers, encode_many(tokenizer, rows), strict=True)
+        if ids is not None
+    ]

@@ -9,7 +9,7 @@ from ray.serve.handle import DeploymentHandle
 
 from kto_ray.config import Config
 from kto_ray.evaluate.suites import guard_messages
-from kto_ray.records.evaluation import GuardAnswer
+from kto_ray.records.evaluation import GuardAnswer, Tokens
 
 SAMPLING = {"temperature": 0.6, "top_p": 0.9}
 
@@ -29,6 +29,7 @@ def guard_answers(
                 "messages": [dict(message) for message in messages],
                 "max_tokens": config.gate.guard_max_tokens,
                 "seed": seed,
+                "return_token_ids": True,
                 **SAMPLING,
             }
             asked.append((messages, handle.generate.remote(body, name or config.base_name)))
@@ -42,4 +43,9 @@ def _answer(messages: tuple[Any, ...], text: str) -> GuardAnswer:
     if "error" in response:
         raise RuntimeError(f"a guard prompt failed: {response['error']['message']}")
     choice = response["choices"][0]
-    return GuardAnswer(messages, choice["message"]["content"] or "", choice["finish_reason"])
+    return GuardAnswer(
+        messages,
+        choice["message"]["content"] or "",
+        choice["finish_reason"],
+        Tokens(tuple(response["prompt_token_ids"]), tuple(choice["token_ids"])),
+    )

@@ -11,12 +11,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from peft import PeftModel
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM
 
 from kto_ray.config import Config
 from kto_ray.paths import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from kto_ray.processor import precision
-from kto_ray.records.evaluation import GuardAnswer, Tokens
+from kto_ray.records.evaluation import Tokens
 
 Who = Literal["candidate", "champion", "base"]
 
@@ -38,7 +38,6 @@ class Scorer:
         self.device = "cuda" if config.train.device == "gpu" else "cpu"
         served = precision(config.train.device, config.model.dtype)  # the controller has named what is served
         self.batch_tokens = batch_tokens
-        self.tokenizer: Any = AutoTokenizer.from_pretrained(model_path, revision=config.model.revision)
         base: Any = AutoModelForCausalLM.from_pretrained(
             model_path, revision=config.model.revision, dtype=getattr(torch, served.dtype)
         )
@@ -49,16 +48,6 @@ class Scorer:
         if champion_dir is not None:
             self.model.load_adapter(_checked(champion_dir), adapter_name="champion", autocast_adapter_dtype=False)
         self.model.to(self.device).eval()
-
-    def answer_tokens(self, answer: GuardAnswer) -> Tokens:
-        """A guard answer as tokens, with the end-of-turn token where the model itself stopped."""
-        prompt = self.tokenizer.apply_chat_template(
-            list(answer.messages), add_generation_prompt=True, tokenize=True, return_dict=False
-        )
-        completion = self.tokenizer(answer.text, add_special_tokens=False)["input_ids"]
-        if answer.finish_reason == "stop":
-            completion = [*completion, self.tokenizer.eos_token_id]
-        return Tokens(tuple(prompt), tuple(completion))
 
     def logprobs(self, who: Who, sequences: Sequence[Tokens]) -> NDArray[np.float64]:
         """Sum of log p(answer token | what is before it) of each sequence, in nats; 0 for an empty answer."""

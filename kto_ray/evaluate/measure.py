@@ -122,8 +122,8 @@ def guard_metrics(
     champion's) answers costs under the base model, in nats; gibberish is dear. Shares are of answers; lengths are in
     tokens.
     """
-    new = [scorer.answer_tokens(answer) for answer in candidate]
-    old = [scorer.answer_tokens(answer) for answer in champion]
+    new = [answer.tokens for answer in candidate]
+    old = [answer.tokens for answer in champion]
     own = scorer.logprobs("candidate", new)
     base, base_of_old = scorer.logprobs("base", new), scorer.logprobs("base", old)
     under_champion = scorer.logprobs("champion", new) if scorer.has_champion else base

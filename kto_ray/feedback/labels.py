@@ -114,7 +114,7 @@ def of_conversation(event: Feedback) -> bool:
 
 def examples(completion: Completion, events: Sequence[Feedback]) -> tuple[Example, ...]:
     """What one completion teaches: an example a thumb, two an edit (the edited text before the original)."""
-    ended = completion.finish_reason != "length"
+    ended = completion.finish_reason != "length" and completion.stop_reason is None
     found: list[Example] = []
     for label in labels(completion, events):
         if label.text is not None:
@@ -163,4 +163,8 @@ def _example(completion: Completion, label: Label, answer: str, desirable: bool,
         adapter=completion.adapter,
         created_at=label.at,
         ended=ended,
+        prompt_ids=completion.prompt_ids,
+        answer_ids=completion.answer_ids if answer is completion.text else None,
+        base=completion.base,
+        reasoned=bool(completion.reasoning) and answer is completion.text,
     )

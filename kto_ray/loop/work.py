@@ -28,9 +28,11 @@ def start(function: Callable[..., Any], config: Config, *arguments: Any) -> ray.
 
 
 def seal(config: Config) -> SnapshotManifest:
-    """Seal the stored feedback into a snapshot."""
+    """Seal the stored feedback into a snapshot, if it can be trained on at all."""
     from kto_ray.data import seal
+    from kto_ray.train.targets import check_targets
 
+    check_targets(config)
     return seal.seal(config)
 
 

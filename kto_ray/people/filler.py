@@ -8,6 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from kto_ray.config.serving import ModelSection
+from kto_ray.data.tokens import Row, encode_many, load_tokenizer
+from kto_ray.model import resolve_model
 from kto_ray.store import Store, labels, sequence, tallies
 from kto_ray.store.schema import completions, feedback
 from kto_ray.store.tallies import Tally
@@ -31,15 +34,19 @@ COMMON = (
 VOCABULARY = COMMON.split()
 
 
-def fill(store: Store, start: int, stop: int, seed: int, tell: Callable[[str], None]) -> None:
+def fill(
+    store: Store, start: int, stop: int, seed: int, tell: Callable[[str], None], model: ModelSection | None = None
+) -> None:
     """Store the examples `start` to `stop` of the crowd, with their completions and comments.
 
     Two thirds of the thumbs are up; few users say much and many say little; a twentieth are edits, which make two
     examples each; some rows repeat others, word for word or but for a word. Prompts have 30 words and answers 50, in
-    the median, with long tails.
+    the median, with long tails. With a model, completions hold the token ids that it would have read and said.
     """
     for low in range(start, stop, CHUNK):
         said, judged = _chunk(low, min(low + CHUNK, stop), seed)
+        if model is not None:
+            _add_ids(said, model)
         with store.write() as tx:
             if store.sqlite:
                 tx.exec_driver_sql("PRAGMA cache_size=-262144")  # KiB: random ids touch all of an index
@@ -83,6 +90,15 @@ def _chunk(low: int, high: int, seed: int) -> tuple[list[dict[str, Any]], list[d
             judged.append(_event(name, "comment", at + 1, user, comment="so it is"))
         example += 1 + edited
     return said, judged
+
+
+def _add_ids(said: list[dict[str, Any]], model: ModelSection) -> None:
+    tokenizer = load_tokenizer(resolve_model(model), model.revision)
+    every = encode_many(tokenizer, [Row(row["messages"], row["text"]) for row in said])
+    for row, ids in zip(said, every, strict=True):
+        assert ids is not None, "these are words"
+        row["prompt_ids"], row["answer_ids"] = (np.array(part, "<i4").tobytes() for part in ids)
+        row["base"] = model.mark
 
 
 def _texts(rng: np.random.Generator, n: int, median: int, most: int) -> list[str]:

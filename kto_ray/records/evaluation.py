@@ -11,20 +11,6 @@ from kto_ray.records.completions import Message
 
 
 @dataclass(frozen=True, slots=True)
-class GuardAnswer:
-    """One answer as the client got it. `finish_reason` is the engine's ("stop", "length")."""
-
-    messages: tuple[Message, ...]
-    text: str
-    finish_reason: str | None
-
-    @property
-    def prompt(self) -> str:
-        """The last message's text, for reports."""
-        return str(self.messages[-1]["content"])
-
-
-@dataclass(frozen=True, slots=True)
 class Tokens:
     """A prompt and an answer whose log-probability is asked, as token ids. The answer's end-of-turn token counts."""
 
@@ -34,6 +20,21 @@ class Tokens:
     @property
     def length(self) -> int:
         return len(self.prompt) + len(self.completion)
+
+
+@dataclass(frozen=True, slots=True)
+class GuardAnswer:
+    """One answer as the client got it. `finish_reason` ("stop", "length") and tokens are the engine's."""
+
+    messages: tuple[Message, ...]
+    text: str
+    finish_reason: str | None
+    tokens: Tokens = Tokens((), ())  # none where only the text is looked at
+
+    @property
+    def prompt(self) -> str:
+        """The last message's text, for reports."""
+        return str(self.messages[-1]["content"])
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,4 +20,8 @@ class Example:
     source: str  # thumb | edit | reviewer | import
     adapter: str
     created_at: float
-    ended: bool = True  # False: cut off by the token limit, so its end is not the policy's and must not be learnt
+    ended: bool = True  # False: cut off, so its end is not the policy's and must not be learnt
+    prompt_ids: bytes | None = None  # these three are the completion's, the answer's ids not of an edited text
+    answer_ids: bytes | None = None
+    base: str | None = None
+    reasoned: bool = False  # its ids begin with a reasoning

@@ -169,6 +169,7 @@ def _refuse_many(tx: sa.Connection, event: Feedback, answers: Sequence[Judged], 
     """Strangers share one allowance, so that they never use up that of who received the answer; so do those who speak
     before the answer is there."""
     f = feedback.c
+    on: sa.ColumnElement[bool]
     if answers:
         on = (f.completion_id == answers[0].id) & f.parent.is_(None)
         user = attributed(answers[0], event).user
@@ -177,6 +178,11 @@ def _refuse_many(tx: sa.Connection, event: Feedback, answers: Sequence[Judged], 
         on &= own if heard else f.held_why == Why.STRANGER.value
     elif event.completion_id is not None:
         on = f.named_completion == event.completion_id
+    elif event.external is not None:
+        ref = event.external
+        on = (f.external_system == ref.system) & (f.external_conversation == ref.conversation)
+        on &= f.external_message.is_not_distinct_from(ref.message) & f.completion_id.is_(None)
+        on &= f.user.is_not_distinct_from(event.user) & f.principal.is_not_distinct_from(event.principal)
     else:
         return
     some = sa.select(f.id).where(on).limit(rules.max_events).subquery()

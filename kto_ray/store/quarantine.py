@@ -5,11 +5,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import sqlalchemy as sa
 
 from kto_ray.config.capture import FeedbackSection
-from kto_ray.feedback.quarantine import EDITS, Past, Why, back, judges, why_held
+from kto_ray.feedback.quarantine import DAY_S, EDITS, Past, Why, back, judges, settled, why_held
 from kto_ray.records.completions import Arm
 from kto_ray.records.feedback import Feedback, FeedbackKind, Held
 from kto_ray.store import labels, tallies
@@ -18,13 +19,21 @@ from kto_ray.store.schema import EDIT, WAITING, feedback
 from kto_ray.store.tallies import Tally
 
 COUNTED = 10_000  # of the newest held events, by reason
+SWEPT = 50  # events at once
 CHUNK = 500  # events of one transaction's step
 BEGAN = "began_at"  # of a connection's info: when the store was first told a judgement, which does not change
 IMPORTED = "fb-import-"  # ids of what an operator imported: it says nothing of how long the store has listened
 
 f = feedback.c
-# As `judges` says.
-_judgement = (f.value.is_not(None) | (f.kind == FeedbackKind.EDIT.value)) & ~f.reviewer & f.parent.is_(None)
+
+
+def _judgement_of(f: Any) -> sa.ColumnElement[bool]:
+    """As `judges` says."""
+    return sa.and_(f.value.is_not(None) | (f.kind == FeedbackKind.EDIT.value), ~f.reviewer, f.parent.is_(None))
+
+
+_judgement = _judgement_of(feedback.c)
+_told = _judgement & ~f.id.startswith(IMPORTED)
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +61,49 @@ def free(tx: sa.Connection, freed: Sequence[tuple[str, str | None]]) -> None:
     """Let what a newcomer said count, now that they came back."""
     for some in _chunks([event for event, _ in freed]):
         _settle(tx, _waiting(Why.NEWCOMER) & f.id.in_(some), Held.RELEASED)
+
+
+@dataclass(frozen=True, slots=True)
+class Sweep:
+    """Judgements of a store's youth whose users have not come back: once it is settled, they wait too. `after` says
+    where to go on, in the order of the store; None when all have been looked at."""
+
+    found: tuple[str, ...]
+    after: int | None
+
+
+def youth(tx: sa.Connection, after: int, rules: FeedbackSection) -> Sweep:
+    """Look at the next judgements of the store's youth, in a reading transaction; at none before it is settled, by the
+    time of its newest judgement."""
+    if rules.newcomer_days == 0:
+        return Sweep((), None)
+    began = _began(tx)
+    newest = tx.execute(sa.select(f.created_at).where(_told).order_by(f.seq.desc()).limit(1)).scalar()
+    if began is None or newest is None or not settled(newest, began, rules):
+        return Sweep((), after)
+    span = rules.newcomer_days * DAY_S
+    batch = sa.select(feedback).where(f.seq > after).order_by(f.seq).limit(SWEPT).subquery()
+    b, of_user = batch.c, feedback.alias()
+    own = (of_user.c.user == b.user) & _judgement_of(of_user.c)
+    told = sa.select(of_user.c.created_at).where(own).limit(1)
+    first = told.order_by(of_user.c.created_at).scalar_subquery()
+    last = told.order_by(of_user.c.created_at.desc()).scalar_subquery()
+    counts = _judgement_of(b) & b.user.is_not(None) & b.held.is_(None) & ~b.id.startswith(IMPORTED)
+    once = sa.case((counts, last - first < span), else_=sa.false())
+    rows = tx.execute(sa.select(b.id, b.seq, b.created_at, once.label("once")).order_by(b.seq)).all()
+    over = not rows or rows[-1].created_at > began + 2 * span
+    return Sweep(tuple(row.id for row in rows if row.once), None if over else rows[-1].seq)
+
+
+def hold(tx: sa.Connection, found: Sequence[str], why: Why) -> None:
+    """Have events wait that counted until now, and what was spread from them."""
+    for ids in _chunks(list(found)):
+        chosen = (f.id.in_(ids) | f.parent.in_(ids)) & f.held.is_(None)
+        rows = tx.execute(sa.select(f.id, f.completion_id).where(chosen)).all()
+        affected = {row.completion_id for row in rows if row.completion_id is not None}
+        labels.lock(tx, affected)
+        now_held = feedback.update().where(chosen).values(held=Held.HELD.value, held_why=why.value)
+        tallies.add(tx, Tally(held=tx.execute(now_held).rowcount) + labels.refresh(tx, affected))
 
 
 def release(tx: sa.Connection, chosen: Sequence[str]) -> int:
@@ -115,43 +167,41 @@ def _settle(
 
 
 def _past(tx: sa.Connection, event: Feedback, rules: FeedbackSection) -> Past:
-    own: list[Feedback] = []
-    first_at = began_at = None
-    if event.user is not None:
-        theirs = _judgement & (f.user == event.user) & _before(event)
-        newest = sa.select(f.id, f.seq, f.created_at, f.kind, f.completion_id, f.value).where(theirs)
-        rows = tx.execute(newest.order_by(f.seq.desc()).limit(rules.flood_events)).all()
-        own = [
-            Feedback(row.id, row.created_at, FeedbackKind(row.kind), row.completion_id, event.user, row.value)
-            for row in rows
-        ]
-        if len(own) == rules.flood_events:
-            first = sa.select(f.created_at).where(theirs).order_by(f.seq).limit(1)
-            first_at = tx.execute(first).scalar_one()
-        elif own:
-            first_at = own[-1].created_at
-        began_at = _began(tx)
     same = _namesakes(tx, event) if event.kind is FeedbackKind.EDIT else 0
-    return Past(own, first_at, began_at, same)
+    if event.user is None:
+        return Past((), None, None, same)
+    asked = {"user": event.user, "seq": event.seq or LAST, "since": event.created_at - DAY_S}
+    own = [
+        Feedback(row.id, row.created_at, FeedbackKind(row.kind), row.completion_id, event.user, row.value)
+        for row in tx.execute(_TODAY, {**asked, "most": rules.flood_events})
+    ]
+    return Past(own, tx.execute(_FIRST, asked).scalar(), _began(tx), same)
 
 
-def _before(event: Feedback) -> sa.ColumnElement[bool]:
-    """What was said before an event; one that has no place yet comes after all."""
-    return sa.true() if event.seq is None else f.seq < event.seq
+# Built once: to build a statement takes longer than SQLite takes to answer it. An event that has no place in the order
+# yet comes after all.
+LAST = 2**62
+_theirs = _judgement & (f.user == sa.bindparam("user")) & (f.seq < sa.bindparam("seq"))
+_FIRST = sa.select(f.created_at).where(_theirs).order_by(f.created_at).limit(1)
+_TODAY = (
+    sa.select(f.id, f.created_at, f.kind, f.completion_id, f.value)
+    .where(_theirs, f.created_at > sa.bindparam("since"))
+    .order_by(f.created_at.desc(), f.seq.desc())
+    .limit(sa.bindparam("most", type_=sa.Integer))
+)
 
 
 def _began(tx: sa.Connection) -> float | None:
     known: float | None = tx.info.get(BEGAN)
     if known is None:
-        told = _judgement & ~f.id.startswith(IMPORTED)
-        known = tx.execute(sa.select(f.created_at).where(told).order_by(f.seq).limit(1)).scalar()
+        known = tx.execute(sa.select(f.created_at).where(_told).order_by(f.seq).limit(1)).scalar()
         tx.info[BEGAN] = known
     return known
 
 
 def _namesakes(tx: sa.Connection, event: Feedback) -> int:
     """Other users who gave this text among the newest edits."""
-    edits = sa.select(f.id, f.user, f.text).where(EDIT, _judgement, _before(event))
+    edits = sa.select(f.id, f.user, f.text).where(EDIT, _judgement, f.seq < (event.seq or LAST))
     newest = edits.order_by(f.seq.desc()).limit(EDITS).subquery()
     same = (newest.c.text == event.text) & newest.c.user.is_distinct_from(event.user)
     query = sa.select(sa.func.count(sa.distinct(sa.func.coalesce(newest.c.user, newest.c.id)))).where(same)

@@ -15,7 +15,7 @@ from kto_ray.model import resolve_model
 from kto_ray.paths import Paths
 from kto_ray.processor import precision
 from kto_ray.records.completions import Arm, Completion
-from kto_ray.records.evaluation import GateDecision, GateReport, GuardAnswer
+from kto_ray.records.evaluation import GateDecision, GateReport, GuardAnswer, Tokens
 from kto_ray.records.feedback import Feedback, FeedbackKind
 from kto_ray.store import completions, feedback, open_store
 from kto_ray.train.learn import learn
@@ -94,10 +94,14 @@ def answers(config: Config, adapter: str | None) -> list[GuardAnswer]:
     torch.manual_seed(0)
     made = model.generate(**batch, max_new_tokens=48, do_sample=True, temperature=0.6, top_p=0.9)
     found = []
-    for messages, row in zip(guard_messages(), made[:, batch["input_ids"].shape[1] :], strict=True):
-        ended = tokenizer.eos_token_id in row.tolist()
-        text = tokenizer.decode(row, skip_special_tokens=True)
-        found.append(GuardAnswer(messages, text, "stop" if ended else "length"))
+    width = batch["input_ids"].shape[1]
+    for messages, read, row in zip(guard_messages(), tokenizer(rendered)["input_ids"], made[:, width:], strict=True):
+        said = row.tolist()
+        ended = tokenizer.eos_token_id in said
+        if ended:
+            said = said[: said.index(tokenizer.eos_token_id) + 1]  # what comes after is padding
+        text = tokenizer.decode(said, skip_special_tokens=True)
+        found.append(GuardAnswer(messages, text, "stop" if ended else "length", Tokens(tuple(read), tuple(said))))
     return found
 
 

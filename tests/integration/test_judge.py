@@ -13,6 +13,8 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from kto_ray.config import Config
+from kto_ray.config.serving import ModelSection
+from kto_ray.data.tokens import encode, load_tokenizer
 from kto_ray.evaluate.logprobs import Scorer
 from kto_ray.evaluate.measure import evaluate, score
 from kto_ray.evaluate.suites import GUARD_PROMPTS, guard_messages
@@ -70,7 +72,9 @@ def rows(model_path: str) -> tuple[HeldOut, ...]:
 
 
 def guard(answers: tuple[str, ...]) -> tuple[GuardAnswer, ...]:
-    return tuple(GuardAnswer(m, a, "stop") for m, a in zip(guard_messages()[:4], answers, strict=True))
+    tokenizer = load_tokenizer(resolve_model(ModelSection()), None)
+    made = ((m, a, encode(tokenizer, m, a)) for m, a in zip(guard_messages()[:4], answers, strict=True))
+    return tuple(GuardAnswer(m, a, "stop", Tokens(tuple(t[0]), tuple(t[1]))) for m, a, t in made if t)
 
 
 def test_log_probabilities_agree_with_a_plain_forward_pass(

@@ -9,9 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import numpy as np
 import openai
 import pytest
 
+from kto_ray.data.tokens import encode, load_tokenizer
+from kto_ray.model import resolve_model
 from kto_ray.processor import precision
 from kto_ray.records.adapters import AdapterVersion
 from kto_ray.store import adapters, completions, tallies
@@ -48,6 +51,47 @@ def test_a_completion_is_logged_as_the_client_got_it(run: Service, client: opena
     assert (row.prompt_tokens, row.completion_tokens) == (answer.usage.prompt_tokens, answer.usage.completion_tokens)
     told = run.get(f"/v1/completions/{answer.id}")
     assert told["text"] == row.text and told["feedback"] == []
+
+
+CALL = {"id": "c1", "type": "function", "function": {"name": "tide", "arguments": '{"port": "Hull"}'}}
+SERVED: dict[str, dict[str, Any]] = {
+    "a question": {},
+    "a stream": {"stream": True},
+    "cut off": {"max_tokens": 3, "stream": True},
+    "a stop string": {"stop": ["e"]},
+    "parts": {"messages": [{"role": "user", "content": [{"type": "text", "text": t} for t in ("One.", "Two.")]}]},
+    "a developer": {"messages": [{"role": "developer", "content": "Be brief."}, *HI]},
+    "a tool": {
+        "messages": [
+            *HI,
+            {"role": "assistant", "content": None, "tool_calls": [CALL]},
+            {"role": "tool", "tool_call_id": "c1", "content": "high at 4"},
+            {"role": "user", "content": "So when?"},
+        ]
+    },
+}
+
+
+@pytest.mark.parametrize("what", SERVED)
+def test_what_was_served_is_what_is_trained(run: Service, what: str) -> None:
+    """The engine's ids are in the row; rendered here, an import of the same words would have the same prompt."""
+    body = {"model": "policy", "messages": HI, "max_tokens": 24, "temperature": 0.0, **SERVED[what]}
+    with run.client.stream("POST", "/v1/chat/completions", json=body) as told:
+        text = told.read().decode()
+        assert told.status_code == 200 and "token_ids" not in text, text
+        name = told.headers["x-kto-completion-id"]
+    with run.store.read() as tx:
+        row = completions.get(tx, name)
+    assert row is not None and row.prompt_ids is not None and row.answer_ids is not None
+    assert row.base == run.config.model.mark and len(row.answer_ids) == 4 * row.completion_tokens
+    tokenizer = load_tokenizer(resolve_model(run.config.model), None)
+    read, said = (np.frombuffer(ids, "<i4").tolist() for ids in (row.prompt_ids, row.answer_ids))
+    rendered = encode(tokenizer, row.messages, row.text)
+    assert rendered is not None and tokenizer.decode(read) == tokenizer.decode(rendered[0])
+    assert tokenizer.decode(said, skip_special_tokens=True).startswith(row.text)
+    ends = tokenizer.eos_token_id in said
+    assert ends is (row.finish_reason == "stop" and row.stop_reason is None), "an end is there where the policy made it"
+    assert (row.stop_reason == "e") is (what == "a stop string")
 
 
 def test_a_stream_is_durable_before_its_end(run: Service, client: openai.OpenAI) -> None:

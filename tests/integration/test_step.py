@@ -4,6 +4,7 @@ preparation on one side and ours on the other. The model is a small random Llama
 from __future__ import annotations
 
 import dataclasses
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -180,7 +181,7 @@ def test_vllm_serves_rslora_and_no_dora(option: Any, model_path: Any, tmp_path: 
     model = get_peft_model(LlamaForCausalLM.from_pretrained(model_path), lora_config(this))
     model.save_pretrained(tmp_path / "adapter")
     saved = read_sound(str(tmp_path / "adapter"), 16)
-    helper = PEFTHelper.from_dict(saved.settings)
+    helper = PEFTHelper.from_dict(json.loads(saved.config))
     if option == "dora":
         with pytest.raises(ValueError, match="DoRA"):
             helper.validate_legal(LoRAConfig(max_lora_rank=16))

@@ -43,8 +43,8 @@ def router(door: Door) -> APIRouter:
         ask = parse_chat(body, request.headers)
         name = uuid.uuid4().hex
         route = door.view.route(ask.model, ask.user, door.config.model.served_name)
-        capture = Capture(f"chatcmpl-{name}", ask, route)
-        upstream = {**body, "request_id": name}
+        capture = Capture(f"chatcmpl-{name}", ask, route, base=door.config.model.mark)
+        upstream = {**body, "request_id": name, "return_token_ids": True}
         if ask.stream:
             upstream["stream_options"] = {**(body.get("stream_options") or {}), "include_usage": True}
         events = _answer(door, upstream, route.adapter)
@@ -91,7 +91,8 @@ async def _stream(door: Door, capture: Capture, first: str, events: AsyncIterato
                 return
             signed = capture.add_chunk(chunk)
             if capture.finish_reason is None:
-                yield as_event(signed)
+                if _says(signed):
+                    yield as_event(signed)
             elif signed["choices"] or capture.ask.wants_usage:
                 held.append(as_event(signed))
         status = "complete"
@@ -108,6 +109,11 @@ async def _stream(door: Door, capture: Capture, first: str, events: AsyncIterato
     finally:
         if status != "complete":
             _insert_in_background(door.store, capture.completion(status))
+
+
+def _says(chunk: dict[str, Any]) -> bool:
+    """Some chunks told token ids alone, which no client waits for."""
+    return any(choice.get("delta") for choice in chunk["choices"]) or not chunk["choices"]
 
 
 def _insert_in_background(store: Store, completion: Completion) -> None:

@@ -191,9 +191,9 @@ class Policy(LLMServer):
                 )
                 await self.engine.load_adapter(version.name, directory)
                 await self._probe(version.name)
-            except (ValueError, OSError) as error:
+            except Exception as error:  # one adapter's fault, whatever it raises in vLLM, must not take chat down
                 log.error("replica %s cannot load %s: %s", self._replica, version.name, error)
-                self._errors[version.name] = str(error)
+                self._errors[version.name] = str(error) or type(error).__name__
                 return
             self._held[version.name] = directory
             self._errors.pop(version.name, None)

@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from kto_ray.adapters.files import adapter_name, check_adapter
+from kto_ray.adapters.files import adapter_name, check_adapter, fetch, sha256_of
 from kto_ray.adapters.publish import publish
 from kto_ray.config import Config
 from kto_ray.records.adapters import AdapterVersion
@@ -53,7 +53,7 @@ def test_publishes_two_files_and_a_manifest(config: Any, tmp_path: Path) -> None
     assert written == version.manifest
     assert written["seed"] == 7 and written["config"]["kto"]["beta"] == 0.3
     assert written["versions"]["trl"] and written["versions"]["torch"]
-    check_adapter(version.uri, MAX_RANK)
+    check_adapter(version.uri, MAX_RANK, version.sha256)
 
 
 def test_publishing_again_returns_what_is_there(config: Any, tmp_path: Path) -> None:
@@ -71,12 +71,12 @@ def test_other_weights_get_another_name(config: Any, tmp_path: Path) -> None:
 def test_works_on_object_storage_uris(tmp_path: Path) -> None:
     config = Config(home="memory://bucket/kto", store_url="sqlite:////tmp/unused.db")
     version = published(config, tmp_path / "checkpoint")
-    check_adapter(version.uri, MAX_RANK)
+    check_adapter(version.uri, MAX_RANK, version.sha256)
     assert version.uri.startswith("memory://")
     fs = fsspec.filesystem("memory")
     fs.pipe_file(f"{version.uri}/adapter_model.safetensors", b"cut")
     with pytest.raises(ValueError, match="truncated"):
-        check_adapter(version.uri, MAX_RANK)
+        check_adapter(version.uri, MAX_RANK, version.sha256)
 
 
 def damaged(value: float, dtype: torch.dtype = torch.float32) -> dict[str, torch.Tensor]:
@@ -96,6 +96,10 @@ BAD = {
     "lm_head target": (dict(target_modules=["q_proj", "lm_head"]), "lm_head"),
     "lm_head saved": (dict(modules_to_save=["lm_head"]), "lm_head"),
     "lm_head weights": (dict(weights=tensors() | {"base_model.model.lm_head.weight": torch.ones(2, 2)}), "lm_head"),
+    "no LoRA": (dict(peft_type="IA3"), "peft_type"),
+    "no rank": (dict(r=None), "r: Input should be"),
+    "a rank in words": (dict(r="16"), "r: Input should be"),
+    "patterns in words": (dict(rank_pattern={"q_proj": "many"}), "rank_pattern.q_proj"),
     "quantized type": (dict(weights=tensors() | {f"{LAYER}.x": torch.ones(2, dtype=torch.int8)}), "I8"),
 }
 
@@ -115,7 +119,44 @@ def test_a_bad_adapter_is_refused_where_it_was_published(
     version = published(config, tmp_path / "checkpoint")
     write(Path(version.uri), **settings)
     with pytest.raises(ValueError, match=fault):
-        check_adapter(version.uri, MAX_RANK)
+        check_adapter(version.uri, MAX_RANK, version.sha256)
+
+
+@pytest.mark.parametrize("config_file", ["{}", "[]", "", '{"peft_type": "LORA"}', '{"r": 4}', "null", '{"r": 4'])
+def test_a_config_that_is_none_is_refused_in_words(config: Any, tmp_path: Path, config_file: str) -> None:
+    version = published(config, tmp_path / "checkpoint")
+    (Path(version.uri) / "adapter_config.json").write_text(config_file)
+    with pytest.raises(ValueError, match=r"adapter_config\.json is damaged.*export it again"):
+        check_adapter(version.uri, MAX_RANK, version.sha256)
+
+
+@pytest.mark.parametrize("written", ["{}", "[]", "", '{"files": {}}', '{"files": {"adapter_config.json": {}}}'])
+def test_a_manifest_that_is_none_is_refused_in_words(config: Any, tmp_path: Path, written: str) -> None:
+    version = published(config, tmp_path / "checkpoint")
+    (Path(version.uri) / "manifest.json").write_text(written)
+    with pytest.raises(ValueError, match="manifest"):
+        check_adapter(version.uri, MAX_RANK, version.sha256)
+
+
+def test_weights_exchanged_with_their_manifest_are_not_those_of_the_store(config: Any, tmp_path: Path) -> None:
+    version = published(config, tmp_path / "checkpoint")
+    write(Path(version.uri), tensors(dtype=torch.bfloat16))
+    manifest = json.loads((Path(version.uri) / "manifest.json").read_text())
+    for name, told in manifest["files"].items():
+        told["sha256"] = sha256_of((Path(version.uri) / name).read_bytes())
+    (Path(version.uri) / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(ValueError, match="the store knows it by"):
+        check_adapter(version.uri, MAX_RANK, version.sha256)
+
+
+def test_a_damaged_copy_is_fetched_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KTO_RAY_CACHE", str(tmp_path / "cache"))
+    version = published(Config(home="memory://copies/kto", store_url="sqlite:////tmp/unused.db"), tmp_path / "made")
+    held = Path(fetch(version.uri, MAX_RANK, version.sha256))
+    (held / "adapter_model.safetensors").write_bytes(b"cut")
+    assert fetch(version.uri, MAX_RANK, version.sha256) == str(held)
+    check_adapter(str(held), MAX_RANK, version.sha256)
+    assert [file.name for file in held.parent.iterdir()] == [held.name], "nothing staged is left"
 
 
 @pytest.mark.parametrize("name", ["adapter_config.json", "adapter_model.safetensors", "manifest.json"])
@@ -123,12 +164,12 @@ def test_a_missing_file_is_named(config: Any, tmp_path: Path, name: str) -> None
     version = published(config, tmp_path / "checkpoint")
     (Path(version.uri) / name).unlink()
     with pytest.raises(ValueError, match=name):
-        check_adapter(version.uri, MAX_RANK)
+        check_adapter(version.uri, MAX_RANK, version.sha256)
 
 
 def test_a_missing_adapter_is_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="does not exist"):
-        check_adapter(str(tmp_path / "nothing"), MAX_RANK)
+        check_adapter(str(tmp_path / "nothing"), MAX_RANK, "a" * 64)
 
 
 @pytest.mark.parametrize("pickle", ["adapter_model.bin", "adapter_model.pt"])
@@ -140,7 +181,7 @@ def test_a_pickle_is_refused_with_or_without_safetensors(config: Any, tmp_path: 
         if remove:
             weights.unlink()
         with pytest.raises(ValueError, match="pickle"):
-            check_adapter(version.uri, MAX_RANK)
+            check_adapter(version.uri, MAX_RANK, version.sha256)
 
 
 @pytest.mark.parametrize("keep", [0, 4, 100, -1])
@@ -149,14 +190,7 @@ def test_truncated_weights_are_refused(config: Any, tmp_path: Path, keep: Any) -
     weights = Path(version.uri) / "adapter_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:keep])
     with pytest.raises(ValueError, match="truncated"):
-        check_adapter(version.uri, MAX_RANK)
-
-
-def test_a_config_that_is_not_json_is_refused(config: Any, tmp_path: Path) -> None:
-    version = published(config, tmp_path / "checkpoint")
-    (Path(version.uri) / "adapter_config.json").write_text('{"r": 4')
-    with pytest.raises(ValueError, match="not JSON"):
-        check_adapter(version.uri, MAX_RANK)
+        check_adapter(version.uri, MAX_RANK, version.sha256)
 
 
 def test_sound_but_other_weights_are_refused(config: Any, tmp_path: Path) -> None:
@@ -165,4 +199,4 @@ def test_sound_but_other_weights_are_refused(config: Any, tmp_path: Path) -> Non
     weights[f"{LAYER}.lora_A.weight"] += 0.5
     save_file(weights, Path(version.uri) / "adapter_model.safetensors")
     with pytest.raises(ValueError, match="changed after it was published"):
-        check_adapter(version.uri, MAX_RANK)
+        check_adapter(version.uri, MAX_RANK, version.sha256)

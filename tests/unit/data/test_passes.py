@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 
 import numpy as np
+import pytest
 
+from kto_ray.config import Config
 from kto_ray.config.serving import ModelSection
-from kto_ray.data import passes
+from kto_ray.data import encoded, passes
 from kto_ray.data.tokens import load_tokenizer
 from kto_ray.feedback.labels import examples
 from kto_ray.model import resolve_model
@@ -16,19 +18,49 @@ from tests.support.rows import completion, thumb
 
 def test_rows_carry_their_text_and_the_integers_that_decide() -> None:
     found = examples(completion(), [thumb("f1")])
-    table = passes._raw(found, "salt", 0.9)
+    table = passes._raw(found, Config())
     (row,) = table.select(["completion_id", "answer", "label", "created_at"]).to_pylist()
     assert row == {"completion_id": "c1", "answer": "Hello.", "label": True, "created_at": 200.0}
     assert "ann" not in json.dumps(table.select(["user_hash", "messages"]).to_pylist()), "a user travels hashed"
 
 
-def test_a_row_that_cannot_be_trained_on_keeps_its_place_and_its_fault() -> None:
-    tokenizer = load_tokenizer(resolve_model(ModelSection()), None)
+def test_a_row_that_cannot_be_trained_on_is_kept_with_its_fault() -> None:
+    path = resolve_model(ModelSection())
     long = completion("c2", messages=({"role": "user", "content": "why " * 100},))
-    table = passes._raw([*examples(completion(), [thumb("f1")]), *examples(long, [thumb("f2", "c2")])], "s", 1.0)
-    rows = passes._tokenized(table, tokenizer, 64).to_pylist()
-    assert [passes.FAULTS[row["fault"]] for row in rows] == ["", "too_long"]
-    assert tokenizer.decode(rows[0]["completion_ids"]).startswith("Hello.") and rows[1]["prompt_ids"] == []
+    image = completion("c3", messages=({"role": "user", "content": [{"type": "image_url"}]},))
+    table = passes._raw([e for c in (completion(), long, image) for e in examples(c, [thumb("f1", c.id)])], Config())
+    rows = encoded.block(table, lambda: load_tokenizer(path, None), 64).to_pylist()
+    assert [encoded.FAULTS[row["fault"]] for row in rows] == ["", "too_long", "unrenderable"]
+    assert load_tokenizer(path, None).decode(rows[0]["completion_ids"]) == "Hello.<|im_end|>"
+    assert rows[1]["prompt_ids"] == rows[2]["prompt_ids"] == []
+
+
+def test_rows_of_the_engine_need_no_tokenizer() -> None:
+    served = dict(prompt_ids=pack(5, 6, 7), answer_ids=pack(8, 2), base=Config().model.mark)
+    found = [e for i in range(3) for e in examples(completion(f"c{i}", **served), [thumb("f", f"c{i}")])]
+    table = passes._raw(found, Config()).slice(1)
+    rows = encoded.block(table, lambda: pytest.fail("no text is looked at"), 64)
+    assert rows["prompt_ids"].to_pylist() == [[5, 6, 7]] * 2 and rows["completion_ids"].to_pylist() == [[8, 2]] * 2
+    assert rows["completion_id"].to_pylist() == ["c1", "c2"]
+
+
+def test_ids_that_cannot_be_used_as_they_are() -> None:
+    path, mark = resolve_model(ModelSection()), Config().model.mark
+    other, cut, full = (
+        dict(prompt_ids=pack(*range(9)), answer_ids=pack(*range(20)), base="another model"),
+        dict(prompt_ids=pack(*range(9)), answer_ids=pack(*range(20)), base=mark),
+        dict(prompt_ids=pack(*range(16)), answer_ids=pack(8), base=mark),
+    )
+    made = [completion(f"c{i}", **ids) for i, ids in enumerate((other, cut, full))]
+    table = passes._raw([e for c in made for e in examples(c, [thumb("f", c.id)])], Config())
+    rows = encoded.block(table, lambda: load_tokenizer(path, None), 16).to_pylist()
+    assert rows[0]["prompt_ids"] != list(range(9)) and rows[0]["fault"] == 2, "rendered by this model's template"
+    assert rows[1]["completion_ids"] == list(range(16))
+    assert encoded.FAULTS[rows[2]["fault"]] == "too_long"
+
+
+def pack(*ids: int) -> bytes:
+    return np.array(ids, "<i4").tobytes()
 
 
 def test_ids_are_found_among_sorted_ones() -> None:

@@ -10,6 +10,7 @@ import pytest
 from kto_ray.config import Config
 from kto_ray.evaluate.ask import guard_answers
 from kto_ray.evaluate.suites import GUARD_PROMPTS
+from kto_ray.records.evaluation import Tokens
 
 
 class Handle:
@@ -24,8 +25,8 @@ class Handle:
 
     def remote(self, body: dict[str, Any], adapter: str) -> Any:
         self.asked.append((body, adapter))
-        choice = {"message": {"content": adapter}, "finish_reason": "stop"}
-        told = {"error": {"message": self.error}} if self.error else {"choices": [choice]}
+        choice = {"message": {"content": adapter}, "finish_reason": "stop", "token_ids": [3]}
+        told = {"error": {"message": self.error}} if self.error else {"prompt_token_ids": [1, 2], "choices": [choice]}
         return iter([json.dumps(told)])
 
 
@@ -35,6 +36,7 @@ def test_both_are_asked_the_same_with_the_same_seeds() -> None:
     candidate, champion = guard_answers(config, handle, ("policy@v1", None))
     assert [a.text for a in candidate] == ["policy@v1"] * len(GUARD_PROMPTS)
     assert [a.text for a in champion] == ["policy@base"] * len(GUARD_PROMPTS)
+    assert {a.tokens for a in candidate} == {Tokens((1, 2), (3,))}, "those that the engine read and said"
     assert [a.prompt for a in candidate] == [a.prompt for a in champion] == list(GUARD_PROMPTS)
     bodies = [body for body, _ in handle.asked]
     assert bodies[: len(GUARD_PROMPTS)] == bodies[len(GUARD_PROMPTS) :]

@@ -10,7 +10,7 @@ from kto_ray.adapters.publish import publish
 from kto_ray.config import Config
 from kto_ray.loop import work
 from kto_ray.records.adapters import AdapterVersion
-from kto_ray.records.evaluation import GateDecision, GuardAnswer
+from kto_ray.records.evaluation import GateDecision, GuardAnswer, Tokens
 from kto_ray.records.snapshots import SnapshotManifest
 from tests.support.provenance import seal
 from tests.support.tiny import tiny_model
@@ -47,7 +47,7 @@ def test_the_gate_reads_the_held_out_rows_and_measures_the_candidate(
 ) -> None:
     manifest, uri = seal(tmp_path, {"train": [("c1", "ann")], "holdout": [("c2", "bo"), ("c3", "cy")]}, 1)
     candidate = adapter(config, manifest, tmp_path / "adapter", noise)
-    answers = [GuardAnswer(HI, "Hello there.", "stop")]
+    answers = [GuardAnswer(HI, "Hello there.", "stop", Tokens((1, 2, 3), (4, 5)))]
     report = work.gate(config, candidate, None, uri, answers, answers)
     assert report.adapter == candidate.name and report.metrics["n_holdout_users"] == 2.0
     assert (report.metrics["kl_base"] != 0.0) is (noise > 0), "the base itself is no nat away"

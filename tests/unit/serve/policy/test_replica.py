@@ -86,13 +86,19 @@ def test_it_holds_what_is_wanted_and_lets_go_once_nothing_uses_it(config: Config
     asyncio.run(act())
 
 
-@pytest.mark.parametrize("damage", ["the engine refuses it", "its file has changed"])
+@pytest.mark.parametrize(
+    "damage", ["the engine refuses it", "its file has changed", "its config is empty", "its manifest names no files"]
+)
 def test_what_cannot_be_loaded_is_told_and_not_held(config: Config, sqlite_store: Store, damage: str) -> None:
     async def act() -> None:
         version = challenger(config, sqlite_store, 1)
         replica = policy(config, sqlite_store, (version.name,) if "engine" in damage else ())
-        if "file" in damage:
+        if "its file" in damage:
             Path(version.uri, "adapter_model.safetensors").write_bytes(b"changed")
+        if "config" in damage:
+            Path(version.uri, "adapter_config.json").write_text('{"peft_type": "LORA"}')
+        if "manifest" in damage:
+            Path(version.uri, "manifest.json").write_text("{}")
         await replica._reconcile()
         report = reported(sqlite_store)
         assert report.held == () and set(report.errors) == {version.name}
