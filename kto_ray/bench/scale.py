@@ -96,9 +96,10 @@ def table(report: Mapping[str, Any]) -> Table:
 def _grow(store: Store, before: int, size: int, tell: Tell) -> None:
     fill(store, before, size, 0, tell)
     waiting = range(int(before * PENDING_SHARE), int(size * PENDING_SHARE))
+    now = time.time()
     with store.write() as tx:
         for i in waiting:
-            feedback.record(tx, Feedback(f"late-{i:07}", 1.0, FeedbackKind.THUMB, f"unknown-{i}", user="u", value=True))
+            feedback.record(tx, Feedback(f"late-{i:07}", now, FeedbackKind.THUMB, f"unknown-{i}", user="u", value=True))
     step = {"step": 1, "loss": 0.5, "kl": 0.1, "margin": 0.2, "tokens": 900, "seconds": 1.0}
     with store.write() as tx:
         came = tallies.total(tx).came

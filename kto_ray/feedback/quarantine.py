@@ -66,8 +66,12 @@ def why_held(event: Feedback, past: Past, rules: FeedbackSection) -> Why | None:
     edits = sum(one.kind is FeedbackKind.EDIT for one in today)
     if event.kind is FeedbackKind.EDIT and edits >= rules.newcomer_edits:
         return Why.NEW_USER_EDITS
-    settled = past.began_at is not None and event.created_at - past.began_at > 2 * rules.newcomer_days * DAY_S
-    return Why.NEWCOMER if settled else None
+    return Why.NEWCOMER if settled(event.created_at, past.began_at, rules) else None
+
+
+def settled(now: float, began_at: float | None, rules: FeedbackSection) -> bool:
+    """Whether a store has listened for so long that it can tell newcomers from people: those wait."""
+    return began_at is not None and now - began_at > 2 * rules.newcomer_days * DAY_S
 
 
 def back(event: Feedback, past: Past, rules: FeedbackSection) -> bool:
@@ -78,7 +82,8 @@ def back(event: Feedback, past: Past, rules: FeedbackSection) -> bool:
 
 
 def held(events: Iterable[Feedback], rules: FeedbackSection) -> dict[str, Why]:
-    """Which of a whole history wait, by id: each looked at when it was said, newcomers let go when they came back."""
+    """Which of a whole history wait, by id: each looked at when it was said, newcomers let go when they came back, and
+    once the store is settled, those held who came before that and have not come back since."""
     said: list[Feedback] = []
     found: dict[str, Why] = {}
     for event in sorted(events, key=lambda one: one.seq or 0):
@@ -92,6 +97,10 @@ def held(events: Iterable[Feedback], rules: FeedbackSection) -> dict[str, Why]:
         if why is not None:
             found[event.id] = why
         said.append(event)
+    if said and settled(said[-1].created_at, said[0].created_at, rules):
+        returned = {one.user for i, one in enumerate(said) if back(one, _past(said[:i], one, rules), rules)}
+        once = (one for one in said if one.user is not None and one.user not in returned)
+        found = {one.id: Why.NEWCOMER for one in once} | found
     return found
 
 
@@ -100,7 +109,7 @@ def _past(said: Sequence[Feedback], event: Feedback, rules: FeedbackSection) -> 
     edits = [one for one in said if one.kind is FeedbackKind.EDIT][-EDITS:]
     return Past(
         own=own[::-1][: rules.flood_events],
-        first_at=own[0].created_at if own else None,
+        first_at=min((one.created_at for one in own), default=None),
         began_at=said[0].created_at if said else None,
         same_text=len({one.user or one.id for one in edits if one.text == event.text and one.user != event.user}),
     )

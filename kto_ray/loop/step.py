@@ -22,6 +22,7 @@ import sqlalchemy as sa
 from ray.serve.handle import DeploymentHandle
 
 from kto_ray.config import Config
+from kto_ray.feedback.quarantine import Why
 from kto_ray.loop import work
 from kto_ray.loop.decide import Failed, Job, Running, Seen, Trial, decide
 from kto_ray.loop.moves import Begin, Change, Move, Start, perform
@@ -35,6 +36,7 @@ from kto_ray.store import (
     joining,
     leases,
     open_store,
+    quarantine,
     replicas,
     requests,
     rollouts,
@@ -70,6 +72,7 @@ class Loop:
         self._renewed = float("-inf")
         self._job: tuple[tuple[int, Stage, int], ray.ObjectRef] | None = None
         self._shown: TrainProgress | None = None
+        self._swept: int | None = 0  # the store's youth has been looked at up to here; None: all of it
         self._joined = ""  # pending feedback has been looked at up to here
 
     def step(self) -> None:
@@ -82,12 +85,16 @@ class Loop:
         rules = self._config.feedback
         with self._store.read() as tx:
             pending = joining.overlooked(tx, self._joined, time.time() - rules.pending_days * DAY_S)
+            sweep = None if self._swept is None else quarantine.youth(tx, self._swept, rules)
             asked = requests.asked(tx)
-        self._joined = pending.after
+        self._joined, self._swept = pending.after, sweep.after if sweep else None
         if pending.found or pending.stale:
             with self._act() as tx:
                 joining.join(tx, pending.found, rules)
                 joining.expire(tx, pending.stale)
+        if sweep and sweep.found:
+            with self._act() as tx:
+                quarantine.hold(tx, sweep.found, Why.NEWCOMER)
         for request, act in asked:
             self._obey(self._observe(), request, act)
         seen = self._observe(with_job=True)

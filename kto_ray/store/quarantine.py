@@ -10,7 +10,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from kto_ray.config.capture import FeedbackSection
-from kto_ray.feedback.quarantine import DAY_S, EDITS, Past, Why, back, judges, why_held
+from kto_ray.feedback.quarantine import DAY_S, EDITS, Past, Why, back, judges, settled, why_held
 from kto_ray.records.completions import Arm
 from kto_ray.records.feedback import Feedback, FeedbackKind, Held
 from kto_ray.store import labels, tallies
@@ -19,17 +19,25 @@ from kto_ray.store.schema import EDIT, WAITING, feedback
 from kto_ray.store.tallies import Tally
 
 COUNTED = 10_000  # of the newest held events, by reason
+SWEPT = 50  # events at once
 CHUNK = 500  # events of one transaction's step
 BEGAN = "began_at"  # of a connection's info: when the store was first told a judgement, which does not change
 IMPORTED = "fb-import-"  # ids of what an operator imported: it says nothing of how long the store has listened
 
 f = feedback.c
-# As `judges` says.
-_judgement = (f.value.is_not(None) | (f.kind == FeedbackKind.EDIT.value)) & ~f.reviewer & f.parent.is_(None)
+
+
+def _judgement_of(f: Any) -> sa.ColumnElement[bool]:
+    """As `judges` says."""
+    return sa.and_(f.value.is_not(None) | (f.kind == FeedbackKind.EDIT.value), ~f.reviewer, f.parent.is_(None))
+
+
+_judgement = _judgement_of(feedback.c)
+_told = _judgement & ~f.id.startswith(IMPORTED)
 
 
 class Looking:
-    """Looks at events one after the other, and remembers what it has read and seen: one question a user, however many
+    """Looks at events one after the other, and remembers what it has read and seen: few questions a user, however many
     of theirs come together."""
 
     def __init__(self, tx: sa.Connection, rules: FeedbackSection) -> None:
@@ -61,51 +69,85 @@ class Looking:
         """Remember an event as its user's newest."""
         if event.seq is None and event.user in self._own and judges(event):
             own = self._own[event.user]
-            first_at = event.created_at if own.first_at is None else own.first_at
-            self._own[event.user] = _Own((event, *own.newest[: self._rules.flood_events - 1]), first_at)
+            first_at = event.created_at if own.first_at is None else min(own.first_at, event.created_at)
+            self._own[event.user] = _Own((event, *own.today[: self._rules.flood_events - 1]), first_at)
 
     def _past(self, event: Feedback) -> Past:
         same = _namesakes(self._tx, event) if event.kind is FeedbackKind.EDIT else 0
         if event.user is None:
             return Past((), None, None, same)
-        if event.seq is not None:  # it has waited: what came behind it is no past
+        own = self._own.get(event.user) if event.seq is None else None  # one that has waited has a past of its own
+        if own is None:
             own = _own_of(self._tx, event.user, event, self._rules)
-        elif (known := self._own.get(event.user)) is not None:
-            own = known
-        else:
-            own = self._own[event.user] = _own_of(self._tx, event.user, event, self._rules)
-        return Past(own.newest, own.first_at, _began(self._tx), same)
+            if event.seq is None:
+                self._own[event.user] = own
+        return Past(own.today, own.first_at, _began(self._tx), same)
 
 
 @dataclass(frozen=True, slots=True)
 class _Own:
     """A user's judgements of the last day, newest first, at most `flood_events`; and when they first judged."""
 
-    newest: Sequence[Feedback]
+    today: Sequence[Feedback]
     first_at: float | None
 
 
 def _own_of(tx: sa.Connection, user: str, event: Feedback, rules: FeedbackSection) -> _Own:
-    theirs = _judgement & (f.user == user) & _before(event)
-    first = sa.select(f.created_at).where(theirs).order_by(f.seq).limit(1).scalar_subquery()
-    today = sa.select(f.id, f.created_at, f.kind, f.completion_id, f.value).where(theirs)
-    newest = today.where(f.created_at > event.created_at - DAY_S).order_by(f.seq.desc()).limit(rules.flood_events)
-    of, one = sa.select(first.label("first_at")).subquery(), newest.add_columns(f.seq).subquery()
-    query = sa.select(of.c.first_at, one).select_from(of.outerjoin(one, sa.true())).order_by(one.c.seq.desc())
-    rows = tx.execute(query).all()
-    own = [
+    asked = {"user": user, "seq": event.seq or LAST, "since": event.created_at - DAY_S}
+    today = [
         Feedback(row.id, row.created_at, FeedbackKind(row.kind), row.completion_id, user, row.value)
-        for row in rows
-        if row.id is not None
+        for row in tx.execute(_TODAY, {**asked, "most": rules.flood_events})
     ]
-    return _Own(own, rows[0].first_at)
+    return _Own(today, tx.execute(_FIRST, asked).scalar())
 
 
 def _free(tx: sa.Connection, user: str) -> None:
     """Let what a newcomer said count, with all that was spread from it, now that they came back."""
-    waiting = _waiting(Why.NEWCOMER) & (f.user == user)
-    if tx.execute(sa.select(f.id).where(waiting).limit(1)).first() is not None:
-        _settle(tx, waiting, Held.RELEASED)
+    if tx.execute(_NEWCOMER, {"user": user}).first() is not None:
+        _settle(tx, _waiting(Why.NEWCOMER) & (f.user == user), Held.RELEASED)
+
+
+@dataclass(frozen=True, slots=True)
+class Sweep:
+    """Judgements of a store's youth whose users have not come back: once it is settled, they wait too. `after` says
+    where to go on, in the order of the store; None when all have been looked at."""
+
+    found: tuple[str, ...]
+    after: int | None
+
+
+def youth(tx: sa.Connection, after: int, rules: FeedbackSection) -> Sweep:
+    """Look at the next judgements of the store's youth, in a reading transaction; at none before it is settled, by the
+    time of its newest judgement."""
+    if rules.newcomer_days == 0:
+        return Sweep((), None)
+    began = _began(tx)
+    newest = tx.execute(sa.select(f.created_at).where(_told).order_by(f.seq.desc()).limit(1)).scalar()
+    if began is None or newest is None or not settled(newest, began, rules):
+        return Sweep((), after)
+    span = rules.newcomer_days * DAY_S
+    batch = sa.select(feedback).where(f.seq > after).order_by(f.seq).limit(SWEPT).subquery()
+    b, of_user = batch.c, feedback.alias()
+    own = (of_user.c.user == b.user) & _judgement_of(of_user.c)
+    told = sa.select(of_user.c.created_at).where(own).limit(1)
+    first = told.order_by(of_user.c.created_at).scalar_subquery()
+    last = told.order_by(of_user.c.created_at.desc()).scalar_subquery()
+    counts = _judgement_of(b) & b.user.is_not(None) & b.held.is_(None) & ~b.id.startswith(IMPORTED)
+    once = sa.case((counts, last - first < span), else_=sa.false())
+    rows = tx.execute(sa.select(b.id, b.seq, b.created_at, once.label("once")).order_by(b.seq)).all()
+    over = not rows or rows[-1].created_at > began + 2 * span
+    return Sweep(tuple(row.id for row in rows if row.once), None if over else rows[-1].seq)
+
+
+def hold(tx: sa.Connection, found: Sequence[str], why: Why) -> None:
+    """Have events wait that counted until now, and what was spread from them."""
+    for ids in _chunks(list(found)):
+        chosen = (f.id.in_(ids) | f.parent.in_(ids)) & f.held.is_(None)
+        rows = tx.execute(sa.select(f.id, f.completion_id).where(chosen)).all()
+        affected = {row.completion_id for row in rows if row.completion_id is not None}
+        labels.lock(tx, affected)
+        now_held = feedback.update().where(chosen).values(held=Held.HELD.value, held_why=why.value)
+        tallies.add(tx, Tally(held=tx.execute(now_held).rowcount) + labels.refresh(tx, affected))
 
 
 def release(tx: sa.Connection, chosen: Sequence[str]) -> int:
@@ -162,23 +204,31 @@ def _settle(
     return sum(bool(row.counted) for row in found)
 
 
-def _before(event: Feedback) -> sa.ColumnElement[bool]:
-    """What was said before an event; one that has no place yet comes after all."""
-    return sa.true() if event.seq is None else f.seq < event.seq
+# Built once: to build a statement takes longer than SQLite takes to answer it. An event that has no place in the order
+# yet comes after all.
+LAST = 2**62
+_theirs = _judgement & (f.user == sa.bindparam("user")) & (f.seq < sa.bindparam("seq"))
+_FIRST = sa.select(f.created_at).where(_theirs).order_by(f.created_at).limit(1)
+_TODAY = (
+    sa.select(f.id, f.created_at, f.kind, f.completion_id, f.value)
+    .where(_theirs, f.created_at > sa.bindparam("since"))
+    .order_by(f.created_at.desc(), f.seq.desc())
+    .limit(sa.bindparam("most", type_=sa.Integer))
+)
+_NEWCOMER = sa.select(f.id).where(_waiting(Why.NEWCOMER), f.user == sa.bindparam("user")).limit(1)
 
 
 def _began(tx: sa.Connection) -> float | None:
     known: float | None = tx.info.get(BEGAN)
     if known is None:
-        told = _judgement & ~f.id.startswith(IMPORTED)
-        known = tx.execute(sa.select(f.created_at).where(told).order_by(f.seq).limit(1)).scalar()
+        known = tx.execute(sa.select(f.created_at).where(_told).order_by(f.seq).limit(1)).scalar()
         tx.info[BEGAN] = known
     return known
 
 
 def _namesakes(tx: sa.Connection, event: Feedback) -> int:
     """Other users who gave this text among the newest edits."""
-    edits = sa.select(f.id, f.user, f.text).where(EDIT, _judgement, _before(event))
+    edits = sa.select(f.id, f.user, f.text).where(EDIT, _judgement, f.seq < (event.seq or LAST))
     newest = edits.order_by(f.seq.desc()).limit(EDITS).subquery()
     same = (newest.c.text == event.text) & newest.c.user.is_distinct_from(event.user)
     query = sa.select(sa.func.count(sa.distinct(sa.func.coalesce(newest.c.user, newest.c.id)))).where(same)

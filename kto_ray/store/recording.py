@@ -154,7 +154,7 @@ class Batch:
         most = self._rules.max_events
         if answers and self._said[answers[0].id] < most:
             return None
-        if not answers and event.completion_id is None:
+        if not answers and event.completion_id is None and event.external is None:
             return None
         self._write()
         some = sa.select(f.id).where(_beside(event, answers)).limit(most).subquery()
@@ -168,8 +168,14 @@ class Batch:
 
 def _beside(event: Feedback, answers: Sequence[Judged]) -> sa.ColumnElement[bool]:
     """The events that share an allowance with this one."""
-    if not answers:
+    if not answers and event.completion_id is not None:
         return f.named_completion == event.completion_id
+    if not answers:
+        ref = event.external
+        assert ref is not None
+        on = (f.external_system == ref.system) & (f.external_conversation == ref.conversation)
+        on &= f.external_message.is_not_distinct_from(ref.message) & f.completion_id.is_(None)
+        return on & f.user.is_not_distinct_from(event.user) & f.principal.is_not_distinct_from(event.principal)
     on = (f.completion_id == answers[0].id) & f.parent.is_(None)
     if not (theirs(answers[0], event) or event.reviewer):
         return on & (f.held_why == Why.STRANGER.value)

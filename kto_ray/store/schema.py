@@ -127,7 +127,7 @@ feedback = Table(
     Index("ix_feedback_named_completion", "named_completion"),
     Index("ix_feedback_external", "external_system", "external_conversation", "external_message"),
     Index("ix_feedback_created_at", "created_at"),
-    Index("ix_feedback_user", "user", "seq"),
+    Index("ix_feedback_user", "user", "created_at"),
 )
 PENDING = feedback.c.completion_id.is_(None) & feedback.c.held.is_(None)  # an orphan is dropped, and waits no longer
 WAITING = feedback.c.held == text("'held'")

@@ -96,7 +96,8 @@ def test_a_token_speaks_of_its_answer_alone_and_is_over_at_last(api: Api) -> Non
     stored(api, "c2")
     claim = Claim("c1", "ann", None, time.time() + 60)
     token = sign(api.config.salt, claim)
-    for body in ({"completion_id": "c2"}, {"user": "bob"}, {"external": {"conversation": "k", "message": "m"}}):
+    others: list[Any] = [{"completion_id": "c2"}, {"user": "bob"}, {"external": {"conversation": "k", "message": "m"}}]
+    for body in others:
         told = by_token(api, token, **body)
         assert (told.status_code, told.json()["error"]["code"]) == (403, "not_of_this_token")
     over = sign(api.config.salt, Claim("c1", "ann", None, time.time() - 1))
@@ -120,9 +121,9 @@ def test_a_conversation_is_judged_by_its_last_turn(api: Api) -> None:
     names = []
     for turn in ("1", "2"):
         headers = {"X-Kto-Chat-Id": "k", "X-Kto-Message-Id": turn}
-        asked = {"messages": [{"role": "user", "content": "Hi"}], "user": "ann"}
-        names.append(api.client.post("/v1/chat/completions", json=asked, headers=headers).json()["id"])
-    body: dict[str, Any] = {"external": {"conversation": "k"}, "kind": "thumb", "value": True, "user": "ann"}
+        ask = {"messages": [{"role": "user", "content": "Hi"}], "user": "ann"}
+        names.append(api.client.post("/v1/chat/completions", json=ask, headers=headers).json()["id"])
+    body: Any = {"external": {"conversation": "k"}, "kind": "thumb", "value": True, "user": "ann"}
     told = api.client.post("/v1/feedback", json=body)
     assert (told.status_code, told.json()["completion_id"]) == (201, names[1])
     assert [labels(api, name) for name in names] == [[], [("ann", "up")]]

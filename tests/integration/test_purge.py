@@ -105,7 +105,7 @@ def test_a_purged_and_retrained_adapter_is_that_of_a_run_that_never_saw_the_user
     assert asked.exit_code == 1 and "for good?" in asked.stderr
     planned = command("purge", "xaver", "--dry-run", *settings(seen, model))
     told = command("purge", "xaver", "--retrain", "--yes", *settings(seen, model))
-    assert planned["rows"] == told["rows"] == {"completions": 27, "feedback": 55, "feedback_of_others": 54}
+    assert planned["rows"] == told["rows"] == {"completions": 27, "feedback": 82, "feedback_of_others": 27}
     (affected,) = told["snapshots"]
     assert affected["snapshot"] == first["snapshot"] and affected["rows"]["train"] > 4
     assert told["adapters"] == [{"adapter": first["adapter"], "aliases": ["champion"]}]

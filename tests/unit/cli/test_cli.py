@@ -16,8 +16,9 @@ import pytest
 from kto_ray.app import _as_ctrl_c, check_home, check_keys
 from kto_ray.config import load_config
 from kto_ray.records.keys import Scope
-from kto_ray.store import keys, leases, open_store, schema
+from kto_ray.store import completions, feedback, keys, leases, open_store, schema
 from tests.support.provenance import seal
+from tests.support.rows import completion, thumb
 
 KTO_RAY = [sys.executable, "-m", "kto_ray"]
 
@@ -56,6 +57,38 @@ def test_import_export_and_again(tmp_path: Path) -> None:
     exported = run("feedback", "export", str(tmp_path / "out.jsonl"), "--json", "--set", home)
     assert json.loads(exported.stdout)["exported"] == 7
     assert len((tmp_path / "out.jsonl").read_text().splitlines()) == 7
+
+
+def test_a_later_file_with_another_label_is_a_second_thought(tmp_path: Path) -> None:
+    home = f"home={tmp_path}/home"
+    for name, label in (("up", True), ("down", False), ("up", True)):
+        row = {"prompt": "q", "completion": "a", "label": label, "user": "u"}
+        (tmp_path / name).write_text(json.dumps(row))
+        run("feedback", "import", str(tmp_path / name), "--set", home)
+    labels = json.loads(run("status", "--json", "--set", home).stdout)["loop"]["labels"]
+    assert (labels["desirable"], labels["undesirable"]) == (0, 1)
+
+
+def test_what_is_held_is_shown_released_and_dropped(tmp_path: Path) -> None:
+    home = f"home={tmp_path}/home"
+    store = open_store(f"sqlite:///{tmp_path}/home/kto.db")
+    with store.write() as tx:
+        for i in range(33):
+            completions.insert(tx, completion(f"c{i}"))
+            feedback.record(tx, thumb(f"f{i}", f"c{i}"))
+    store.close()
+    shown = json.loads(run("feedback", "held", "--json", "--set", home).stdout)
+    assert shown["held"] == {"burst": 3} and [event["id"] for event in shown["events"]] == ["f30", "f31", "f32"]
+    assert "burst" in run("feedback", "held", "--set", home).stdout
+    assert "3 held (3 burst)" in run("status", "--set", home).stdout
+    assert json.loads(run("feedback", "drop", "f30", "--json", "--set", home).stdout) == {"dropped": 1}
+    released = run("feedback", "release", "--why", "burst", "--user", "ann", "--json", "--set", home)
+    assert json.loads(released.stdout) == {"released": 2}
+    labels = json.loads(run("status", "--json", "--set", home).stdout)["loop"]["labels"]
+    assert labels["desirable"] == 32
+    for wrong, words in (((), "name either ids"), (("--why", "boredom"), "reasons are: same_text")):
+        told = run("feedback", "release", *wrong, "--set", home)
+        assert told.returncode == 2 and words in told.stderr
 
 
 def test_a_broken_import_stores_nothing(tmp_path: Path) -> None:

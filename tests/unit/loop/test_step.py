@@ -12,7 +12,7 @@ import sqlalchemy as sa
 from kto_ray.config import Config
 from kto_ray.loop.actor import Controller
 from kto_ray.loop.decide import Failed
-from kto_ray.loop.step import Loop, LostLease
+from kto_ray.loop.step import DAY_S, Loop, LostLease
 from kto_ray.records.requests import Act, Done, Refused
 from kto_ray.records.rounds import Ended, Outcome, Stage
 from kto_ray.records.training import TrainProgress
@@ -22,10 +22,12 @@ from kto_ray.store import (
     completions,
     evaluation,
     feedback,
+    quarantine,
     requests,
     rollouts,
     rounds,
     schema,
+    tallies,
     trainings,
 )
 from tests.support.loop import V1, Jobs, hold, labels, until
@@ -156,12 +158,40 @@ def test_an_operator_is_obeyed_and_answered_at_once(loop: Loop, sqlite_store: St
 
 def test_feedback_that_two_transactions_missed_is_joined(loop: Loop, sqlite_store: Store) -> None:
     with sqlite_store.write() as tx:
-        feedback.record(tx, replace(thumb("late", "c1", "ann")))
+        feedback.record(tx, replace(thumb("late", "c1", "ann"), created_at=time.time()))
         completions.insert(tx, completion("other", "ann"))
         tx.exec_driver_sql("UPDATE completions SET id = 'c1' WHERE id = 'other'")  # arrived unseen by the event
     loop.step()
     with sqlite_store.read() as tx:
         assert [event.id for event in feedback.events(tx, "c1")] == ["late"]
+
+
+def test_feedback_whose_completion_never_came_waits_no_longer(loop: Loop, sqlite_store: Store) -> None:
+    with sqlite_store.write() as tx:
+        feedback.record(tx, replace(thumb("old", "c1", "ann"), created_at=time.time() - 31 * DAY_S))
+        feedback.record(tx, replace(thumb("new", "c1", "ann"), created_at=time.time()))
+    loop.step()
+    with sqlite_store.read() as tx:
+        assert (tallies.total(tx).pending, tallies.total(tx).orphans) == (1, 1)
+
+
+def test_newcomers_of_the_stores_youth_wait_once_it_is_settled(loop: Loop, sqlite_store: Store) -> None:
+    """What they said starts no round; those who come back are heard."""
+    with sqlite_store.write() as tx:
+        for name, user, day in (
+            ("a", "ann", 0),
+            ("b", "bob", 0),
+            ("c", "bob", 8),
+            ("once", "cid", 9),
+            ("d", "ann", 15),
+        ):
+            completions.insert(tx, completion(name, user))
+            feedback.record(tx, replace(thumb(f"f-{name}", name, user), created_at=day * DAY_S))
+        assert tallies.total(tx).labels == 5
+    loop.step()
+    with sqlite_store.read() as tx:
+        assert [event.id for event in quarantine.waiting(tx)] == ["f-once"]
+        assert (tallies.total(tx).labels, tallies.total(tx).held) == (4, 1)
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")

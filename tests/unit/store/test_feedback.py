@@ -236,11 +236,15 @@ def test_an_answer_takes_a_bounded_number_of_events(store: Store, known: bool) -
 
 @pytest.mark.parametrize(("field", "limit"), [("text", RULES.max_text), ("comment", RULES.max_comment)])
 def test_texts_have_a_length(store: Store, field: str, limit: int) -> None:
+    def long(length: int) -> Any:
+        return {field: "x" * length}
+
     with store.write() as tx:
         completions.insert(tx, completion())
-        feedback.record(tx, thumb("f1", kind=FeedbackKind.EDIT, value=None, **{field: "x" * limit}))
+        event = thumb("f1", kind=FeedbackKind.EDIT, value=None)
+        feedback.record(tx, replace(event, **long(limit)))
         with pytest.raises(TooLong, match=f"{field} has {limit + 1} characters"):
-            feedback.record(tx, thumb("f2", kind=FeedbackKind.EDIT, value=None, **{field: "x" * (limit + 1)}))
+            feedback.record(tx, replace(event, id="f2", **long(limit + 1)))
 
 
 def test_what_an_operator_imported_is_not_looked_at(store: Store) -> None:

@@ -12,7 +12,7 @@ from alembic.autogenerate import compare_metadata
 from alembic.config import Config as AlembicConfig
 from alembic.migration import MigrationContext
 
-from kto_ray.store import Store, open_store, rounds, tallies, trainings
+from kto_ray.store import Store, labels, open_store, rounds, tallies, trainings
 from kto_ray.store.database import MIGRATIONS
 from kto_ray.store.schema import metadata
 from kto_ray.store.tallies import Tally
@@ -77,6 +77,48 @@ def test_data_of_the_schema_before_labels_is_carried_along(store: Store) -> None
         assert run is not None and run.figures == {"step": 2, "steps": 2, "loss_last": 0.4}
         assert run.history == ({"step": 1}, {"step": 2})
         assert rounds.new_labels(tx) == 1, "what came since the round began"
+
+
+def test_labels_of_others_go_and_what_named_nobody_is_the_askers(store: Store) -> None:
+    migrate(store, "downgrade", "0003")
+    said = (("f1", "of-ann", "bob", True), ("f2", "of-ann", None, False), ("f3", "of-none", None, True))
+    others = (("f4", "of-none", "eve", True), ("f5", "of-bob", "bob", True))
+    with store.write() as tx:
+        for name, user in (("of-ann", "ann"), ("of-none", None), ("of-bob", "bob")):
+            tx.execute(
+                sa.text(
+                    "INSERT INTO completions (id, created_at, model, adapter, arm, status, messages, params, text, "
+                    "\"user\", prompt_tokens, completion_tokens, latency_s) VALUES (:id, 1, 'policy', 'policy@base', "
+                    "'champion', 'complete', '[]', '{}', 'Hello.', :user, 1, 1, 0.1)"
+                ),
+                {"id": name, "user": user},
+            )
+        for number, (name, of, user, value) in enumerate((*said, *others)):
+            event = {"id": name, "of": of, "user": user, "value": value, "at": 2.0 + number}
+            event |= {"judge": user or f"anonymous:{of}", "verdict": "up" if value else "down"}
+            tx.execute(
+                sa.text(
+                    'INSERT INTO feedback (id, created_at, kind, completion_id, "user", value, reason_codes, tags) '
+                    "VALUES (:id, :at, 'thumb', :of, :user, :value, '[]', '{}')"
+                ),
+                event,
+            )
+            tx.execute(
+                sa.text(
+                    'INSERT INTO labels (completion_id, "user", verdict, at, arm, asker, asked_at, since) '
+                    "SELECT id, CAST(:judge AS TEXT), CAST(:verdict AS TEXT), :at, 'champion', \"user\", 1, 0 "
+                    "FROM completions WHERE id = :of"
+                ),
+                event,
+            )
+        tx.execute(sa.text("UPDATE tallies SET completions = 3, stored = 5, up = 4, down = 1, came = 5 WHERE slot = 0"))
+    migrate(store, "upgrade", "head")
+    with store.write() as tx:
+        expected = {"of-ann": [("ann", "down")], "of-none": [("anonymous", "up")], "of-bob": [("bob", "up")]}
+        made = {name: [(one.user, one.verdict.value) for one in labels.of(tx, name)] for name in expected}
+        assert made == expected
+        assert tallies.total(tx) == Tally(completions=3, stored=5, up=2, down=1, came=3, strangers=2)
+        assert labels.refresh(tx, expected) == Tally(), "as they would be made now"
 
 
 def test_a_newer_schema_is_used_where_it_can_be_and_told_where_it_cannot(store: Store) -> None:

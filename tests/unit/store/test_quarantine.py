@@ -6,6 +6,7 @@ from dataclasses import replace
 from random import Random
 
 import pytest
+import sqlalchemy as sa
 
 from kto_ray.config.capture import FeedbackSection
 from kto_ray.feedback.quarantine import DAY_S, Why, held
@@ -39,6 +40,16 @@ def history(chance: Random, number: int) -> list[Feedback]:
     return said
 
 
+def sweep(tx: sa.Connection) -> None:
+    """As the loop does it, tick by tick."""
+    after: int | None = 0
+    while after is not None:
+        some = quarantine.youth(tx, after, RULES)
+        assert some.after is None or some.after > after
+        quarantine.hold(tx, some.found, Why.NEWCOMER)
+        after = some.after
+
+
 @pytest.mark.parametrize("seed", range(6))
 def test_the_store_holds_what_the_pure_function_holds(store: Store, seed: int) -> None:
     said = history(Random(seed), 150)
@@ -47,6 +58,7 @@ def test_the_store_holds_what_the_pure_function_holds(store: Store, seed: int) -
             if completions.get(tx, str(event.completion_id)) is None:
                 completions.insert(tx, completion(str(event.completion_id), user=event.user))
             feedback.record(tx, replace(event, seq=None), RULES)
+        sweep(tx)
         expected = held(said, RULES)
         assert {event.id: event.held_why for event in quarantine.waiting(tx, limit=1000)} == expected
         assert tallies.total(tx).held == sum(quarantine.by_reason(tx).values()) == len(expected)

@@ -1,7 +1,13 @@
 """An order of the store's own; who asked, what the engine read and said; keys, quarantine and archives."""
 
+from collections.abc import Sequence
+from typing import Any
+
 import sqlalchemy as sa
 from alembic import op
+
+from kto_ray.feedback.labels import labels as labels_of
+from kto_ray.records.feedback import Feedback, FeedbackKind
 
 revision = "0004"
 down_revision = "0003"
@@ -9,6 +15,8 @@ branch_labels = None
 depends_on = None
 
 TALLIES = ("held", "strangers", "orphans")
+RANGE = 500  # completions that are labelled at once
+VERDICTS = {"up": "up", "down": "down", "edit": "edits"}  # and the totals that count them
 USERS = (("completions", "user"), ("feedback", "user"), ("labels", "user"), ("labels", "asker"))
 
 
@@ -17,6 +25,7 @@ def upgrade() -> None:
     _completions()
     _feedback()
     _labels()
+    _whose()
     _keys_and_archives()
     if op.get_bind().dialect.name != "sqlite":
         for table, column in USERS:
@@ -111,7 +120,7 @@ def _feedback() -> None:
     for name, columns in (("parent", ["parent"]), ("held", ["held", "seq"])):
         some = sa.text(f"{name} IS NOT NULL")
         op.create_index(f"ix_feedback_{name}", "feedback", columns, sqlite_where=some, postgresql_where=some)
-    op.create_index("ix_feedback_user", "feedback", ["user", "seq"])
+    op.create_index("ix_feedback_user", "feedback", ["user", "created_at"])
     for name, columns, of in (("waiting", ["user"], "held = 'held'"), ("edits", ["seq"], "kind = 'edit'")):
         some = sa.text(of)
         op.create_index(f"ix_feedback_{name}", "feedback", columns, sqlite_where=some, postgresql_where=some)
@@ -143,6 +152,74 @@ def _labels() -> None:
         "UPDATE rollouts SET stage_started_seq = (SELECT coalesce(max(seq), 0) FROM completions "
         "WHERE created_at < rollouts.stage_started_at)"
     )
+
+
+def _some(table: str, *names: str) -> sa.TableClause:
+    return sa.table(table, *(sa.column(name, sa.Boolean() if name == "value" else None) for name in names))
+
+
+# As they are at this revision.
+SAID = _some("feedback", "id", "seq", "created_at", "kind", "completion_id", "user", "value", "text", "withdrawn_at")
+STANDING = _some("feedback", "id", "completion_id", "user", "held", "held_why")
+ANSWERS = _some("completions", "id", "seq", "text", "status", "task", "rollout", "arm", "user", "principal", "forced")
+LABELS = _some(
+    *("labels", "completion_id", "user", "verdict", "at", "seq", "reviewer"),
+    *("rollout", "arm", "asker", "asked_seq", "since"),
+)
+
+
+def _whose() -> None:
+    """A label is of who received the answer: what named nobody is theirs, and what others said is none."""
+    tx = op.get_bind()
+    unnamed = (LABELS.c.asker.is_(None)) & LABELS.c.user.like("anonymous:%")
+    tx.execute(LABELS.update().where(unnamed).values(user="anonymous"))
+    asker = sa.select(ANSWERS.c.user).where(ANSWERS.c.id == STANDING.c.completion_id).scalar_subquery()
+    joined = STANDING.c.completion_id.is_not(None)
+    others = joined & STANDING.c.user.is_distinct_from(asker)
+    ids = list(tx.execute(sa.select(STANDING.c.completion_id).where(others).distinct()).scalars())
+    tx.execute(STANDING.update().where(joined, STANDING.c.user.is_(None)).values(user=asker))
+    strange = tx.execute(STANDING.update().where(others).values(held="dropped", held_why="stranger")).rowcount
+    change = {"strangers": strange, **dict.fromkeys((*VERDICTS.values(), "came"), 0)}
+    newest = tx.execute(sa.text("SELECT coalesce(max(id), 0) FROM rounds")).scalar_one()
+    for begin in range(0, len(ids), RANGE):
+        _relabel(tx, ids[begin : begin + RANGE], newest, change)
+    moved = ", ".join(f"{name} = {name} + {by}" for name, by in change.items())
+    tx.execute(sa.text(f"UPDATE tallies SET {moved} WHERE slot = 0"))
+
+
+def _relabel(tx: sa.Connection, ids: Sequence[str], newest: int, change: dict[str, int]) -> None:
+    """Make the labels of some completions anew. One that another's outranked is as new as that was."""
+    said: dict[str, list[Feedback]] = {}
+    for row in tx.execute(sa.select(SAID).where(SAID.c.completion_id.in_(ids))).mappings():
+        said.setdefault(row["completion_id"], []).append(Feedback(**{**row, "kind": FeedbackKind(row["kind"])}))
+    ours = LABELS.c.completion_id.in_(ids)
+    since: dict[str, int] = {}
+    for standing in tx.execute(sa.select(LABELS).where(ours)):
+        since[standing.completion_id] = max(since.get(standing.completion_id, 0), standing.since)
+        change[VERDICTS[standing.verdict]] -= 1
+        change["came"] -= standing.since == newest
+    tx.execute(LABELS.delete().where(ours))
+    for answer in tx.execute(sa.select(ANSWERS).where(ANSWERS.c.id.in_(ids))):
+        for label in labels_of(answer, said.get(answer.id, [])):
+            tx.execute(LABELS.insert().values(**_columns(answer, label, since.get(answer.id, 0))))
+            change[VERDICTS[label.verdict.value]] += 1
+            change["came"] += since.get(answer.id, 0) == newest
+
+
+def _columns(answer: Any, label: Any, since: int) -> dict[str, Any]:
+    return {
+        "completion_id": answer.id,
+        "user": label.user,
+        "verdict": label.verdict.value,
+        "at": label.at,
+        "seq": label.seq,
+        "reviewer": False,
+        "rollout": answer.rollout,
+        "arm": answer.arm,
+        "asker": answer.user,
+        "asked_seq": answer.seq,
+        "since": since,
+    }
 
 
 def _keys_and_archives() -> None:
