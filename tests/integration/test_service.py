@@ -221,7 +221,7 @@ def test_a_client_that_leaves_before_a_whole_answer_frees_the_engine(run: Servic
 
     def logged() -> Any:
         with run.store.read() as tx:
-            return completions.of_user(tx, "impatient")
+            return completions.of_user(tx, "impatient") or None
 
     [row] = run.wait("the aborted row", logged, 10)  # the whole answer would take longer
     assert row.status == "aborted"
