@@ -25,5 +25,6 @@ def one(tx: sa.Connection, completion_id: str) -> ShownCompletion | None:
     if found is None:
         return None
     own = {name: getattr(found, name) for name in Completion.__slots__}
+    own |= {"prompt_ids": None, "answer_ids": None}  # bytes for training, which JSON does not hold
     said, came_to = feedback.events(tx, completion_id), labels.of(tx, completion_id)
     return ShownCompletion(**own, feedback=tuple(said), labels=tuple(came_to))

@@ -155,6 +155,82 @@ def test_bad_chat_gets_openais_error(run: Service, body: dict[str, Any], status:
     assert set(error) >= {"message", "type", "param", "code"} and told in error["message"]
 
 
+TIDE = {"type": "function", "function": {"name": "tide", "parameters": {"type": "object"}}}
+SENT: dict[str, tuple[dict[str, Any], int, bool]] = {  # what is said, the status, whether the words were forced
+    "an empty list of tools": ({"tools": []}, 200, False),
+    "a choice among no tools": ({"tool_choice": "auto"}, 200, False),
+    "tools that are not to be called": ({"tools": [TIDE], "tool_choice": "none"}, 200, False),
+    "tools, and an engine that reads no calls": ({"tools": [TIDE]}, 400, False),
+    "usage of no stream": ({"stream_options": {"include_usage": True}}, 200, False),
+    "a model of null": ({"model": None}, 200, False),
+    "nulls": (
+        {"messages": [*HI, {"role": "assistant", "content": "Red.", "refusal": None, "audio": None}, *HI]},
+        200,
+        False,
+    ),
+    "a thought": (
+        {"messages": [*HI, {"role": "assistant", "content": "4", "reasoning_content": "2 + 2"}, *HI]},
+        200,
+        False,
+    ),
+    "log probabilities": ({"logprobs": True, "top_logprobs": 2}, 200, False),
+    "a begun answer": (
+        {"messages": [*HI, {"role": "assistant", "content": "Two colours are"}], "continue_final_message": True},
+        200,
+        True,
+    ),
+    "biased words": ({"logit_bias": {"7": 100}}, 200, True),
+    "words of a shape": ({"response_format": {"type": "json_object"}}, 200, True),
+    "no end": ({"ignore_eos": True}, 200, True),
+    "a kind of template": ({"chat_template_kwargs": {"enable_thinking": False}, "reasoning_effort": "low"}, 200, False),
+    "a token that is none": ({"stop_token_ids": [2**31 - 1]}, 400, False),
+    "a bias on a token that is none": ({"logit_bias": {"9999999": 1}}, 400, False),
+    "more than the model holds": ({"max_tokens": 10**6}, 400, False),
+}
+
+
+@pytest.mark.parametrize("what", SENT)
+def test_what_clients_send_is_served_or_refused_in_words(run: Service, what: str) -> None:
+    said, status, forced = SENT[what]
+    answer = run.client.post("/v1/chat/completions", json={"messages": HI, "max_tokens": 4, **said})
+    assert answer.status_code == status, answer.text
+    if status == 200:
+        with run.store.read() as tx:
+            row = completions.get(tx, answer.json()["id"])
+        assert row is not None and row.forced is forced and row.completion_tokens <= 4
+    else:
+        assert set(answer.json()["error"]) == {"message", "type", "param", "code"}
+
+
+def test_an_answer_without_a_limit_of_its_own_has_the_configs(run: Service) -> None:
+    answer = run.client.post("/v1/chat/completions", json={"messages": HI, "ignore_eos": True}, timeout=120).json()
+    assert answer["usage"]["completion_tokens"] == run.config.serve.max_output_tokens
+
+
+def test_a_response_streams_by_the_unchanged_client(run: Service, client: openai.OpenAI) -> None:
+    events = list(client.responses.create(model="policy", input="Hi", max_output_tokens=12, stream=True))
+    last = events[-1]
+    assert last.type in ("response.completed", "response.incomplete")
+    deltas = "".join(event.delta for event in events if event.type == "response.output_text.delta")
+    assert deltas and deltas == last.response.output_text
+    with run.store.read() as tx:
+        row = completions.get(tx, last.response.id)
+    assert row is not None and (row.text, row.status) == (deltas, "complete") and row.answer_ids
+
+
+def test_a_client_that_leaves_before_a_whole_answer_frees_the_engine(run: Service) -> None:
+    long = {"messages": HI, "max_tokens": 350, "ignore_eos": True, "user": "impatient"}
+    with pytest.raises(httpx.ReadTimeout):
+        run.client.post("/v1/chat/completions", json=long, timeout=1.0)
+
+    def logged() -> Any:
+        with run.store.read() as tx:
+            return completions.of_user(tx, "impatient") or None
+
+    [row] = run.wait("the aborted row", logged, 10)  # the whole answer would take longer
+    assert row.status == "aborted"
+
+
 def test_bad_bodies_and_paths(run: Service) -> None:
     for answer in (
         run.client.post("/v1/chat/completions", content=b"{broken"),

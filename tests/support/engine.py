@@ -11,7 +11,7 @@ from typing import Any
 from ray.exceptions import RayActorError
 
 WORDS = ("The", " sky", " is", " blue", ".")
-PROMPT = [7, 7, 7, 7, 7, 7, 7]  # token ids
+PROMPT = [200, 49_000, 7, 7, 7, 7, 7]  # token ids, whose bytes are no text
 
 
 class StandIn:
