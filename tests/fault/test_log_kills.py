@@ -66,6 +66,7 @@ class Client:
             if completion is not None:
                 self._ledger.ended.add(completion)
                 self._judge(completion, f"{self._name}-{number}")
+            self._done.wait(0.01)
 
     def _chat(self, stream: bool) -> str | None:
         """The id of an answer whose end came."""
