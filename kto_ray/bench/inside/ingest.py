@@ -34,7 +34,6 @@ async def generate(body: Mapping[str, Any], adapter: str) -> AsyncIterator[str]:
 
 def serve(config: Config, keeps: bool) -> None:
     """Until it is told to end. Without `keeps`, answers are not written: what writing adds is to be told."""
-    sys.setswitchinterval(0.0005)
     app = build(config, open_store(config.database_url, DOOR), generate)
     if not keeps:
         app.state.door.keep = _nothing
