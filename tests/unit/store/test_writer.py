@@ -99,8 +99,8 @@ def test_what_waits_is_committed_together(pen: Writer, hasty: Store) -> None:
     commits: list[Any] = []
     sa.event.listen(hasty.engine, "commit", commits.append)
     held = Held(pen)
-    kept = [pen.keep(completion(f"c{i}")) for i in range(50)]
-    said = [pen.record(thumb(f"f{i}", f"c{i}")) for i in range(50)]
+    kept = [pen.keep(completion(f"c{i}", user=f"u{i}")) for i in range(50)]
+    said = [pen.record(thumb(f"f{i}", f"c{i}", user=f"u{i}")) for i in range(50)]
     held.release()
     assert [future.result(10) for future in kept] == [None] * 50
     assert {future.result(10).status for future in said} == {Recorded.RECORDED}
@@ -138,8 +138,8 @@ def test_one_key_that_waits_twice_is_one_event(pen: Writer, hasty: Store) -> Non
     )
     same = pen.record(first)
     held.release()
-    assert one.result(10) == same.result(10) == feedback.Receipt("f1", "c1", Recorded.RECORDED)
-    assert again.result(10) == feedback.Receipt("f1", "c1", Recorded.DUPLICATE)
+    assert one.result(10).status is Recorded.RECORDED and again.result(10).status is Recorded.DUPLICATE
+    assert {told.result(10).feedback_id for told in (one, again, same)} == {"f1"}
     with pytest.raises(KeyReused):
         other.result(10)
     assert arrived(hasty, Tally(completions=1, stored=1, up=1, came=1))
