@@ -51,8 +51,11 @@ def _transact(store: Store, act: Callable[[sa.Connection], list[Any]]) -> list[A
 
 def _all(tx: sa.Connection, works: Sequence[Work]) -> list[Any]:
     """Completions first, then events, then the rest: what waits together follows from nothing that waits with it."""
-    completions.insert_all(tx, [work for work in works if isinstance(work, Completion)])
-    receipts = iter(feedback.record_all(tx, [work for work in works if isinstance(work, Feedback)]))
+    answers = [work for work in works if isinstance(work, Completion)]
+    events = [work for work in works if isinstance(work, Feedback)]
+    if answers:
+        completions.insert_all(tx, answers)
+    receipts = iter(feedback.record_all(tx, events) if events else ())
     told: list[Any] = []
     for work in works:
         if isinstance(work, Completion):
