@@ -205,3 +205,20 @@ def scale(
 
     sizes = events or [10_000, 100_000, 1_000_000]
     return bench.bench_scale(run.settings, sizes, repeats, run.tell), bench.table
+
+
+@benchmark("ingest")
+def ingest(
+    run: Run,
+    answers: Annotated[int, typer.Option(min=1000, help="Of a run at the store, each with a thumb.")] = 10_000,
+    seconds: Annotated[float, typer.Option(min=2, help="Of each load over HTTP.")] = 15,
+    repeats: Annotated[int, typer.Option(min=1, help="Medians count.")] = 5,
+    postgres: Annotated[
+        str | None, typer.Option(help="An empty PostgreSQL database; one of its own where a server is installed.")
+    ] = None,
+) -> Told:
+    """Answers and feedback a second, through the one writer and by plain autocommit; what a durable answer costs."""
+    from kto_ray.bench import ingest as bench
+
+    sizes = bench.Sizes(answers, seconds, repeats)
+    return bench.bench_ingest(run.settings, postgres, sizes, run.tell), bench.table

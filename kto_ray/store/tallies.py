@@ -9,7 +9,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import astuple, dataclass, fields
+from dataclasses import dataclass, fields
 
 import sqlalchemy as sa
 
@@ -37,7 +37,7 @@ class Tally:
     orphans: int = 0  # events whose completion never came
 
     def __add__(self, other: Tally) -> Tally:
-        return Tally(*(a + b for a, b in zip(astuple(self), astuple(other), strict=True)))
+        return Tally(*(getattr(self, name) + getattr(other, name) for name in NAMES))
 
     @property
     def labels(self) -> int:

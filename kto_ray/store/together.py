@@ -52,8 +52,11 @@ def _transact(store: Store, act: Callable[[sa.Connection], list[Any]]) -> list[A
 
 def _all(tx: sa.Connection, works: Sequence[Work], rules: FeedbackSection) -> list[Any]:
     """Completions first, then events, then the rest: what waits together follows from nothing that waits with it."""
-    completions.insert_all(tx, [work for work in works if isinstance(work, Completion)], rules)
-    receipts = iter(feedback.record_all(tx, [work for work in works if isinstance(work, Feedback)], rules))
+    answers = [work for work in works if isinstance(work, Completion)]
+    events = [work for work in works if isinstance(work, Feedback)]
+    if answers:
+        completions.insert_all(tx, answers, rules)
+    receipts = iter(feedback.record_all(tx, events, rules) if events else ())
     told: list[Any] = []
     for work in works:
         if isinstance(work, Completion):

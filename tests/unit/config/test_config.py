@@ -103,7 +103,8 @@ def test_environment_then_overrides(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_beyond_one_machine_the_salt_is_a_secret() -> None:
-    beyond = ("embedded=false", "store_url=postgresql+psycopg://u:p@db/kto", "home=s3://bucket/kto")
+    where = ("store_url=postgresql+psycopg://u:p@db/kto", "home=s3://bucket/kto", "http.spool=/var/lib/kto")
+    beyond = ("embedded=false", *where)
     with pytest.raises(ConfigError, match=r"salt is 'kto-ray'.*KTO_RAY__SALT"):
         load_config(None, beyond)
     assert load_config(None, (*beyond, "salt=c2VjcmV0")).salt == "c2VjcmV0"
