@@ -13,6 +13,7 @@ from kto_ray.config.base import Section
 from kto_ray.config.deciding import GateSection, LoopSection, RolloutSection
 from kto_ray.config.learning import DataSection, KtoSection, TrainSection
 from kto_ray.config.platform import HttpSection, RaySection
+from kto_ray.config.retention import RetentionSection
 from kto_ray.config.serving import ModelSection, ServeSection
 
 
@@ -31,6 +32,7 @@ class Config(Section):
     gate: GateSection = GateSection()
     rollout: RolloutSection = RolloutSection()
     loop: LoopSection = LoopSection()
+    retention: RetentionSection = RetentionSection()
 
     @field_validator("home")
     @classmethod
