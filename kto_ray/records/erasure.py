@@ -27,7 +27,7 @@ class ErasedRows:
 
 @dataclass(frozen=True, slots=True)
 class AffectedAdapter:
-    """A version that learnt from what was erased, or started from one that did. It serves as long as it has an alias."""
+    """A version that learnt from what was erased, or started from one that did. It serves while it has an alias."""
 
     adapter: str
     aliases: tuple[str, ...]
@@ -52,11 +52,9 @@ class Erasure:
     id: str
     rows: ErasedRows
     archived: int  # of its completions, those whose text was in archives
-    spooled: int  # what had not come to the store yet
     snapshots: tuple[RowsIn, ...]
     adapters: tuple[AffectedAdapter, ...]
     rounds: tuple[AffectedRound, ...]
     unknown: tuple[str, ...] = ()
     asked: tuple[str, ...] = ()
     remains: tuple[str, ...] = ()
-

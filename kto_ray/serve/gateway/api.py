@@ -9,12 +9,12 @@ from importlib.metadata import version
 from fastapi import FastAPI
 
 from kto_ray.config import Config
-from kto_ray.serve.gateway import chat, completions, document, errors, feedback, health, lineage, loop, models
+from kto_ray.serve.gateway import chat, completions, document, errors, feedback, health, lineage, loop, models, users
 from kto_ray.serve.gateway.door import Door, Generate
 from kto_ray.serve.gateway.view import Viewer
 from kto_ray.store import Store
 
-ROUTERS = (chat, models, feedback, completions, lineage, loop, health)
+ROUTERS = (chat, models, feedback, completions, users, lineage, loop, health)
 
 
 def build(config: Config, store: Store, generate: Generate) -> FastAPI:
