@@ -26,5 +26,5 @@ class RetentionSection(Section):
     after_erasure: Literal["list", "retire", "retrain"] = "list"
 
     @property
-    def archives(self) -> bool:
-        return self.completions_days is not None or self.judged_days is not None
+    def keeps_all(self) -> bool:
+        return all(value is None for name, value in self if name != "after_erasure")

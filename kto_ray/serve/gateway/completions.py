@@ -1,4 +1,4 @@
-"""GET /v1/completions/{id}: the logged record, its old text from an archive, its labels, and all that was said of it."""
+"""GET /v1/completions/{id}: the logged record, an old text from its archive, its labels, and what was said of it."""
 
 from __future__ import annotations
 
