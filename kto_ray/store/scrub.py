@@ -24,7 +24,7 @@ def scrub(store: Store) -> tuple[str, ...]:
     """Remove deleted rows from the files of the database; returns what of them remains where, in words.
 
     SQLite overwrites what it deletes (secure_delete), but not the copies that it left where it moved rows between
-    pages, so the file is written anew: about 4 s a gigabyte, in which writers wait. Then the write-ahead log, which
+    pages, so the file is written anew: seconds a gigabyte, in which writers wait. Then the write-ahead log, which
     holds the pages of before, is emptied; a reader in the middle of a transaction stands in the way of that.
     """
     return _sqlite(store) if store.sqlite else _postgres(store)
