@@ -12,11 +12,11 @@ from kto_ray.feedback.labels import labels as labels_of
 from kto_ray.records.completions import Completion
 from kto_ray.records.feedback import Feedback, FeedbackKind
 from kto_ray.records.labels import Label, Verdict
-from kto_ray.store import Store, completions, feedback, labels, rounds, tallies, users
+from kto_ray.store import Store, completions, feedback, labels, rounds, tallies
 from kto_ray.store.mapping import feedback_of
 from kto_ray.store.schema import feedback as feedback_table
 from kto_ray.store.tallies import Tally
-from tests.support.rows import completion, thumb
+from tests.support.rows import completion, erase, thumb
 
 NAMES = tuple(f"c{i}" for i in range(6))
 PEOPLE = ("ann", "bob", None)
@@ -54,7 +54,7 @@ def happen(store: Store, random: random.Random, number: int, unborn: list[str]) 
             case "withdraw" if number:
                 feedback.withdraw(tx, f"f{random.randrange(number)}", 50.0)
             case "erase" if random.random() < 0.2:
-                users.erase(tx, random.choice(("ann", "bob")))
+                erase(tx, random.choice(("ann", "bob")))
             case _:
                 feedback.record(tx, said(random, number))
 
@@ -124,7 +124,7 @@ def test_labels_that_go_leave_the_new_ones_new(store: Store) -> None:
         rounds.insert(tx, 1000.0)
         assert rounds.new_labels(tx) == 0
         for i in range(4):
-            users.erase(tx, f"u{i}")
+            erase(tx, f"u{i}")
         feedback.withdraw(tx, "f4", 2000.0)
         for i in range(5, 7):  # another word on the same answer is news
             feedback.record(tx, thumb(f"again{i}", f"c{i}", value=False, user=f"u{i}", created_at=3000.0))

@@ -10,18 +10,18 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 
-from kto_ray.records.erasure import Subject
-from kto_ray.store import Store, completions, feedback, open_store, scrub, users
+from kto_ray.store import Store, completions, feedback, open_store, scrub
 from kto_ray.store.scrub import POSTGRES_REMAINS
+from tests.support import rows
 from tests.support.provenance import completion, thumb
 
 USERS = 25
 
 
-def fill(store: Store, rows: int) -> None:
+def fill(store: Store, number: int) -> None:
     """In an order and of sizes that have SQLite split and merge pages."""
     draw = random.Random(1)
-    for begin in range(0, rows, 50):
+    for begin in range(0, number, 50):
         with store.write() as tx:
             for i in range(begin, begin + 50):
                 name, user = uuid.UUID(int=draw.getrandbits(128)).hex, f"user-{i % USERS}-NAME{i % USERS}X"
@@ -33,10 +33,8 @@ def fill(store: Store, rows: int) -> None:
 
 
 def erase(store: Store, user: str) -> None:
-    while True:
-        with store.write() as tx:
-            if users.erase_some(tx, Subject("user", user)) == users.NOTHING:
-                return
+    with store.write() as tx:
+        rows.erase(tx, user)
 
 
 def test_erased_text_is_in_no_file_of_sqlite_while_the_store_is_open(tmp_path: Path) -> None:
