@@ -127,7 +127,7 @@ def test_old_texts_move_to_an_archive_and_are_read_from_there(filled: Store, tmp
         [made] = archives.every(tx)
     for left in skeletons:
         assert left is not None and (left.archive, left.text, left.messages, left.params) == (made.id, "", (), {})
-        assert left.prompt_ids is left.answer_ids is left.reasoning is left.stop_reason is None
+        assert [left.prompt_ids, left.answer_ids, left.reasoning, left.stop_reason] == [None] * 4
         assert (left.user, left.tool_calls) == ("ann", ())
     assert (made.completions, made.oldest_at, made.newest_at) == (2, days(50), days(40))
     assert files(settings) == [made.uri]
