@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import cast
 
@@ -33,20 +34,33 @@ def filesystem(uri: str) -> tuple[AbstractFileSystem, str]:
 
 
 def write_atomic(uri: str, data: bytes) -> None:
-    """Write a file so that a reader sees all of it or nothing: rename locally, a single put on object stores."""
+    """Write a file so that a reader sees all of it or nothing, and durably: rename locally, a single put on object
+    stores. What could not be written to the end, since the disk is full, leaves nothing."""
     fs, path = filesystem(uri)
-    if is_local(uri):
-        import os
+    if not is_local(uri):
+        fs.pipe_file(path, data)
+        return
+    import os
 
-        os.makedirs(os.path.dirname(path), exist_ok=True)
-        temporary = f"{path}.{os.getpid()}.tmp"
+    folder = os.path.dirname(path)
+    os.makedirs(folder, exist_ok=True)
+    temporary = f"{path}.{os.getpid()}.tmp"
+    try:
         with open(temporary, "wb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    else:
-        fs.pipe_file(path, data)
+    except OSError:
+        with suppress(FileNotFoundError):
+            os.unlink(temporary)
+        raise
+    for named in (folder, os.path.dirname(folder)):  # a power cut must take no name that the store goes on to hold
+        entry = os.open(named, os.O_RDONLY)
+        try:
+            os.fsync(entry)
+        finally:
+            os.close(entry)
 
 
 def append(uri: str, data: bytes) -> None:
@@ -100,9 +114,19 @@ class Paths:
     def snapshot_staging(self, key: str) -> str:
         return join(self.staging(), key)
 
+    def archives(self) -> str:
+        """The texts of old completions, which retention took out of the store."""
+        return join(self.home, "archives")
+
+    def archive(self, name: str) -> str:
+        return join(self.archives(), f"{name}.parquet")
+
     def training(self) -> str:
         """Ray Train's storage: one folder a run, checkpoints inside."""
         return join(self.home, "training")
+
+    def run(self, run: str) -> str:
+        return join(self.training(), run)
 
     def run_progress(self, run: str) -> str:
         """Where a running training stands."""

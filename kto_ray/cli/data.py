@@ -1,15 +1,16 @@
-"""Snapshots, for a person."""
+"""Snapshots, for a person; and what the config says is to go."""
 
 from __future__ import annotations
 
 import dataclasses
+import time
 from typing import Annotated
 
 import typer
 
-from kto_ray.cli.common import AsJson, ConfigFile, Overrides, out, settings_of
+from kto_ray.cli.common import AsJson, ConfigFile, Overrides, out, settings_of, step, tell
 
-app = typer.Typer(no_args_is_help=True, help="Look at snapshots.")
+app = typer.Typer(no_args_is_help=True, help="Look at snapshots; archive what is old.")
 
 
 @app.command("show")
@@ -34,3 +35,31 @@ def data_show(
         out.print_json(data={**dataclasses.asdict(manifest), "rows": looked_at})
     else:
         out.print(show.page(manifest, looked_at))
+
+
+@app.command("archive")
+def data_archive(as_json: AsJson = False, config: ConfigFile = None, set_: Overrides = None) -> None:
+    """Do at once what the service does by itself: move old texts to archives, delete what `retention` lets go."""
+    settings = settings_of(config, set_)
+    if settings.retention.keeps_all:
+        raise ValueError(
+            "retention keeps everything for ever; say what is to go: --set retention.completions_days=90, and see "
+            "kto_ray/config/retention.py for the other fields"
+        )
+    with step("archiving"):
+        from kto_ray.provenance.retention import keep
+        from kto_ray.store import open_store
+        from kto_ray.store.custody import Busy
+
+        store = open_store(settings.database_url)
+        try:
+            kept = keep(store, settings, time.time())
+        except Busy as error:
+            raise ValueError(str(error)) from None
+        except OSError as error:
+            raise ValueError(f"{error}; what was not done is still due, nothing is lost") from None
+        finally:
+            store.close()
+    told = dataclasses.asdict(kept)
+    del told["after"]
+    tell(told, as_json)

@@ -1,4 +1,4 @@
-"""From a thumb to what it touched, and a user taken out of all of it."""
+"""From a thumb to what it touched, and a user or a completion taken out of all of it."""
 
 from __future__ import annotations
 
@@ -26,6 +26,7 @@ from kto_ray.config import Config
 
 if TYPE_CHECKING:
     from kto_ray.provenance.erasure import Reach
+    from kto_ray.records.erasure import Subject
     from kto_ray.store import Store
 
 app = typer.Typer()
@@ -43,8 +44,11 @@ def lineage(
 
 
 @app.command(rich_help_panel=ANSWER)
-def purge(
-    user: Annotated[str, typer.Argument(help="The user as the service knows them.")],
+def erase(
+    user: Annotated[str | None, typer.Argument(help="The user, as PRINCIPAL/USER where API keys are in use.")] = None,
+    completion: Annotated[
+        str | None, typer.Option("--completion", help="Erase one completion and all that was said of it.")
+    ] = None,
     retrain: Annotated[
         bool, typer.Option("--retrain", help="Rebuild the snapshots of the affected adapters in service and train.")
     ] = False,
@@ -54,49 +58,53 @@ def purge(
     config: ConfigFile = None,
     set_: Overrides = None,
 ) -> None:
-    """Erase a user: their rows in the store and the snapshots that hold any. Adapters stay until they are replaced."""
+    """Erase a user, or one completion: texts, rows, and the snapshots that hold any; the service may run."""
     settings = settings_of(config, set_)
-    with step("looking for the user in the store and in every snapshot"):
+    with step("looking in the store and in every snapshot"):
         from kto_ray.provenance import erasure
         from kto_ray.store import open_store
+        from kto_ray.store.custody import Busy
 
+        subject = _subject(user, completion)
         store = open_store(settings.database_url)
         with store.read() as tx:
-            reach = erasure.reach_of(tx, settings, user)
-    told = _told(reach)
+            reach = erasure.reach_of(tx, settings, subject)
     if dry_run:
-        tell({"purged": False, **told}, as_json)
+        tell({"erased": False, **asdict(reach.told())}, as_json)
         return
     if not yes:
-        for key, value in told.items():
+        for key, value in asdict(reach.told()).items():
             err.print(plain(f"{key}: {value}"), soft_wrap=True)
         typer.confirm("Delete these rows and the shards of these snapshots, for good?", abort=True, err=True)
-    with step("erasing the user"):
-        told = _told(erasure.purge(store, settings, user))
+    with step("erasing"):
+        try:
+            told = erasure.erase(store, settings, subject)
+        except Busy as error:
+            raise ValueError(str(error)) from None
     replaced = _retrain(settings, store, reach) if retrain else []
     store.close()
-    tell({"purged": True, **told, "retrained": replaced, "next": _next_step(reach, retrain)}, as_json)
+    tell({"erased": True, **asdict(told), "retrained": replaced, "next": _next_step(reach, retrain)}, as_json)
 
 
-def _told(reach: Reach) -> dict[str, Any]:
-    return {
-        "user": reach.user,
-        "rows": asdict(reach.rows),
-        "snapshots": [{"snapshot": h.snapshot, "rows": h.rows, "purged_at": h.purged_at} for h in reach.snapshots],
-        "adapters": [{"adapter": v.name, "aliases": reach.served_as(v)} for v in reach.adapters],
-        "unknown": list(reach.unknown),
-    }
+def _subject(user: str | None, completion: str | None) -> Subject:
+    from kto_ray.records.erasure import Subject
+
+    if user is not None and completion is None:
+        return Subject("user", user)
+    if completion is not None and user is None:
+        return Subject("completion", completion)
+    raise ValueError("name either a USER or --completion ID, not both and not neither: kto-ray erase ann")
 
 
 def _retrain(settings: Config, store: Store, reach: Reach) -> list[dict[str, Any]]:
-    """Train what replaces the affected adapters; what an earlier purge of the user trained already is only named."""
+    """Train what replaces the affected adapters; what an earlier erasure trained already is only named."""
     from kto_ray.cli.learning import train_on
     from kto_ray.provenance import erasure
 
     affected, replaced = erasure.to_replace(reach), []
     with ray_up(settings) if affected else nullcontext():
         for version in affected:
-            with step(f"sealing the snapshot of {version.name} without the user"):
+            with step(f"sealing the snapshot of {version.name} without what is erased"):
                 manifest, made = erasure.rebuild(store, settings, version)
             made = made or train_on(erasure.replacing(settings, version), manifest).version
             replaced.append(
@@ -108,9 +116,9 @@ def _retrain(settings: Config, store: Store, reach: Reach) -> list[dict[str, Any
 def _next_step(reach: Reach, retrained: bool) -> str:
     served = [f"{v.name} ({', '.join(aliases)})" for v in reach.adapters if (aliases := reach.served_as(v))]
     if not served:
-        return "no adapter in service was trained on the user"
+        return "no adapter in service learnt from it"
     made = "the retrained versions are published, not rolled out" if retrained else "--retrain trains replacements"
     return (
-        f"still served, and trained on the user: {', '.join(served)}; {made}. The loop's next round trains on what is "
+        f"in service, and learnt from it: {', '.join(served)}; {made}. The loop's next round trains on what is "
         "left and brings its candidate through gate and A/B test: POST /v1/loop/run starts it now"
     )

@@ -15,6 +15,7 @@ from kto_ray.config.capture import FeedbackSection
 from kto_ray.config.deciding import GateSection, LoopSection, RolloutSection
 from kto_ray.config.learning import DataSection, KtoSection, TrainSection
 from kto_ray.config.platform import HttpSection, LimitsSection, RaySection
+from kto_ray.config.retention import RetentionSection
 from kto_ray.config.serving import ModelSection, ServeSection
 
 DEFAULT_SALT = "kto-ray"  # everybody knows it
@@ -38,6 +39,7 @@ class Config(Section):
     gate: GateSection = GateSection()
     rollout: RolloutSection = RolloutSection()
     loop: LoopSection = LoopSection()
+    retention: RetentionSection = RetentionSection()
 
     @field_validator("home")
     @classmethod

@@ -31,10 +31,12 @@ def held(uri: str, manifest: SnapshotManifest, user: str | None, asked: Sequence
     """How many rows of each split a user (their hash) gave, or anyone gave on one of the completions `asked`.
 
     Raises:
-        Purged: the snapshot's rows were deleted for a user's sake, or are being deleted.
+        Purged: the snapshot's rows were deleted for a user's sake, or are being deleted; or it expired and has no
+            index.
         ValueError: it has no index, and a shard is missing or damaged.
     """
-    if tombstone := read_tombstone(uri):
+    tombstone = read_tombstone(uri)
+    if tombstone is not None and not tombstone.expired:
         raise Purged(uri, tombstone)
     wanted = pc.field("completion_id").isin(pa.array(asked, pa.string()))
     if user is not None:
@@ -43,6 +45,8 @@ def held(uri: str, manifest: SnapshotManifest, user: str | None, asked: Sequence
     if fs.exists(path):
         found = pq.read_table(path, filesystem=fs, filters=wanted, columns=["split"])["split"].to_pylist()
         return dict(Counter(found))
+    if tombstone is not None:
+        raise Purged(uri, tombstone)
     rows: Counter[str] = Counter()
     for shard in manifest.shards:  # sealed before there were indexes
         verified(uri, shard)

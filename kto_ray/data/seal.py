@@ -11,7 +11,8 @@ from kto_ray.data.snapshot import freeze
 from kto_ray.model import resolve_model
 from kto_ray.records.examples import Example
 from kto_ray.records.snapshots import SnapshotManifest
-from kto_ray.store import Store, feedback, labels
+from kto_ray.store import Store, archives, feedback, labels
+from kto_ray.store.custody import Work, custody
 
 logger = logging.getLogger(__name__)
 
@@ -20,21 +21,32 @@ def seal(config: Config, until: int | None = None, tell: Callable[[str], None] =
     """Freeze the stored feedback into a snapshot: up to the number `until` in the order of the store, or all of it.
 
     Nothing behind the manifest's `newest_seq` is read, however much arrives meanwhile: the same store with that number
-    as `until` gives the same snapshot later. Only feedback that was withdrawn, held or erased since is left out then
-    too, for it never trains. Ray must be up; `tell` hears the stages.
+    as `until` gives the same snapshot later. Only feedback that was withdrawn, held, erased or archived since is left
+    out then too, for it never trains. Ray must be up; `tell` hears the stages.
 
     Raises:
         ValueError: what the store holds cannot be trained on (see `freeze`).
+        Lost: somebody was erased meanwhile, so nothing is published; call it again.
     """
-    tell("count")
     store = Store(config.database_url)
-    with store.read() as tx:
-        ranges = labels.key_ranges(tx, config.data.rows_per_range)
-        out = feedback.left_out(tx, until)
-    store.close()
-    dropped = {"task": out.task, "withdrawn": out.withdrawn, "pending": out.pending}
-    read = partial(read_examples, config.database_url, until=out.newest_seq)
-    return freeze(config, resolve_model(config.model), ranges, read, dropped, out.newest_at, out.newest_seq, tell)
+    try:
+        with custody(store, Work.SEALING, tell=tell) as files:
+
+            def begin(stage: str) -> None:
+                files.check()  # not only at the end of all the work
+                tell(stage)
+
+            begin("count")
+            with store.read() as tx:
+                ranges = labels.key_ranges(tx, config.data.rows_per_range)
+                out = feedback.left_out(tx, until)
+                archived = archives.left_out(tx, out.newest_seq)
+            dropped = {"task": out.task, "withdrawn": out.withdrawn, "pending": out.pending, "archived": archived}
+            read = partial(read_examples, config.database_url, until=out.newest_seq)
+            model, newest = resolve_model(config.model), (out.newest_at, out.newest_seq)
+            return freeze(config, model, ranges, read, dropped, *newest, begin, files.publish)
+    finally:
+        store.close()
 
 
 def read_examples(url: str, keys: tuple[str, str | None], until: int | None = None) -> list[Example]:

@@ -49,6 +49,7 @@ def freeze(
     newest_feedback_at: float,
     newest_seq: int = 0,
     tell: Callable[[str], None] = logger.info,
+    before_publishing: Callable[[], None] = lambda: None,
 ) -> SnapshotManifest:
     """Read, select, tokenize, order and write; Ray must be up.
 
@@ -63,6 +64,7 @@ def freeze(
         newest_feedback_at: the newest event that `read` may have seen (seconds since the epoch).
         newest_seq: its place in the order of the store.
         tell: hears the name of each stage when it begins: read, select, tokenize, order, write.
+        before_publishing: is called when all is written and nothing is published.
 
     Returns:
         The manifest of the snapshot under `Paths(config.home)`; an existing one with the same content is reused.
@@ -98,6 +100,7 @@ def freeze(
         every = Counter(dropped) + plan.dropped
         manifest = _manifest(config, plan, heads, written, hashes, every, newest_feedback_at)
         manifest = dataclasses.replace(manifest, newest_seq=newest_seq)
+        before_publishing()
         return _publish(home, staging, manifest)
 
 

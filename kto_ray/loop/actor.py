@@ -11,6 +11,7 @@ from ray.serve.handle import DeploymentHandle
 
 from kto_ray.config import Config
 from kto_ray.loop.step import Loop, LostLease
+from kto_ray.loop.upkeep import Upkeep
 
 log = logging.getLogger(__name__)
 
@@ -24,6 +25,7 @@ class Controller:
         self._tick_s = config.loop.tick_s
         self._loop = Loop(config, policy)
         self._told: tuple[tuple[str, int] | None, float] = None, float("-inf")  # whose lease was told of, and when
+        self._upkeep = Upkeep(config)
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
 
@@ -32,6 +34,7 @@ class Controller:
             time.sleep(self._tick_s)
             try:
                 self._loop.step()
+                self._upkeep.look()
             except LostLease as lost:
                 self._tell(lost)
             except sa.exc.SQLAlchemyError as error:  # an outage of the store stops changes; the next tick tries again

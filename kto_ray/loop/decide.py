@@ -75,6 +75,9 @@ class Seen:
     job: Job = None
     nonce: str = ""  # fresh and random: names a new test
     salt: str = ""  # likewise, and a secret: draws its arms
+    # What learnt from rows that were erased, or holds them, of all that has an alias or is in progress: names of
+    # adapters and ids of snapshots. Looked up for Act.FORGET alone
+    tainted: frozenset[str] = frozenset()
 
     def all_hold(self, adapter: str) -> bool:
         """Whether every live replica holds the adapter, and there is one."""

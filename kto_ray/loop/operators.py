@@ -1,13 +1,16 @@
-"""What the loop makes of an operator's request (promote, abort, pause, resume, rollback, run). Pure: no store, no
-clock."""
+"""What the loop makes of a request, an operator's (promote, abort, pause, resume, rollback, run) or an erasure's
+(forget). Pure: no store, no clock."""
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from kto_ray.config import Config
 from kto_ray.loop.decide import Seen
-from kto_ray.loop.moves import Begin, Change, Move, Point
-from kto_ray.records.adapters import CHAMPION, PREVIOUS
+from kto_ray.loop.moves import Begin, Change, Effect, Move, Point
+from kto_ray.records.adapters import CHALLENGER, CHAMPION, PREVIOUS
 from kto_ray.records.requests import Act, Answer, Done, Refused
+from kto_ray.records.rounds import Judging, Loading, Outcome, Round, Training
 from kto_ray.rollout import machine
 
 
@@ -20,6 +23,8 @@ def obey(config: Config, seen: Seen, act: Act) -> tuple[Move, Answer]:
             return _rollback(config, seen)
         case Act.PROMOTE | Act.ABORT | Act.PAUSE | Act.RESUME:
             return _steer(seen, act)
+        case Act.FORGET:
+            return _forget(config, seen)
 
 
 def _steer(seen: Seen, act: Act) -> tuple[Move, Answer]:
@@ -57,3 +62,40 @@ def _rollback(config: Config, seen: Seen) -> tuple[Move, Answer]:
         return None, Refused(f"not every live replica holds {target} yet")
     swap = (Point(PREVIOUS, seen.aliases[CHAMPION]), Point(CHAMPION, target))
     return Change(None, swap), Done(f"champion is {target} again")
+
+
+ERASED = "what it learns from was erased"
+
+
+def _forget(config: Config, seen: Seen) -> tuple[Move, Answer]:
+    """End a round whose snapshot is gone before its candidate meets users, for nothing can judge it; and have no alias
+    at what learnt from erased rows where the config says so."""
+    current, ended, effects = seen.round, None, list[Effect]()
+    match current:
+        case Round(state=Training(snapshot) | Loading(snapshot) | Judging(snapshot)) if snapshot in seen.tainted:
+            ended = current.ended(Outcome.ABORTED, ERASED, seen.now)
+            effects.append(Point(CHALLENGER, None))
+    if config.retention.after_erasure == "retire":
+        effects += _retired(config, seen)
+    if not effects:
+        return None, Done("nothing in progress or in service learnt from what was erased")
+    words = [f"round {ended.id} ends"] if ended else []
+    words += [f"{e.alias} is {e.adapter or 'nobody'}" for e in effects if isinstance(e, Point)]
+    return Change(ended, tuple(effects), "; ".join(words)), Done("; ".join(words))
+
+
+def _retired(config: Config, seen: Seen) -> list[Effect]:
+    """Where the aliases point that are at a tainted adapter: the champion's at the previous one if that may serve, and
+    else at the base model."""
+    effects: list[Effect] = []
+    test = seen.trial.state if seen.trial is not None and seen.trial.state.live else None
+    if test is not None and {test.champion, test.challenger} & seen.tainted:
+        effects.append(replace(machine.apply(test, Act.ABORT, seen.now), reason=ERASED))
+        effects.append(Point(CHALLENGER, None))
+    previous = seen.aliases.get(PREVIOUS)
+    if seen.aliases[CHAMPION] in seen.tainted:
+        sound = previous is not None and previous not in seen.tainted and seen.all_hold(previous)
+        effects += [Point(CHAMPION, previous if sound else config.base_name), Point(PREVIOUS, None)]
+    elif previous in seen.tainted:
+        effects.append(Point(PREVIOUS, None))
+    return effects

@@ -27,6 +27,7 @@ from kto_ray.loop import work
 from kto_ray.loop.decide import Failed, Job, Running, Seen, Trial, decide
 from kto_ray.loop.moves import Begin, Change, Move, Start, perform
 from kto_ray.loop.operators import obey
+from kto_ray.provenance.taint import tainted
 from kto_ray.records.adapters import CHAMPION
 from kto_ray.records.requests import Act, Refused
 from kto_ray.records.rounds import Judging, OnTrial, Round, Sealing, Stage, Training
@@ -96,7 +97,10 @@ class Loop:
             with self._act() as tx:
                 quarantine.hold(tx, sweep.found, Why.NEWCOMER)
         for request, act in asked:
-            self._obey(self._observe(), request, act)
+            try:
+                self._obey(self._observe(), request, act)
+            except OSError as error:  # files that an answer hangs on are out of reach: the request waits
+                log.warning("request %d (%s) waits: %s", request, act, error)
         seen = self._observe(with_job=True)
         self._do(seen, decide(self._config, seen))
 
@@ -167,6 +171,8 @@ class Loop:
     def _obey(self, seen: Seen, request: int, act: Act | str) -> None:
         """Do what an operator asked, and answer, at once."""
         unknown = Refused(f"this version of kto_ray does not know {act!r}")
+        if act is Act.FORGET:
+            seen = replace(seen, tainted=self._tainted(seen))
         move, answer = obey(self._config, seen, act) if isinstance(act, Act) else (None, unknown)
         with self._act() as tx:
             if isinstance(move, Begin):
@@ -174,6 +180,16 @@ class Loop:
             elif isinstance(move, Change):
                 perform(tx, move, seen.now)
             requests.answer(tx, request, answer, seen.now)
+        if isinstance(move, Change) and move.round is not None and self._job is not None:
+            work.stop(self._config, self._job[1], move.round.run)
+            self._job = None
+
+    def _tainted(self, seen: Seen) -> frozenset[str]:
+        state = seen.round.state if seen.round is not None else None
+        with self._store.read() as tx:
+            every, sealed = adapters.every(tx), dict(snapshots.every(tx))
+        names = {*seen.aliases.values(), getattr(state, "adapter", None)}
+        return tainted(every, sealed, names, getattr(state, "snapshot", None))
 
     def _start(self, seen: Seen, current: Round) -> ray.ObjectRef:
         # Trained and judged in the precision that is served, whatever the training nodes compute natively.

@@ -27,6 +27,14 @@ def start(function: Callable[..., Any], config: Config, *arguments: Any) -> ray.
     return (task.options(label_selector=selector) if selector else task).remote(config, *arguments)
 
 
+def stop(config: Config, job: ray.ObjectRef, run: str) -> None:
+    """End a job whose result nobody wants any more, and what its training's workers hold."""
+    from kto_ray.train.job import free_left_workers
+
+    ray.cancel(job, force=True)
+    free_left_workers(config, run)
+
+
 def seal(config: Config) -> SnapshotManifest:
     """Seal the stored feedback into a snapshot, if it can be trained on at all."""
     from kto_ray.data import seal

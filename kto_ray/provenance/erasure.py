@@ -1,93 +1,130 @@
-"""Take a user out of all that is kept of them, and train again what was trained on it.
+"""Take a user, or one completion, out of all that is kept, while the service runs; and train again what learnt from it.
 
-Rows leave the store and the affected snapshots lose their shards. Adapters keep their weights: one may be answering at
-this moment, and only a better one replaces it. What replaces it is trained on the snapshot that would have been sealed
-then, had the user never been there.
+Rows leave the store and its files, texts leave archives and spools, and affected snapshots lose their shards. Adapters
+keep their weights: one may be answering at this moment. The loop is asked to let go of what it holds of a snapshot that
+is gone, and the config says whether affected adapters go on serving (`retention.after_erasure`). What replaces one is
+trained on the snapshot that would have been sealed then, had the user never been there.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import astuple, dataclass, replace
 
 import sqlalchemy as sa
 
 from kto_ray.adapters.publish import as_trained
 from kto_ray.config import Config
+from kto_ray.data import archive
 from kto_ray.data.seal import seal
 from kto_ray.data.snapshot import load_manifest
 from kto_ray.data.tombstone import Tombstone, purge_rows, read_tombstone
 from kto_ray.paths import SNAPSHOT_MANIFEST, Paths, filesystem, join
 from kto_ray.provenance.lineage import Held, held_rows
+from kto_ray.provenance.taint import learnt_from
 from kto_ray.records.adapters import AdapterVersion
-from kto_ray.records.rounds import Stage
+from kto_ray.records.erasure import AffectedAdapter, AffectedRound, ErasedRows, Erasure, Subject
+from kto_ray.records.lineage import RowsIn
+from kto_ray.records.requests import Act
+from kto_ray.records.rounds import Judging, Loading, Round, Sealing, Training
 from kto_ray.records.snapshots import SnapshotManifest
 from kto_ray.records.users import user_hash
-from kto_ray.store import Store, adapters, rounds, snapshots, users
+from kto_ray.store import Store, adapters, archives, requests, rounds, snapshots, users
+from kto_ray.store.custody import Work, custody
+from kto_ray.store.scrub import scrub
+
+PATIENCE_S = 60.0  # that one erasure waits for another, and for a snapshot that is being published
+
+
+class Unknown(ValueError):
+    """Nothing is kept of a user or a completion."""
 
 
 @dataclass(frozen=True, slots=True)
 class Reach:
-    """How far a user reaches. `adapters` are those trained on one of `snapshots`, oldest first; `unknown` are the
-    snapshots purged of another user before, which cannot be asked any more."""
+    """How far a user or a completion reaches. `completions` are the ids of what goes, `adapters` those that learnt from
+    one of `snapshots`, oldest first; `unknown` are the snapshots purged for another's sake before, which cannot be
+    asked any more."""
 
-    user: str
-    rows: users.UserRows
+    subject: Subject
+    rows: ErasedRows
+    completions: Sequence[str]
     snapshots: tuple[Held, ...]
     adapters: tuple[AdapterVersion, ...]
     aliases: Mapping[str, str]  # alias -> adapter name
+    round: Round | None  # in progress, and sealing or with one of `snapshots`
     unknown: tuple[str, ...]
 
     def served_as(self, version: AdapterVersion) -> list[str]:
         return [alias for alias, name in self.aliases.items() if name == version.name]
 
+    def told(self, archived: int = 0, asked: Sequence[str] = (), remains: Sequence[str] = ()) -> Erasure:
+        rounds = () if self.round is None else (AffectedRound(self.round.id, self.round.stage.value),)
+        return Erasure(
+            kind=self.subject.kind,
+            id=self.subject.name,
+            rows=self.rows,
+            archived=archived,
+            snapshots=tuple(RowsIn(h.snapshot, dict(h.rows or {}), h.purged_at) for h in self.snapshots),
+            adapters=tuple(AffectedAdapter(v.name, tuple(self.served_as(v))) for v in self.adapters),
+            rounds=rounds,
+            unknown=self.unknown,
+            asked=tuple(asked),
+            remains=tuple(remains),
+        )
 
-def reach_of(tx: sa.Connection, config: Config, user: str) -> Reach:
-    """What a purge of a user takes, or has taken before: a purge that was killed is found again, and ends.
+
+def reach_of(tx: sa.Connection, config: Config, subject: Subject) -> Reach:
+    """What an erasure takes, or has taken before: one that was killed is found again, and ends.
 
     Raises:
-        ValueError: neither the store nor a snapshot knows the user, or a snapshot is being sealed just now.
+        Unknown: neither the store nor a snapshot knows the user or the completion.
     """
-    _refuse_while_sealing(tx)
-    found = users.rows_of(tx, user)
-    held = held_rows(_snapshots(tx, config), user_hash(config.salt, user), users.completions_of(tx, user))
+    found, asked = users.rows_of(tx, subject), users.completions_of(tx, subject)
+    ids = asked if subject.kind == "user" else [subject.name]
+    held = held_rows(_snapshots(tx, config), _hash(config, subject), ids)
     theirs = tuple(h for h in held if h.rows)
-    if found == users.UserRows(0, 0, 0) and not theirs:
-        raise ValueError(f"user {user!r} is in neither the store nor a snapshot; there is nothing to purge")
-    ids = {h.snapshot for h in theirs}
+    if found == users.NOTHING and not theirs:
+        raise Unknown(f"{subject.kind} {subject.name!r} is in neither the store nor a snapshot: nothing to erase")
+    purged = {h.snapshot for h in theirs}
     return Reach(
-        user=user,
+        subject=subject,
         rows=found,
+        completions=asked,
         snapshots=theirs,
-        adapters=tuple(v for v in adapters.every(tx) if v.snapshot in ids),
+        adapters=learnt_from(adapters.every(tx), purged),
         aliases=adapters.aliases(tx, config.base_name),
+        round=_round_with(tx, purged),
         unknown=tuple(h.snapshot for h in held if h.rows is None),
     )
 
 
-def purge(store: Store, config: Config, user: str) -> Reach:
-    """Erase a user from the store and delete the shards that hold rows of theirs; returns what that took.
+def erase(store: Store, config: Config, subject: Subject) -> Erasure:
+    """Erase a user or a completion; returns what that took. Again is fine.
 
-    Snapshots go first: the store knows which completions were the user's until its one transaction ends. Killed
-    between, it is called again.
+    Files go first: the store knows which completions these were until its rows are gone. Killed between, it is called
+    again. A snapshot that is being sealed is never published, for its rows may have been read.
 
     Raises:
-        ValueError: as `reach_of`.
+        Unknown: as `reach_of`.
+        Busy: another erasure, or the publishing of a snapshot, goes on for too long.
+        ValueError: an archive that holds their texts is damaged.
     """
-    with store.read() as tx:
-        reach = reach_of(tx, config, user)
-        asked = users.completions_of(tx, user)
-    _bury(config, user, reach.snapshots)
-    with store.write() as tx:
-        _refuse_while_sealing(tx)
-        erased = users.erase(tx, user)
-    with store.read() as tx:
-        there = _snapshots(tx, config)
-    late = held_rows(there, user_hash(config.salt, user), asked)  # sealed while we were looking
-    _bury(config, user, tuple(h for h in late if h.rows and h.purged_at is None))
-    _sweep(config)
-    return replace(reach, rows=erased)
+    with custody(store, Work.ERASING, PATIENCE_S):
+        with store.read() as tx:
+            reach = reach_of(tx, config, subject)
+        _bury(config, subject, reach.snapshots)
+        with store.write() as tx:
+            asked = _ask_the_loop(tx, config, reach)
+        archived = _from_archives(store, config, reach.completions)
+        rows = _rows(store, subject)
+        _sweep(store, config)
+    remains = scrub(store)
+    with store.read() as tx:  # an adapter may have come of a training that was at its end
+        learnt = learnt_from(adapters.every(tx), {h.snapshot for h in reach.snapshots})
+        aliases = adapters.aliases(tx, config.base_name)
+    return replace(reach, rows=rows, adapters=learnt, aliases=aliases).told(archived, asked, remains)
 
 
 def to_replace(reach: Reach) -> list[AdapterVersion]:
@@ -122,6 +159,69 @@ def rebuild(store: Store, config: Config, version: AdapterVersion) -> tuple[Snap
     return manifest, twins[-1] if twins else None
 
 
+def _hash(config: Config, subject: Subject) -> str | None:
+    return user_hash(config.salt, subject.name) if subject.kind == "user" else None
+
+
+def _round_with(tx: sa.Connection, purged: Collection[str]) -> Round | None:
+    current = rounds.current(tx)
+    if current is None:
+        return None
+    concerned = isinstance(current.state, Sealing) or getattr(current.state, "snapshot", None) in purged
+    return current if concerned else None
+
+
+def _ask_the_loop(tx: sa.Connection, config: Config, reach: Reach) -> tuple[str, ...]:
+    """Have the loop let go of what is gone; returns what it was asked, in words."""
+    served = [version.name for version in reach.adapters if reach.served_as(version)]
+    after = config.retention.after_erasure if served else "list"
+    current = reach.round if reach.round and isinstance(reach.round.state, (Training, Loading, Judging)) else None
+    asked: list[tuple[Act, str]] = []
+    if current is not None:
+        asked.append((Act.FORGET, f"to end round {current.id}"))
+    elif after == "retire":
+        asked.append((Act.FORGET, f"to take {', '.join(served)} out of service"))
+    if current is not None or after == "retrain":
+        asked.append((Act.RUN, "to begin a round on what is left"))
+    for act, _ in asked:
+        requests.ask(tx, act, time.time())
+    return tuple(words for _, words in asked)
+
+
+def _bury(config: Config, subject: Subject, snapshots: Sequence[Held]) -> None:
+    for held in snapshots:
+        assert held.rows, "only snapshots that hold rows of the subject"
+        at = held.purged_at if held.purged_at is not None else time.time()
+        completion = subject.name if subject.kind == "completion" else None
+        grave = Tombstone(_hash(config, subject), held.rows, at, completion)
+        purge_rows(held.uri, load_manifest(held.uri), grave)
+
+
+def _from_archives(store: Store, config: Config, ids: Sequence[str]) -> int:
+    """Write the archives that hold texts of these completions anew without them; how many texts that were."""
+    gone = 0
+    with store.read() as tx:
+        touched = archives.holding(tx, ids)
+    for old in touched:
+        new, rows = archive.without(config.home, old, ids)
+        if rows:
+            with store.write() as tx:
+                archives.replace(tx, new)
+            archive.delete(old)
+            gone += rows
+    return gone
+
+
+def _rows(store: Store, subject: Subject) -> ErasedRows:
+    total = users.NOTHING
+    while True:
+        with store.write() as tx:
+            some = users.erase_some(tx, subject)
+        if some == users.NOTHING:
+            return total
+        total = ErasedRows(*(a + b for a, b in zip(astuple(total), astuple(some), strict=True)))
+
+
 def _snapshots(tx: sa.Connection, config: Config) -> list[tuple[str, str]]:
     """(id, URI) of all that the store knows, and of those sealed by a process that was killed before it said so."""
     home = Paths(config.home)
@@ -130,9 +230,9 @@ def _snapshots(tx: sa.Connection, config: Config) -> list[tuple[str, str]]:
     return list(({name: home.snapshot(name) for name in sealed} | dict(snapshots.every(tx))).items())
 
 
-def _sweep(config: Config) -> None:
-    """Delete what killed freezes left, staged or not published to the end, and what killed purges left: it may hold
-    anyone's rows."""
+def _sweep(store: Store, config: Config) -> None:
+    """Delete what was staged and never published, what killed purges left, and files of archives that no row names: it
+    may hold anyone's rows."""
     home = Paths(config.home)
     fs, folder = filesystem(home.snapshots())
     parts = fs.ls(folder, detail=False) if fs.exists(folder) else []
@@ -145,20 +245,6 @@ def _sweep(config: Config) -> None:
         uri = home.snapshot(name)
         if grave := read_tombstone(uri):
             purge_rows(uri, load_manifest(uri), grave)
-
-
-def _refuse_while_sealing(tx: sa.Connection) -> None:
-    current = rounds.current(tx)
-    if current is not None and current.stage is Stage.SNAPSHOT:
-        raise ValueError(
-            f"round {current.id} is sealing a snapshot, which may hold the user's rows: try again when it trains "
-            "(`kto-ray status` shows the stage)"
-        )
-
-
-def _bury(config: Config, user: str, snapshots: tuple[Held, ...]) -> None:
-    for held in snapshots:
-        assert held.rows, "only snapshots that hold rows of the user"
-        at = held.purged_at if held.purged_at is not None else time.time()
-        grave = Tombstone(user_hash(config.salt, user), held.rows, at)
-        purge_rows(held.uri, load_manifest(held.uri), grave)
+    with store.read() as tx:
+        known = archives.every(tx)
+    archive.sweep(config.home, known)

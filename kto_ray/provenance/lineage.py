@@ -29,7 +29,7 @@ class Held:
     """A snapshot and how many rows of each split it holds of what was asked for.
 
     `purged_at` (seconds since the epoch) is set where the rows are deleted. `rows` is None where that was done for
-    another user's sake: what else the snapshot held is not known any more.
+    another's sake: what else the snapshot held is not known any more.
     """
 
     snapshot: str
@@ -86,10 +86,12 @@ def held_rows(snapshots: Iterable[tuple[str, str]], user: str | None, asked: Seq
     held = []
     for snapshot, uri in snapshots:
         try:
-            here = Held(snapshot, uri, row_index.held(uri, load_manifest(uri), user, asked))
+            found = row_index.held(uri, load_manifest(uri), user, asked)
+            grave = read_tombstone(uri) if found else None  # one of retention, which keeps the index
+            here = Held(snapshot, uri, found, grave.purged_at if grave else None)
         except Purged as gone:
             grave = gone.tombstone
-            here = Held(snapshot, uri, grave.rows if grave.user_hash == user else None, grave.purged_at)
+            here = Held(snapshot, uri, grave.rows if grave.is_of(user, asked) else None, grave.purged_at)
         if here.rows is None or here.rows:
             held.append(here)
     return held

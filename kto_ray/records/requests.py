@@ -32,3 +32,4 @@ class Act(enum.StrEnum):
     PAUSE = "pause"
     RESUME = "resume"
     ROLLBACK = "rollback"
+    FORGET = "forget"  # let go of what holds, or learnt from, rows that were erased; asked by an erasure alone

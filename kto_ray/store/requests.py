@@ -34,3 +34,9 @@ def answered(tx: sa.Connection, request: int) -> Answer | None:
     if row is None:
         return None
     return Refused(row.result) if row.refused else Done(row.result)
+
+
+def forget(tx: sa.Connection, before: float, limit: int) -> int:
+    """Delete some of the requests that were handled before a time (seconds since the epoch); returns how many."""
+    old = sa.select(requests.c.id).where(requests.c.handled_at < before).order_by(requests.c.id).limit(limit)
+    return tx.execute(requests.delete().where(requests.c.id.in_(old))).rowcount

@@ -1,63 +1,78 @@
-"""A user's rows: counted, and erased."""
+"""The rows of a user, or of one completion: counted, and erased."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from typing import Any
 
 import sqlalchemy as sa
 
 from kto_ray.feedback.quarantine import Why
+from kto_ray.records.erasure import ErasedRows, Subject
 from kto_ray.records.feedback import Held
 from kto_ray.store import labels, tallies
 from kto_ray.store.schema import completions, feedback
 from kto_ray.store.tallies import Tally
 
-
-@dataclass(frozen=True, slots=True)
-class UserRows:
-    """What the store holds of a user."""
-
-    completions: int  # that they asked for
-    feedback: int  # that they gave, on anyone's completions or still pending
-    feedback_of_others: int  # on their completions, with which it goes: it judges, and may quote, an answer to them
+CHUNK = 500  # completions, or events, of a transaction
+NOTHING = ErasedRows(0, 0, 0)
 
 
-def rows_of(tx: sa.Connection, user: str) -> UserRows:
+def rows_of(tx: sa.Connection, subject: Subject) -> ErasedRows:
     def total(table: sa.Table, condition: sa.ColumnElement[bool]) -> int:
         return int(tx.execute(sa.select(sa.func.count()).select_from(table).where(condition)).scalar_one())
 
-    others = feedback.c.user.is_(None) | (feedback.c.user != user)
-    return UserRows(
-        completions=total(completions, completions.c.user == user),
-        feedback=total(feedback, feedback.c.user == user),
-        feedback_of_others=total(feedback, _on_theirs(user) & others),
+    asked, own = _asked(subject), _own(subject)
+    ids = sa.select(completions.c.id).where(asked)
+    on_theirs = feedback.c.completion_id.in_(ids) | feedback.c.named_completion.in_(ids)
+    if subject.kind == "completion":  # also of one that never came
+        on_theirs = on_theirs | (feedback.c.named_completion == subject.name)
+    return ErasedRows(
+        completions=total(completions, asked),
+        feedback=total(feedback, own),
+        feedback_of_others=total(feedback, on_theirs & sa.func.coalesce(~own, sa.true())),
     )
 
 
-def completions_of(tx: sa.Connection, user: str) -> list[str]:
-    """The ids of what a user asked for."""
-    return list(tx.execute(sa.select(completions.c.id).where(completions.c.user == user)).scalars())
+def completions_of(tx: sa.Connection, subject: Subject) -> list[str]:
+    """The ids of what a user asked for; of a completion, its own."""
+    return list(tx.execute(sa.select(completions.c.id).where(_asked(subject)).order_by(completions.c.id)).scalars())
 
 
-def erase(tx: sa.Connection, user: str) -> UserRows:
-    """Delete what the store holds of a user, and nothing else; returns what that was. Again is fine: it finds nothing.
+def erase_some(tx: sa.Connection, subject: Subject) -> ErasedRows:
+    """Delete some of what the store holds of a user or a completion, and nothing else; returns what that was. It is
+    called, each time in a transaction of its own, until that is nothing: no writer waits for all of it.
 
-    Snapshots and adapters are not looked at: see `kto_ray.provenance.erasure`.
+    Snapshots, adapters and archives are not looked at: see `kto_ray.provenance.erasure`.
     """
-    # Feedback on a locked row waits (PostgreSQL), so none can arrive between the two deletions.
-    asked = list(tx.execute(sa.select(completions.c.id).where(completions.c.user == user).with_for_update()).scalars())
-    own, judged = _delete_feedback(tx, feedback.c.user == user)
-    of_others, _ = _delete_feedback(tx, _on_theirs(user))
-    tallies.add(tx, labels.refresh(tx, {*asked, *judged}))
-    tx.execute(completions.delete().where(completions.c.user == user))
-    tallies.add(tx, Tally(completions=-len(asked)))
-    return UserRows(len(asked), own, of_others)
+    asked = list(tx.execute(_some(completions.c.id, _asked(subject))).scalars())
+    on_theirs = feedback.c.completion_id.in_(asked) | feedback.c.named_completion.in_(asked)
+    if asked or subject.kind == "completion":
+        if subject.kind == "completion":
+            on_theirs = on_theirs | (feedback.c.named_completion == subject.name)
+        # Feedback on a locked row waits (PostgreSQL), so none can arrive between the deletions.
+        tx.execute(sa.select(completions.c.id).where(completions.c.id.in_(asked)).with_for_update()).all()
+        gone = _delete_feedback(tx, on_theirs)
+        tallies.add(tx, labels.refresh(tx, asked))
+        tx.execute(completions.delete().where(completions.c.id.in_(asked)))
+        tallies.add(tx, Tally(completions=-len(asked)))
+        own = sum(subject.kind == "user" and row.user == subject.name for row in gone)
+        return ErasedRows(len(asked), own, len(gone) - own)
+    events = list(tx.execute(_some(feedback.c.id, _own(subject))).scalars())
+    judged = tx.execute(sa.select(feedback.c.completion_id).where(feedback.c.id.in_(events))).scalars()
+    labels.lock(tx, [name for name in judged if name is not None])
+    gone = _delete_feedback(tx, feedback.c.id.in_(events))
+    tallies.add(tx, labels.refresh(tx, [row.completion_id for row in gone if row.completion_id is not None]))
+    return ErasedRows(0, len(gone), 0)
 
 
-def _delete_feedback(tx: sa.Connection, condition: sa.ColumnElement[bool]) -> tuple[int, list[str]]:
-    """How many events went, and the completions that they judged."""
+def _some(column: sa.Column[str], condition: sa.ColumnElement[bool]) -> sa.Select[str]:
+    return sa.select(column).where(condition).order_by(column).limit(CHUNK)
+
+
+def _delete_feedback(tx: sa.Connection, condition: sa.ColumnElement[bool]) -> Sequence[Any]:
     c = feedback.c
-    columns = (c.completion_id, c.withdrawn_at, c.held, c.held_why)
+    columns = (c.completion_id, c.user, c.withdrawn_at, c.held, c.held_why)
     gone = tx.execute(feedback.delete().where(condition).returning(*columns)).all()
     change = Tally(
         stored=-len(gone),
@@ -68,9 +83,12 @@ def _delete_feedback(tx: sa.Connection, condition: sa.ColumnElement[bool]) -> tu
         orphans=-sum(row.held_why == Why.ORPHAN.value for row in gone),
     )
     tallies.add(tx, change)
-    return len(gone), [row.completion_id for row in gone if row.completion_id is not None]
+    return gone
 
 
-def _on_theirs(user: str) -> sa.ColumnElement[bool]:
-    theirs = sa.select(completions.c.id).where(completions.c.user == user)
-    return feedback.c.completion_id.in_(theirs) | feedback.c.named_completion.in_(theirs)
+def _asked(subject: Subject) -> sa.ColumnElement[bool]:
+    return completions.c.user == subject.name if subject.kind == "user" else completions.c.id == subject.name
+
+
+def _own(subject: Subject) -> sa.ColumnElement[bool]:
+    return feedback.c.user == subject.name if subject.kind == "user" else sa.false()

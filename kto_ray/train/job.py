@@ -72,7 +72,7 @@ def _fit(
 
     from kto_ray.train.failure import explain
 
-    _free_left_workers(config, run_name)
+    free_left_workers(config, run_name)
     _clear_torn_run(config, run_name)
     streams = [rows.streaming_split(1)[0] for _ in range(config.train.workers)]
     trainer = TorchTrainer(
@@ -170,7 +170,7 @@ def _mean_of_some(values: list[float | None]) -> float:
     return fmean(known) if known else 0.0
 
 
-def _free_left_workers(config: Config, run_name: str) -> None:
+def free_left_workers(config: Config, run_name: str) -> None:
     """Take back what the workers of a killed driver hold, and end any that still runs. Ray Train itself does so only
     where Ray's dashboard runs; without it every killed driver would cost the cluster a worker's CPUs for good."""
     import ray.util

@@ -5,10 +5,14 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+import sqlalchemy as sa
+
 from kto_ray.config import Config
 from kto_ray.records.completions import Arm, Completion
+from kto_ray.records.erasure import Subject
 from kto_ray.records.feedback import Feedback, FeedbackKind
 from kto_ray.records.snapshots import SnapshotManifest
+from kto_ray.store import users
 
 _COMPLETION = Completion(
     id="c1",
@@ -62,3 +66,9 @@ def manifest(name: str = "0123456789abcdef", **changes: Any) -> SnapshotManifest
         newest_feedback_at=1.0,
     )
     return replace(made, **changes)
+
+
+def erase(tx: sa.Connection, user: str) -> None:
+    """All that the store holds of a user, in one transaction."""
+    while users.erase_some(tx, Subject("user", user)) != users.NOTHING:
+        continue

@@ -22,13 +22,14 @@ from kto_ray.serve.gateway import (
     loop,
     models,
     responses,
+    users,
 )
 from kto_ray.serve.gateway.door import Door, Generate
 from kto_ray.serve.gateway.guard import Guard
 from kto_ray.serve.gateway.limits import Limits
 from kto_ray.store import Store
 
-ROUTERS = (chat, responses, models, feedback, completions, lineage, loop, health)
+ROUTERS = (chat, responses, models, feedback, completions, users, lineage, loop, health)
 
 
 def build(config: Config, store: Store, generate: Generate) -> FastAPI:

@@ -1,12 +1,16 @@
-"""GET /v1/completions/{id}: the logged record, its labels, and all that was said of it."""
+"""GET /v1/completions/{id}: the logged record, an old text from its archive, its labels, and what was said of it."""
 
 from __future__ import annotations
 
+import asyncio
+
 from fastapi import APIRouter
 
+from kto_ray.data import archive
 from kto_ray.serve.gateway.door import Door
 from kto_ray.serve.gateway.errors import ApiError
 from kto_ray.status import completions
+from kto_ray.store import archives
 
 
 def router(door: Door) -> APIRouter:
@@ -17,6 +21,11 @@ def router(door: Door) -> APIRouter:
         found = await door.read(lambda tx: completions.one(tx, completion_id))
         if found is None:
             raise ApiError(404, f"completion {completion_id!r} does not exist", param="completion_id")
-        return found
+        if found.archive is None:
+            return found
+        kept = await door.read(lambda tx: archives.get(tx, found.archive))
+        if kept is None:  # erased between the two reads
+            raise ApiError(404, f"completion {completion_id!r} does not exist", param="completion_id")
+        return await asyncio.to_thread(archive.restored, found, kept)
 
     return routes

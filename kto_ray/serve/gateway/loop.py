@@ -16,7 +16,7 @@ from kto_ray.serve.gateway.errors import ApiError
 from kto_ray.status import adapters, rollouts, rounds
 from kto_ray.store import requests
 
-ON_ROLLOUTS = tuple(act for act in Act if act is not Act.RUN)
+ON_ROLLOUTS = tuple(act for act in Act if act not in (Act.RUN, Act.FORGET))
 ANSWER_S = 10.0  # that a client waits for the controller
 
 

@@ -166,8 +166,24 @@ def test_unknown_adapter_and_actions(tmp_path: Path) -> None:
     assert "not in the store" in run("adapters", "show", "policy@v9", "--set", home).stderr
     assert "not in the store" in run("evaluate", "policy@v9", "--set", home).stderr
     assert run("rollout", "explode", "--set", home).returncode == 2
-    nobody = run("purge", "nobody", "--yes", "--set", home)
+    nobody = run("erase", "nobody", "--yes", "--set", home)
     assert nobody.returncode == 2 and "in neither the store nor a snapshot" in nobody.stderr
+    both = run("erase", "ann", "--completion", "c1", "--set", home)
+    assert both.returncode == 2 and "either a USER or --completion ID" in both.stderr
+
+
+def test_old_texts_are_archived_and_a_completion_erased(tmp_path: Path) -> None:
+    home = ("--set", f"home={tmp_path}")
+    with open_store(f"sqlite:///{tmp_path}/kto.db").write() as tx:
+        for name in ("c1", "c2"):
+            completions.insert(tx, completion(name, user="ann"))  # of 1970
+    nothing = run("data", "archive", *home)
+    assert nothing.returncode == 2 and "retention.completions_days" in nothing.stderr
+    done = run("data", "archive", "--json", *home, "--set", "retention.completions_days=30")
+    assert done.returncode == 0 and json.loads(done.stdout)["completions"] == 2, done.stderr
+    gone = run("erase", "--completion", "c1", "--yes", "--json", *home)
+    told = json.loads(gone.stdout)
+    assert (told["erased"], told["rows"]["completions"], told["archived"], told["remains"]) == (True, 1, 1, [])
 
 
 @pytest.mark.parametrize(

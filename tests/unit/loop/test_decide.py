@@ -232,3 +232,63 @@ def test_the_previous_champion_comes_back() -> None:
     held = {"champion": "policy@v2", "previous": V1}
     assert refused(seen(aliases=held, live=(EMPTY,)), Act.ROLLBACK) == f"not every live replica holds {V1} yet"
     assert "abort it first" in refused(in_test((ArmCount(0, 0), ArmCount(0, 0))), Act.ROLLBACK)
+
+
+# ---- erasures
+
+ERASED = "what it learns from was erased"
+
+
+def forgotten(found: Seen, after: str = "list") -> tuple[Round | None, tuple[Any, ...], str]:
+    config = Config.model_validate({"home": "/tmp/kto", "retention": {"after_erasure": after}})
+    move, answer = obey(config, found, Act.FORGET)
+    assert isinstance(answer, Done)
+    return (None, (), answer.words) if move is None else (move.round, move.effects, answer.words)  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("state", [Training("s"), Loading("s", V1), Judging("s", V1)])
+def test_a_round_ends_whose_snapshot_is_gone_before_users_meet_its_candidate(state: State) -> None:
+    after, effects, words = forgotten(seen(state, tainted=frozenset({"s", V1})))
+    assert after is not None and isinstance(after.state, Ended)
+    assert (after.state.outcome, after.state.reason) == (Outcome.ABORTED, ERASED)
+    assert effects == (Point("challenger", None),) and words == "round 1 ends; challenger is nobody"
+    assert forgotten(seen(state, tainted=frozenset({"another"}))) == (
+        None,
+        (),
+        "nothing in progress or in service learnt from what was erased",
+    )
+
+
+def test_a_test_goes_on_unless_what_learnt_from_erased_rows_is_to_retire() -> None:
+    testing = in_test((ArmCount(0, 0), ArmCount(0, 0)), tainted=frozenset({"s", V1}))
+    assert forgotten(testing)[:2] == (None, ())
+    after, (test, point), _ = forgotten(testing, "retire")
+    assert (after, point) == (None, Point("challenger", None))
+    assert (test.status, test.reason) == (RolloutStatus.ABORTED, ERASED)
+
+
+def test_sealing_begins_anew_by_itself() -> None:
+    assert forgotten(seen(Sealing(), tainted=frozenset({"s"})), "retire")[:2] == (None, ())
+
+
+@pytest.mark.parametrize(
+    ("aliases", "live", "points"),
+    [
+        ({"champion": V1}, (HOLDS,), [("champion", "policy@base"), ("previous", None)]),
+        ({"champion": V1, "previous": "policy@v0"}, (HOLDS,), [("champion", "policy@base"), ("previous", None)]),
+        (
+            {"champion": V1, "previous": "policy@v0"},
+            (replace(HOLDS, held=(V1, "policy@v0")),),
+            [("champion", "policy@v0"), ("previous", None)],
+        ),
+        ({"champion": "policy@v2", "previous": V1}, (HOLDS,), [("previous", None)]),
+        ({"champion": V1, "previous": "policy@tainted"}, (HOLDS,), [("champion", "policy@base"), ("previous", None)]),
+        ({"champion": "policy@base"}, (HOLDS,), []),
+    ],
+)
+def test_an_alias_leaves_what_learnt_from_erased_rows(
+    aliases: dict[str, str], live: tuple[ReplicaReport, ...], points: list[tuple[str, str | None]]
+) -> None:
+    found = seen(aliases=aliases, live=live, tainted=frozenset({V1, "policy@tainted"}))
+    assert forgotten(found, "retire")[1] == tuple(Point(*point) for point in points)
+    assert forgotten(found, "retrain")[1] == ()

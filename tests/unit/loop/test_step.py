@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,6 +14,8 @@ from kto_ray.config import Config
 from kto_ray.loop.actor import Controller
 from kto_ray.loop.decide import Failed
 from kto_ray.loop.step import DAY_S, Loop, LostLease
+from kto_ray.provenance.erasure import erase
+from kto_ray.records.erasure import AffectedRound, Subject
 from kto_ray.records.requests import Act, Done, Refused
 from kto_ray.records.rounds import Ended, Outcome, Stage
 from kto_ray.records.training import TrainProgress
@@ -154,6 +157,52 @@ def test_an_operator_is_obeyed_and_answered_at_once(loop: Loop, sqlite_store: St
     with sqlite_store.read() as tx:
         assert requests.answered(tx, request) == Done("round 1 begins")
         assert rounds.current(tx) is not None
+
+
+def test_a_training_ends_when_somebody_in_its_snapshot_is_erased(
+    loop: Loop, config: Config, sqlite_store: Store, jobs: Jobs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stopped: list[Any] = []
+    monkeypatch.setattr("kto_ray.loop.work.stop", lambda config, job, run: stopped.append((job, run)))
+    labels(sqlite_store)
+    until(loop, sqlite_store, Stage.TRAIN)
+    with monkeypatch.context() as patch:
+        patch.setattr("ray.wait", lambda refs, timeout: ([], refs))
+        loop.step()  # it trains
+        with sqlite_store.write() as tx:
+            tx.execute(schema.snapshots.update().values(uri=f"{tmp_path}/snapshot-1"))
+        done = erase(sqlite_store, config, Subject("completion", "c1"))
+        assert done.rounds == (AffectedRound(1, "train"),) and jobs.started == ["seal", "learn"]
+        loop.step()
+    with sqlite_store.read() as tx:
+        [ended, begun] = rounds.latest(tx, 2)
+        assert isinstance(ended.state, Ended) and ended.state.outcome is Outcome.ABORTED
+        assert (begun.id, begun.stage) == (2, Stage.SNAPSHOT), "on what is left"
+        assert [requests.answered(tx, number) for number in (1, 2)] == [
+            Done("round 1 ends; challenger is nobody"),
+            Done("round 2 begins"),
+        ]
+        assert adapters.every(tx) == []
+    assert stopped == [("learn", "round-1")] and jobs.started == ["seal", "learn", "seal"]
+
+
+def test_a_request_waits_while_the_files_it_hangs_on_are_away(
+    loop: Loop, sqlite_store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with sqlite_store.write() as tx:
+        request = requests.ask(tx, Act.FORGET, time.time())
+
+    def away(*_: object) -> None:
+        raise OSError("the bucket is away")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("kto_ray.loop.step.tainted", away)
+        loop.step()
+    with sqlite_store.read() as tx:
+        assert requests.answered(tx, request) is None
+    loop.step()
+    with sqlite_store.read() as tx:
+        assert isinstance(requests.answered(tx, request), Done)
 
 
 def test_feedback_that_two_transactions_missed_is_joined(loop: Loop, sqlite_store: Store) -> None:

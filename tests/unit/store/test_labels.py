@@ -18,13 +18,13 @@ from kto_ray.feedback.labels import labels as labels_of
 from kto_ray.records.completions import Completion, ExternalRef
 from kto_ray.records.feedback import Feedback, FeedbackKind, Held, Signal
 from kto_ray.records.labels import Label, Verdict
-from kto_ray.store import Store, completions, feedback, joining, labels, quarantine, rounds, tallies, users
+from kto_ray.store import Store, completions, feedback, joining, labels, quarantine, rounds, tallies
 from kto_ray.store.mapping import feedback_of
 from kto_ray.store.recording import TooManyEvents
 from kto_ray.store.schema import feedback as feedback_table
 from kto_ray.store.schema import metadata, sequence
 from kto_ray.store.tallies import Tally
-from tests.support.rows import completion, thumb
+from tests.support.rows import completion, erase, thumb
 
 NAMES = tuple(f"c{i}" for i in range(4))
 TEXTS = ("Hello.", "Hello. ", "Better.", "Best.")
@@ -96,7 +96,7 @@ def happen(tx: sa.Connection, chance: Random, number: int, rules: FeedbackSectio
         case "drop":
             quarantine.drop(tx, [some])
         case "erase" if chance.random() < 0.3:
-            users.erase(tx, chance.choice(("ann", "bob")))
+            erase(tx, chance.choice(("ann", "bob")))
         case "join":
             joining.join(tx, joining.overlooked(tx).found, rules)
         case "expire":
@@ -189,7 +189,7 @@ def test_labels_that_go_leave_the_new_ones_new(store: Store) -> None:
         rounds.insert(tx, 1000.0)
         assert rounds.new_labels(tx) == 0
         for i in range(4):
-            users.erase(tx, f"u{i}")
+            erase(tx, f"u{i}")
         feedback.withdraw(tx, "f4", 2000.0)
         for i in range(5, 7):  # another word on the same answer is news
             feedback.record(tx, thumb(f"again{i}", f"c{i}", value=False, user=f"u{i}", created_at=3000.0))

@@ -38,11 +38,10 @@ from kto_ray.store import (
     rounds,
     schema,
     tallies,
-    users,
 )
 from kto_ray.store.recording import KeyReused, Recorded
 from kto_ray.store.tallies import Tally
-from tests.support.rows import completion, thumb
+from tests.support.rows import completion, erase, thumb
 
 
 def test_a_completion_comes_back_as_it_went_in(store: Store) -> None:
@@ -163,7 +162,7 @@ def test_withdrawing_waits_for_an_erasure_and_not_it_for_that(store: Store) -> N
             labels.lock(tx, ["c1"])
             waiting = other.submit(withdraw)
             time.sleep(0.3)
-            users.erase(tx, "ann")
+            erase(tx, "ann")
         assert waiting.result(timeout=30) is False
 
 

@@ -9,6 +9,7 @@ import pytest
 
 from kto_ray.adapters.files import check_adapter
 from kto_ray.config import Config, load_config
+from kto_ray.data.tombstone import Purged, Tombstone, purge_rows
 from kto_ray.records.adapters import AdapterVersion
 from kto_ray.records.training import TrainResult
 from kto_ray.train import learn
@@ -42,3 +43,16 @@ def test_what_was_trained_is_published_with_its_figures(
     assert starts == [CHAMPION if reference == "champion" else None]
     assert done.history == ({"step": 1},) and done.figures["steps"] == 1.0 and "history" not in done.figures
     assert learn.repeat(config, "again", uri, None) == done.version.sha256
+
+
+def test_what_learnt_from_who_was_erased_meanwhile_is_not_published(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    manifest, uri = seal(tmp_path, {"train": [("c1", "ann")]}, 1)
+    monkeypatch.setattr(learn, "training_dataset", lambda *_: None)
+    monkeypatch.setattr(
+        learn, "run_training", lambda *_: purge_rows(uri, manifest, Tombstone("ann", {"train": 1}, 5.0))
+    )
+    with pytest.raises(Purged, match="purged of a user"):
+        learn.learn(load_config(None, (f"home={tmp_path}/home",)), "round-7", 7, uri, None)
+    assert not (tmp_path / "home").exists()

@@ -1,4 +1,4 @@
-"""A user purged and the model trained again, by the commands: bit for bit the run that never saw that user."""
+"""A user erased and the model trained again, by the commands: bit for bit the run that never saw that user."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def version(store: Store, name: str) -> AdapterVersion:
 
 
 @pytest.mark.slow
-def test_a_purged_and_retrained_adapter_is_that_of_a_run_that_never_saw_the_user(tmp_path: Path, model: str) -> None:
+def test_an_erased_and_retrained_adapter_is_that_of_a_run_that_never_saw_the_user(tmp_path: Path, model: str) -> None:
     seen, never = tmp_path / "seen", tmp_path / "never"
     store = fill(seen, model, with_xaver=True)
     first = command("train", *settings(seen, model))
@@ -101,10 +101,10 @@ def test_a_purged_and_retrained_adapter_is_that_of_a_run_that_never_saw_the_user
     for i in range(12):  # feedback that the first run did not see is not for the second either
         give(store, f"user-{i}", f"later {i}", 600.0 + i, [f"user-{i}", "xaver"])
 
-    asked = CliRunner().invoke(app, ["purge", "xaver", *settings(seen, model)], input="n\n")
+    asked = CliRunner().invoke(app, ["erase", "xaver", *settings(seen, model)], input="n\n")
     assert asked.exit_code == 1 and "for good?" in asked.stderr
-    planned = command("purge", "xaver", "--dry-run", *settings(seen, model))
-    told = command("purge", "xaver", "--retrain", "--yes", *settings(seen, model))
+    planned = command("erase", "xaver", "--dry-run", *settings(seen, model))
+    told = command("erase", "xaver", "--retrain", "--yes", *settings(seen, model))
     assert planned["rows"] == told["rows"] == {"completions": 27, "feedback": 82, "feedback_of_others": 27}
     (affected,) = told["snapshots"]
     assert affected["snapshot"] == first["snapshot"] and affected["rows"]["train"] > 4
@@ -122,7 +122,7 @@ def test_a_purged_and_retrained_adapter_is_that_of_a_run_that_never_saw_the_user
     assert after.newest_feedback_at < 200.0 < before.newest_feedback_at
     assert all(before.dropped.get(why, 0) > after.dropped.get(why, 0) for why in ("window", "user_cap"))
 
-    again = command("purge", "xaver", "--retrain", "--yes", *settings(seen, model))
+    again = command("erase", "xaver", "--retrain", "--yes", *settings(seen, model))
     assert again["retrained"] == told["retrained"] and again["rows"]["completions"] == 0
     with store.read() as tx:
         assert len(adapters.every(tx)) == 2
