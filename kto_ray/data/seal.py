@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from dataclasses import asdict
 from functools import partial
 
 from kto_ray.config import Config
@@ -41,7 +42,8 @@ def seal(config: Config, until: int | None = None, tell: Callable[[str], None] =
                 ranges = labels.key_ranges(tx, config.data.rows_per_range)
                 out = feedback.left_out(tx, until)
                 archived = archives.left_out(tx, out.newest_seq)
-            dropped = {"task": out.task, "withdrawn": out.withdrawn, "pending": out.pending, "archived": archived}
+            dropped = {**asdict(out), "archived": archived}
+            del dropped["newest_at"], dropped["newest_seq"]
             read = partial(read_examples, config.database_url, until=out.newest_seq)
             model, newest = resolve_model(config.model), (out.newest_at, out.newest_seq)
             return freeze(config, model, ranges, read, dropped, *newest, begin, files.publish)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import time
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import astuple, dataclass, replace
+from pathlib import Path
 
 import sqlalchemy as sa
 
@@ -21,6 +22,7 @@ from kto_ray.data.seal import seal
 from kto_ray.data.snapshot import load_manifest
 from kto_ray.data.tombstone import Tombstone, purge_rows, read_tombstone
 from kto_ray.paths import SNAPSHOT_MANIFEST, Paths, filesystem, join
+from kto_ray.provenance import spooled
 from kto_ray.provenance.lineage import Held, held_rows
 from kto_ray.provenance.taint import learnt_from
 from kto_ray.records.adapters import AdapterVersion
@@ -111,6 +113,7 @@ def erase(store: Store, config: Config, subject: Subject) -> Erasure:
         Busy: another erasure, or the publishing of a snapshot, goes on for too long.
         ValueError: an archive that holds their texts is damaged.
     """
+    left = spooled.bring(store, Path(config.spool), subject, config.feedback)
     with custody(store, Work.ERASING, PATIENCE_S):
         with store.read() as tx:
             reach = reach_of(tx, config, subject)
@@ -120,7 +123,7 @@ def erase(store: Store, config: Config, subject: Subject) -> Erasure:
         archived = _from_archives(store, config, reach.completions)
         rows = _rows(store, subject)
         _sweep(store, config)
-    remains = scrub(store)
+    remains = (*left, *scrub(store))
     with store.read() as tx:  # an adapter may have come of a training that was at its end
         learnt = learnt_from(adapters.every(tx), {h.snapshot for h in reach.snapshots})
         aliases = adapters.aliases(tx, config.base_name)

@@ -16,6 +16,7 @@ from contextlib import contextmanager
 
 import sqlalchemy as sa
 
+from kto_ray.store import clock
 from kto_ray.store.database import Store
 from kto_ray.store.schema import leases
 
@@ -55,7 +56,7 @@ class Custody:
     def take(self) -> Work | None:
         """Take the lease; what another does with it where that is not to be had."""
         with self._store.write() as tx:
-            now, mine = _now(tx), self._holder(self._work)
+            now, mine = float(tx.execute(sa.select(clock.now(tx))).scalar_one()), self._holder(self._work)
             row = tx.execute(sa.select(leases).where(leases.c.name == FILES).with_for_update()).first()
             values = {"holder": mine, "pid": os.getpid(), "expires_at": now + TTL_S}
             if row is None:
@@ -102,7 +103,7 @@ class Custody:
         with self._mutex:
             with self._store.write() as tx:
                 mine = (leases.c.name == FILES) & (leases.c.holder == self._holder(self._work))
-                values = {"holder": self._holder(work), "expires_at": _now(tx) + TTL_S}
+                values = {"holder": self._holder(work), "expires_at": clock.now(tx) + TTL_S}
                 self._lost = tx.execute(leases.update().where(mine).values(**values)).rowcount == 0
             self._work = work
 
@@ -143,10 +144,3 @@ def _renewing(mine: Custody, done: threading.Event) -> None:
             mine.renew()
         except sa.exc.SQLAlchemyError:  # the store is away; the lease stands for a while
             continue
-
-
-def _now(tx: sa.Connection) -> float:
-    """The database's clock: those of machines disagree."""
-    if tx.dialect.name == "sqlite":
-        return float(tx.execute(sa.text("SELECT (julianday('now') - 2440587.5) * 86400.0")).scalar_one())
-    return float(tx.execute(sa.text("SELECT extract(epoch FROM clock_timestamp())")).scalar_one())

@@ -50,6 +50,7 @@ WHO: dict[str, set[str]] = {
     "GET /v1/rollout": {"admin"},
     "POST /v1/rollout/{}": {"admin"},
     "DELETE /v1/users/{}": {"admin"},
+    "DELETE /v1/completions/{}": {"admin"},
     "GET /metrics": {"admin"},
     "GET /openapi.json": {"admin"},
     "GET /healthz": {"anyone"},

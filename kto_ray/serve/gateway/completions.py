@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-
 from fastapi import APIRouter
 
 from kto_ray.data import archive
@@ -26,6 +24,6 @@ def router(door: Door) -> APIRouter:
         kept = await door.read(lambda tx: archives.get(tx, found.archive))
         if kept is None:  # erased between the two reads
             raise ApiError(404, f"completion {completion_id!r} does not exist", param="completion_id")
-        return await asyncio.to_thread(archive.restored, found, kept)
+        return await door.aside(lambda: archive.restored(found, kept))
 
     return routes

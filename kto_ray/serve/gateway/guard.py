@@ -62,6 +62,7 @@ TABLE: Mapping[str, Rule] = {
     "POST /api/public/scores": _judge,
     "DELETE /api/public/scores/{}": Rule(_judges, meters=FEEDBACK),  # Langfuse's clients send no header of ours
     "GET /v1/completions/{}": _see,
+    "DELETE /v1/completions/{}": _act,
     "GET /v1/lineage/{}": _see,
     "GET /v1/loop": _see,
     "GET /v1/loop/rounds/{}": _see,

@@ -1,0 +1,71 @@
+"""What waits in spools is erased as well: those of dead processes are drained here, and what stays is told."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from kto_ray.config import Config
+from kto_ray.provenance import spooled
+from kto_ray.provenance.erasure import erase
+from kto_ray.records.erasure import ErasedRows, Subject
+from kto_ray.store import Store, completions
+from kto_ray.store.spool import Spool
+from tests.support.provenance import completion, thumb
+
+ANN = Subject("user", "ann")
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Config:
+    return Config.model_validate({"home": str(tmp_path / "home"), "store_url": f"sqlite:///{tmp_path}/kto.db"})
+
+
+def fill(config: Config) -> Spool:
+    """A spool that holds ann's answer and thumb, and bob's answer."""
+    made = Spool(Path(config.spool) / "0")
+    made.append([completion("of-ann", "ann"), thumb("f1", "of-ann", "ann"), completion("of-bob", "bob")])
+    return made
+
+
+def test_what_a_dead_process_left_comes_to_the_store_and_goes(sqlite_store: Store, config: Config) -> None:
+    fill(config).close()
+    done = erase(sqlite_store, config, ANN)
+    assert (done.rows, done.remains) == (ErasedRows(1, 1, 0), ())
+    with sqlite_store.read() as tx:
+        assert completions.get(tx, "of-ann") is None and completions.get(tx, "of-bob") is not None
+    assert [path.name for path in Path(config.spool).rglob("*") if path.is_file()] == ["lock"]
+
+
+def test_what_a_gateway_does_not_bring_is_told(
+    sqlite_store: Store, config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(spooled, "PATIENCE_S", 0.0)
+    live = fill(config)
+    with sqlite_store.write() as tx:
+        completions.insert(tx, replace(completion("older", "ann")))
+    [said] = erase(sqlite_store, config, ANN).remains
+    assert "000000000001.log has not come to the store" in said
+    assert spooled.bring(sqlite_store, Path(config.spool), Subject("user", "carl")) == ()
+    assert spooled.bring(sqlite_store, Path(config.spool), Subject("completion", "of-ann")) != ()
+    live.close()
+
+
+def test_what_the_store_refused_is_blotted_out_and_what_is_damaged_told(sqlite_store: Store, config: Config) -> None:
+    folder = Path(config.spool) / "0"
+    held = Spool(folder)
+    held.refuse(replace(completion("bad", "ann"), text="ann's secret"), "too long")
+    held.refuse(completion("other", "bob"), "too long")
+    held.append([completion("of-ann", "ann"), completion("of-bob", "bob")])
+    held.close()
+    (folder / "000000000001.log").rename(folder / "000000000001.damaged")
+    [said] = spooled.bring(sqlite_store, Path(config.spool), ANN)
+    assert "000000000001.damaged is damaged, and holds some of it" in said
+    refused = folder / "refused.jsonl"
+    [left] = [json.loads(line) for line in refused.read_text().splitlines() if line.strip()]
+    assert left["id"] == "other" and "secret" not in refused.read_text()
+    spooled.bring(sqlite_store, Path(config.spool), Subject("completion", "other"))
+    assert refused.read_text().strip() == ""
