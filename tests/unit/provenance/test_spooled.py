@@ -49,8 +49,8 @@ def test_what_a_gateway_does_not_bring_is_told(
         completions.insert(tx, replace(completion("older", "ann")))
     [said] = erase(sqlite_store, config, ANN).remains
     assert "000000000001.log has not come to the store" in said
-    assert spooled.bring(sqlite_store, Path(config.spool), Subject("user", "carl")) == ()
-    assert spooled.bring(sqlite_store, Path(config.spool), Subject("completion", "of-ann")) != ()
+    assert spooled.bring(sqlite_store, Path(config.spool), Subject("user", "carl"), config.feedback) == ()
+    assert spooled.bring(sqlite_store, Path(config.spool), Subject("completion", "of-ann"), config.feedback) != ()
     live.close()
 
 
@@ -62,10 +62,10 @@ def test_what_the_store_refused_is_blotted_out_and_what_is_damaged_told(sqlite_s
     held.append([completion("of-ann", "ann"), completion("of-bob", "bob")])
     held.close()
     (folder / "000000000001.log").rename(folder / "000000000001.damaged")
-    [said] = spooled.bring(sqlite_store, Path(config.spool), ANN)
+    [said] = spooled.bring(sqlite_store, Path(config.spool), ANN, config.feedback)
     assert "000000000001.damaged is damaged, and holds some of it" in said
     refused = folder / "refused.jsonl"
     [left] = [json.loads(line) for line in refused.read_text().splitlines() if line.strip()]
     assert left["id"] == "other" and "secret" not in refused.read_text()
-    spooled.bring(sqlite_store, Path(config.spool), Subject("completion", "other"))
+    spooled.bring(sqlite_store, Path(config.spool), Subject("completion", "other"), config.feedback)
     assert refused.read_text().strip() == ""

@@ -7,6 +7,7 @@ import errno
 import os
 import resource
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -119,20 +120,23 @@ def test_a_damaged_length_is_told_and_kept(tmp_path: Path) -> None:
     assert found.entries == () and found.damaged == len(data) and not found.torn
 
 
-@pytest.fixture
+@contextmanager
 def full_disk() -> Iterator[None]:
-    """No file of this process grows beyond 1,000 bytes."""
+    """No file of this process grows beyond 1,000 bytes: not pytest's log either, so nothing else is done meanwhile."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-def test_a_full_disk_is_told_and_leaves_no_part(spool: Spool, full_disk: None) -> None:
-    spool.append([completion("c1")])
-    with pytest.raises(SpoolFailed, match="nothing was recorded"):
-        spool.append([completion("c2"), completion("c3", text="long" * 1000)])
-    spool.append([completion("c4")])
+def test_a_full_disk_is_told_and_leaves_no_part(spool: Spool) -> None:
+    with full_disk():
+        spool.append([completion("c1")])
+        with pytest.raises(SpoolFailed, match="nothing was recorded"):
+            spool.append([completion("c2"), completion("c3", text="long" * 1000)])
+        spool.append([completion("c4")])
     assert spool.depth == 2
     assert [entry.id for path in segments(spool) for entry in read(path).entries] == ["c1", "c4"]
     assert not any(read(path).torn for path in segments(spool))
