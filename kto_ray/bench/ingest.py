@@ -9,6 +9,7 @@ runs in a process of its own, over an engine that answers at once; times are fro
 from __future__ import annotations
 
 import asyncio
+import gc
 import itertools
 import json
 import socket
@@ -134,6 +135,8 @@ def _measure(config: Config, folder: Path, fresh: Callable[[], str], sizes: Size
 
 def _over_http(config: Config, fresh: Callable[[], str], sizes: Sizes, seed: int) -> dict[str, float]:
     url = fresh()
+    gc.collect()
+    gc.freeze()  # the client's own pauses are not the gateway's
     store = open_store(url)
     names = _filled(store, sizes.answers)
     store.close()

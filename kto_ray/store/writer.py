@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import queue
-import sys
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, InvalidStateError
@@ -32,7 +31,6 @@ T = TypeVar("T")
 WAITING = 4096  # jobs; more are refused at once rather than kept waiting
 TOGETHER = 500  # jobs of a transaction
 RETRY_S = 1.0  # between two looks whether the store is back
-SWITCH_S = 0.0005  # after which a thread that computes lets another: Python's 5 ms, at each statement, would be a wait
 ADOPT_S = 30.0  # between two looks for what a process that is no more has left in its spool
 
 
@@ -54,7 +52,6 @@ class Writer:
     """
 
     def __init__(self, store: Store, spool: Spool | None = None, rules: FeedbackSection = FeedbackSection()) -> None:
-        sys.setswitchinterval(SWITCH_S)
         self._store, self._spool, self._rules = store, spool, rules
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._gate = threading.Lock()  # held while a job is put: none comes behind the end

@@ -12,6 +12,7 @@ import uvicorn
 from kto_ray.config import Config
 from kto_ray.records.completions import Completion
 from kto_ray.serve.gateway.api import build
+from kto_ray.serve.gateway.steady import steady
 from kto_ray.store import open_store
 from kto_ray.store.database import DOOR
 
@@ -37,6 +38,7 @@ def serve(config: Config, keeps: bool) -> None:
     app = build(config, open_store(config.database_url, DOOR), generate)
     if not keeps:
         app.state.door.keep = _nothing
+    steady()
     uvicorn.run(app, host=config.http.host, port=config.http.port, log_level="warning", access_log=False)
 
 

@@ -12,6 +12,7 @@ from ray.serve.handle import DeploymentHandle
 
 from kto_ray.config import Config
 from kto_ray.serve.gateway.api import build
+from kto_ray.serve.gateway.steady import steady
 from kto_ray.store import open_store
 from kto_ray.store.database import DOOR
 
@@ -26,7 +27,9 @@ class Gateway:
         self._controller = controller  # bound so that the application holds it; they meet in the store only
 
     def __serve_build_asgi_app__(self) -> FastAPI:
-        return build(self._config, open_store(self._config.database_url, DOOR), self._generate)
+        app = build(self._config, open_store(self._config.database_url, DOOR), self._generate)
+        steady()
+        return app
 
     async def _generate(self, body: Mapping[str, Any], adapter: str) -> AsyncGenerator[str, None]:
         events = self._policy.generate.remote(body, adapter)

@@ -217,7 +217,7 @@ def test_what_is_judged_on_its_way_stays(filled: Store, tmp_path: Path, monkeypa
 
     def judged_meanwhile(*arguments: Any) -> Any:
         with filled.write() as tx:
-            feedback.record(tx, thumb("meanwhile", "c1", "bob"))
+            feedback.record(tx, thumb("meanwhile", "c1", "ann"))
         return write(*arguments)
 
     with monkeypatch.context() as patch:

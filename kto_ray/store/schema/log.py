@@ -1,23 +1,4 @@
-"""The data model, in one place.
-
-    completions ──< feedback            what was said, and what users said of it (append-only)
-    completions ──< labels              the verdict of each user on it, made from its feedback
-    tallies                             how much there is of these; the rows add up
-    snapshots ──< adapters ──< gates    what was learnt from it, and how it was judged
-    rounds ──< trainings                one turn of the loop, and what was trained in it (or by hand)
-    rollouts ──< rollout_points         a challenger's A/B test, and its interval at each look
-    aliases                             champion, challenger, previous -> adapter; the only thing that a swap changes
-    replicas                            what each live policy replica holds
-    requests                            what an operator asked the controller to do
-    leases                              who may act: one controller at a time
-    keys                                who may ask at all
-    archives                            files that hold the texts of old completions
-    sequence                            the order of completions and feedback
-    compatibility                       the oldest schema whose programs may use this one
-
-Times are seconds since the epoch (UTC), for people: what came first is told by `seq`. Rows are inserted and then
-changed only in their state columns; completions and feedback texts never change.
-"""
+"""The tables of what was said and what users said of it, of who may ask, and of where old texts are."""
 
 from __future__ import annotations
 
@@ -31,7 +12,6 @@ from sqlalchemy import (
     Index,
     Integer,
     LargeBinary,
-    MetaData,
     Sequence,
     String,
     Table,
@@ -40,16 +20,8 @@ from sqlalchemy import (
     text,
 )
 
-metadata = MetaData(
-    naming_convention={
-        "ix": "ix_%(table_name)s_%(column_0_N_name)s",
-        "uq": "uq_%(table_name)s_%(column_0_N_name)s",
-        "fk": "fk_%(table_name)s_%(column_0_N_name)s",
-        "pk": "pk_%(table_name)s",
-    }
-)
+from kto_ray.store.schema.base import USER, metadata
 
-USER = String(320).with_variant(String(255), "sqlite")  # principal/user; SQLite reads no lengths
 ORDER = Sequence("store_order", metadata=metadata)  # PostgreSQL's; SQLite has none, and counts in a row
 sequence = Table("sequence", metadata, Column("value", BigInteger, nullable=False))
 
@@ -194,137 +166,6 @@ tallies = Table(
     ),
 )
 
-snapshots = Table(
-    "snapshots",
-    metadata,
-    Column("id", String(64), primary_key=True),
-    Column("created_at", Double, nullable=False),
-    Column("uri", Text, nullable=False),
-    Column("manifest", JSON, nullable=False),
-)
-
-adapters = Table(
-    "adapters",
-    metadata,
-    Column("name", String(255), primary_key=True),
-    Column("number", Integer, nullable=False, unique=True),
-    Column("created_at", Double, nullable=False),
-    Column("uri", Text, nullable=False),
-    Column("sha256", String(64), nullable=False),
-    Column("snapshot", String(64)),
-    Column("parent", String(255)),
-    Column("reference", String(255), nullable=False),
-    Column("rank", Integer, nullable=False),
-    Column("manifest", JSON, nullable=False),
-)
-
-gates = Table(
-    "gates",
-    metadata,
-    Column("adapter", String(255), ForeignKey("adapters.name"), primary_key=True),
-    Column("created_at", Double, nullable=False),
-    Column("snapshot", String(64), nullable=False),
-    Column("decision", String(32), nullable=False),
-    Column("reasons", JSON, nullable=False),
-    Column("metrics", JSON, nullable=False),
-    Column("answers", JSON, nullable=False),
-)
-
-aliases = Table(
-    "aliases",
-    metadata,
-    Column("alias", String(32), primary_key=True),
-    Column("adapter", String(255), nullable=False),
-    Column("changed_at", Double, nullable=False),
-)
-
-rounds = Table(
-    "rounds",
-    metadata,
-    Column("id", Integer, primary_key=True),
-    Column("stage", String(16), nullable=False),
-    Column("started_at", Double, nullable=False),
-    Column("stage_started_at", Double, nullable=False),
-    Column("ended_at", Double),
-    Column("snapshot", String(64)),
-    Column("adapter", String(255)),
-    Column("rollout", String(64)),
-    Column("outcome", String(32)),
-    Column("reason", Text),
-    Column("came_before", BigInteger, nullable=False, server_default="0"),  # the total `came` when it began
-    Column("attempts", Integer, nullable=False),
-    Column("stage_s", JSON, nullable=False),
-    Index("ix_rounds_adapter", "adapter"),
-)
-
-trainings = Table(
-    "trainings",
-    metadata,
-    Column("run", String(255), primary_key=True),
-    Column("round", Integer, unique=True),  # null: by hand
-    Column("snapshot", String(64), nullable=False),
-    Column("adapter", String(255)),
-    Column("started_at", Double, nullable=False),
-    Column("ended_at", Double),
-    Column("figures", JSON, nullable=False),
-    Column("history", JSON, nullable=False),
-)
-
-rollouts = Table(
-    "rollouts",
-    metadata,
-    Column("id", String(64), primary_key=True),
-    Column("champion", String(255), nullable=False),
-    Column("challenger", String(255), nullable=False),
-    Column("salt", String(64), nullable=False),
-    Column("stage", Integer, nullable=False),
-    Column("weight", Double, nullable=False),
-    Column("status", String(16), nullable=False),
-    Column("started_at", Double, nullable=False),
-    Column("stage_started_at", Double, nullable=False),
-    Column("stage_started_seq", BigInteger, nullable=False, server_default="0"),
-    Column("ended_at", Double),
-    Column("reason", Text),
-)
-
-rollout_points = Table(
-    "rollout_points",
-    metadata,
-    Column("rollout", String(64), ForeignKey("rollouts.id"), primary_key=True),
-    Column("at", Double, primary_key=True),
-    Column("stage", Integer, nullable=False),
-    Column("n_champion", Integer, nullable=False),
-    Column("up_champion", Integer, nullable=False),
-    Column("n_challenger", Integer, nullable=False),
-    Column("up_challenger", Integer, nullable=False),
-    Column("low", Double, nullable=False),
-    Column("high", Double, nullable=False),
-)
-
-replicas = Table(
-    "replicas",
-    metadata,
-    Column("replica", String(255), primary_key=True),
-    Column("node", String(255), nullable=False),
-    Column("pid", Integer, nullable=False),
-    Column("held", JSON, nullable=False),
-    Column("errors", JSON, nullable=False),
-    Column("heartbeat_at", Double, nullable=False),
-    Column("dtype", String(16), nullable=False, server_default="auto"),
-    Column("dtype_why", Text, nullable=False, server_default=""),
-)
-
-requests = Table(
-    "requests",
-    metadata,
-    Column("id", Integer, primary_key=True, autoincrement=True),
-    Column("created_at", Double, nullable=False),
-    Column("action", String(32), nullable=False),
-    Column("handled_at", Double),
-    Column("refused", Boolean, nullable=False, server_default=false()),
-    Column("result", Text),
-)
-
 keys = Table(
     "keys",
     metadata,
@@ -347,15 +188,4 @@ archives = Table(
     Column("completions", Integer, nullable=False),
     Column("oldest_at", Double, nullable=False),
     Column("newest_at", Double, nullable=False),
-)
-
-compatibility = Table("compatibility", metadata, Column("oldest", String(8), nullable=False))
-
-leases = Table(
-    "leases",
-    metadata,
-    Column("name", String(64), primary_key=True),
-    Column("holder", String(255), nullable=False),
-    Column("pid", Integer, nullable=False),
-    Column("expires_at", Double, nullable=False),
 )

@@ -1,0 +1,165 @@
+"""The tables of what was learnt, of the loop and of who serves."""
+
+from __future__ import annotations
+
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    Boolean,
+    Column,
+    Double,
+    ForeignKey,
+    Index,
+    Integer,
+    LargeBinary,
+    Sequence,
+    String,
+    Table,
+    Text,
+    false,
+    text,
+)
+
+from kto_ray.store.schema.base import metadata
+
+snapshots = Table(
+    "snapshots",
+    metadata,
+    Column("id", String(64), primary_key=True),
+    Column("created_at", Double, nullable=False),
+    Column("uri", Text, nullable=False),
+    Column("manifest", JSON, nullable=False),
+)
+
+adapters = Table(
+    "adapters",
+    metadata,
+    Column("name", String(255), primary_key=True),
+    Column("number", Integer, nullable=False, unique=True),
+    Column("created_at", Double, nullable=False),
+    Column("uri", Text, nullable=False),
+    Column("sha256", String(64), nullable=False),
+    Column("snapshot", String(64)),
+    Column("parent", String(255)),
+    Column("reference", String(255), nullable=False),
+    Column("rank", Integer, nullable=False),
+    Column("manifest", JSON, nullable=False),
+)
+
+gates = Table(
+    "gates",
+    metadata,
+    Column("adapter", String(255), ForeignKey("adapters.name"), primary_key=True),
+    Column("created_at", Double, nullable=False),
+    Column("snapshot", String(64), nullable=False),
+    Column("decision", String(32), nullable=False),
+    Column("reasons", JSON, nullable=False),
+    Column("metrics", JSON, nullable=False),
+    Column("answers", JSON, nullable=False),
+)
+
+aliases = Table(
+    "aliases",
+    metadata,
+    Column("alias", String(32), primary_key=True),
+    Column("adapter", String(255), nullable=False),
+    Column("changed_at", Double, nullable=False),
+)
+
+rounds = Table(
+    "rounds",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("stage", String(16), nullable=False),
+    Column("started_at", Double, nullable=False),
+    Column("stage_started_at", Double, nullable=False),
+    Column("ended_at", Double),
+    Column("snapshot", String(64)),
+    Column("adapter", String(255)),
+    Column("rollout", String(64)),
+    Column("outcome", String(32)),
+    Column("reason", Text),
+    Column("came_before", BigInteger, nullable=False, server_default="0"),  # the total `came` when it began
+    Column("attempts", Integer, nullable=False),
+    Column("stage_s", JSON, nullable=False),
+    Index("ix_rounds_adapter", "adapter"),
+)
+
+trainings = Table(
+    "trainings",
+    metadata,
+    Column("run", String(255), primary_key=True),
+    Column("round", Integer, unique=True),  # null: by hand
+    Column("snapshot", String(64), nullable=False),
+    Column("adapter", String(255)),
+    Column("started_at", Double, nullable=False),
+    Column("ended_at", Double),
+    Column("figures", JSON, nullable=False),
+    Column("history", JSON, nullable=False),
+)
+
+rollouts = Table(
+    "rollouts",
+    metadata,
+    Column("id", String(64), primary_key=True),
+    Column("champion", String(255), nullable=False),
+    Column("challenger", String(255), nullable=False),
+    Column("salt", String(64), nullable=False),
+    Column("stage", Integer, nullable=False),
+    Column("weight", Double, nullable=False),
+    Column("status", String(16), nullable=False),
+    Column("started_at", Double, nullable=False),
+    Column("stage_started_at", Double, nullable=False),
+    Column("stage_started_seq", BigInteger, nullable=False, server_default="0"),
+    Column("ended_at", Double),
+    Column("reason", Text),
+)
+
+rollout_points = Table(
+    "rollout_points",
+    metadata,
+    Column("rollout", String(64), ForeignKey("rollouts.id"), primary_key=True),
+    Column("at", Double, primary_key=True),
+    Column("stage", Integer, nullable=False),
+    Column("n_champion", Integer, nullable=False),
+    Column("up_champion", Integer, nullable=False),
+    Column("n_challenger", Integer, nullable=False),
+    Column("up_challenger", Integer, nullable=False),
+    Column("low", Double, nullable=False),
+    Column("high", Double, nullable=False),
+)
+
+replicas = Table(
+    "replicas",
+    metadata,
+    Column("replica", String(255), primary_key=True),
+    Column("node", String(255), nullable=False),
+    Column("pid", Integer, nullable=False),
+    Column("held", JSON, nullable=False),
+    Column("errors", JSON, nullable=False),
+    Column("heartbeat_at", Double, nullable=False),
+    Column("dtype", String(16), nullable=False, server_default="auto"),
+    Column("dtype_why", Text, nullable=False, server_default=""),
+)
+
+requests = Table(
+    "requests",
+    metadata,
+    Column("id", Integer, primary_key=True, autoincrement=True),
+    Column("created_at", Double, nullable=False),
+    Column("action", String(32), nullable=False),
+    Column("handled_at", Double),
+    Column("refused", Boolean, nullable=False, server_default=false()),
+    Column("result", Text),
+)
+
+compatibility = Table("compatibility", metadata, Column("oldest", String(8), nullable=False))
+
+leases = Table(
+    "leases",
+    metadata,
+    Column("name", String(64), primary_key=True),
+    Column("holder", String(255), nullable=False),
+    Column("pid", Integer, nullable=False),
+    Column("expires_at", Double, nullable=False),
+)
