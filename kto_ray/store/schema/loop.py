@@ -11,13 +11,10 @@ from sqlalchemy import (
     ForeignKey,
     Index,
     Integer,
-    LargeBinary,
-    Sequence,
     String,
     Table,
     Text,
     false,
-    text,
 )
 
 from kto_ray.store.schema.base import metadata

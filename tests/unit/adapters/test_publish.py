@@ -82,7 +82,9 @@ def test_other_weights_get_another_name(config: Any, tmp_path: Path) -> None:
 
 
 def test_works_on_object_storage_uris(tmp_path: Path) -> None:
-    config = Config(home="memory://bucket/kto", store_url="sqlite:////tmp/unused.db", http=HttpSection(spool="/tmp/unused"))
+    config = Config(
+        home="memory://bucket/kto", store_url="sqlite:////tmp/unused.db", http=HttpSection(spool="/tmp/unused")
+    )
     version = published(config, tmp_path / "checkpoint")
     check_adapter(version.uri, MAX_RANK, version.sha256)
     assert version.uri.startswith("memory://")
@@ -164,7 +166,10 @@ def test_weights_exchanged_with_their_manifest_are_not_those_of_the_store(config
 
 def test_a_damaged_copy_is_fetched_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("KTO_RAY_CACHE", str(tmp_path / "cache"))
-    version = published(Config(home="memory://copies/kto", store_url="sqlite:////tmp/unused.db", http=HttpSection(spool="/tmp/unused")), tmp_path / "made")
+    version = published(
+        Config(home="memory://copies/kto", store_url="sqlite:////tmp/unused.db", http=HttpSection(spool="/tmp/unused")),
+        tmp_path / "made",
+    )
     held = Path(fetch(version.uri, MAX_RANK, version.sha256))
     (held / "adapter_model.safetensors").write_bytes(b"cut")
     assert fetch(version.uri, MAX_RANK, version.sha256) == str(held)
