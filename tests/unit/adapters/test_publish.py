@@ -36,6 +36,11 @@ def published(config: Config, folder: Path, **settings: Any) -> Any:
     return publish(config, write(folder, **settings), 7, manifest(), champion(), created_at=5.0)
 
 
+def in_memory(bucket: str) -> Config:
+    here = HttpSection(spool="/tmp/unused")
+    return Config(home=f"memory://{bucket}/kto", store_url="sqlite:////tmp/unused.db", http=here)
+
+
 def test_the_name_holds_number_and_hash() -> None:
     assert adapter_name("policy", 7, "3fa9c1" + "0" * 58) == "policy@v7-3fa9c1"
 
@@ -82,9 +87,7 @@ def test_other_weights_get_another_name(config: Any, tmp_path: Path) -> None:
 
 
 def test_works_on_object_storage_uris(tmp_path: Path) -> None:
-    config = Config(
-        home="memory://bucket/kto", store_url="sqlite:////tmp/unused.db", http=HttpSection(spool="/tmp/unused")
-    )
+    config = in_memory("bucket")
     version = published(config, tmp_path / "checkpoint")
     check_adapter(version.uri, MAX_RANK, version.sha256)
     assert version.uri.startswith("memory://")
@@ -167,7 +170,7 @@ def test_weights_exchanged_with_their_manifest_are_not_those_of_the_store(config
 def test_a_damaged_copy_is_fetched_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("KTO_RAY_CACHE", str(tmp_path / "cache"))
     version = published(
-        Config(home="memory://copies/kto", store_url="sqlite:////tmp/unused.db", http=HttpSection(spool="/tmp/unused")),
+        in_memory("copies"),
         tmp_path / "made",
     )
     held = Path(fetch(version.uri, MAX_RANK, version.sha256))

@@ -28,10 +28,8 @@ def fill(store: Store, number: int) -> None:
                 said = [f"{mark}{i % USERS}X grows " * draw.choice([1, 5, 60, 400]) for mark in ("ASK", "SAY", "MEAN")]
                 asked = ({"role": "user", "content": said[0]},)
                 completions.insert(tx, replace(completion(name, user), messages=asked, text=said[1]))
-                event = replace(
-                    thumb(f"f-{name}", name, user), comment=said[2][:4000], tags={"tag": f"TAG{i % USERS}X"}
-                )
-                feedback.record(tx, event)
+                meant, tags = said[2][:4000], {"tag": f"TAG{i % USERS}X"}
+                feedback.record(tx, replace(thumb(f"f-{name}", name, user), comment=meant, tags=tags))
 
 
 def erase(store: Store, user: str) -> None:
