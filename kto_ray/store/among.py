@@ -10,8 +10,14 @@ import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import ARRAY
 
 
-def among(tx: sa.Connection, column: sa.Column[str], values: Iterable[str]) -> sa.ColumnElement[bool]:
+def values(tx: sa.Connection, of: Iterable[str]) -> sa.TableValuedAlias:
+    """Values as a table of one column, `value`."""
     if tx.dialect.name == "sqlite":
-        each = sa.func.json_each(json.dumps(list(values))).table_valued("value")
-        return column.in_(sa.select(each.c.value))
-    return column == sa.any_(sa.literal(list(values), ARRAY(sa.String)))
+        return sa.func.json_each(json.dumps(list(of))).table_valued("value")
+    return sa.func.unnest(sa.literal(list(of), ARRAY(sa.String))).table_valued("value").render_derived()
+
+
+def among(tx: sa.Connection, column: sa.Column[str], of: Iterable[str]) -> sa.ColumnElement[bool]:
+    if tx.dialect.name == "sqlite":
+        return column.in_(sa.select(values(tx, of).c.value))
+    return column == sa.any_(sa.literal(list(of), ARRAY(sa.String)))

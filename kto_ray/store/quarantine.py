@@ -14,6 +14,7 @@ from kto_ray.feedback.quarantine import DAY_S, EDITS, Past, Why, back, judges, s
 from kto_ray.records.completions import Arm
 from kto_ray.records.feedback import Feedback, FeedbackKind, Held
 from kto_ray.store import labels, tallies
+from kto_ray.store.among import among, values
 from kto_ray.store.mapping import feedback_of
 from kto_ray.store.schema import EDIT, WAITING, feedback
 from kto_ray.store.tallies import Tally
@@ -37,12 +38,16 @@ _told = _judgement & ~f.id.startswith(IMPORTED)
 
 
 class Looking:
-    """Looks at events one after the other, and remembers what it has read and seen: few questions a user, however many
-    of theirs come together."""
+    """Looks at events one after the other, and remembers what it has read and seen: few questions, however many users
+    come together."""
 
-    def __init__(self, tx: sa.Connection, rules: FeedbackSection) -> None:
+    def __init__(self, tx: sa.Connection, rules: FeedbackSection, coming: Sequence[Feedback] = ()) -> None:
+        """
+        Args:
+            coming: new events that will be looked at, of which the past is read at once.
+        """
         self._tx, self._rules = tx, rules
-        self._own: dict[str, _Own] = {}
+        self._own = _owns(tx, [event for event in coming if judges(event)], rules)
 
     def needs_rows(self, event: Feedback, rows: Sequence[Mapping[str, Any]]) -> bool:
         """Whether rows that are not written yet must be, for this event to be looked at."""
@@ -99,6 +104,26 @@ def _own_of(tx: sa.Connection, user: str, event: Feedback, rules: FeedbackSectio
         for row in tx.execute(_TODAY, {**asked, "most": rules.flood_events})
     ]
     return _Own(today, tx.execute(_FIRST, asked).scalar())
+
+
+def _owns(tx: sa.Connection, coming: Sequence[Feedback], rules: FeedbackSection) -> dict[str, _Own]:
+    """`_own_of` for the users of new events, in two statements."""
+    users = sorted({event.user for event in coming if event.user is not None})
+    if not users:
+        return {}
+    each = values(tx, users)
+    first = sa.select(f.created_at).where(_judgement, f.user == each.c.value).order_by(f.created_at).limit(1)
+    began = {row[0]: row[1] for row in tx.execute(sa.select(each.c.value, first.scalar_subquery()))}
+    since = min(event.created_at for event in coming) - DAY_S
+    newest = (f.created_at.desc(), f.seq.desc())
+    rank = sa.func.row_number().over(partition_by=f.user, order_by=newest).label("rank")
+    known = sa.select(f.id, f.created_at, f.kind, f.completion_id, f.user, f.value, rank)
+    day = known.where(_judgement, among(tx, f.user, users), f.created_at > since).subquery()
+    said: dict[str, list[Feedback]] = {user: [] for user in users}
+    query = sa.select(day).where(day.c.rank <= rules.flood_events).order_by(day.c.user, day.c.rank)
+    for name, at, kind, completion_id, user, value, _ in tx.execute(query):
+        said[user].append(Feedback(name, at, FeedbackKind(kind), completion_id, user, value))
+    return {user: _Own(today, began[user]) for user, today in said.items()}
 
 
 def _free(tx: sa.Connection, user: str) -> None:

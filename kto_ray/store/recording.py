@@ -72,7 +72,8 @@ class Batch:
         named = {answer.id for answers in self._answers.values() for answer in answers}
         labels.lock(tx, named)  # before the numbers are taken: in their order the labels are made
         self._said = _counted(tx, named)
-        self._looking = Looking(tx, rules)
+        placed = (attributed(of[0], e) for e in events if (of := self._answers[e.id]))
+        self._looking = Looking(tx, rules, tuple(placed))
         self._rows: list[dict[str, Any]] = []
         self._spreads: list[tuple[Feedback, Sequence[Judged]]] = []
         self._affected: set[str] = set()
@@ -212,10 +213,11 @@ class _Known:
 
 
 def _known(tx: sa.Connection, events: Sequence[Feedback]) -> _Known:
+    keys = {(e.key_owner, e.idempotency_key) for e in events if e.idempotency_key is not None}
     same: sa.ColumnElement[bool] = among(tx, f.id, (event.id for event in events))
-    for owner in {event.key_owner for event in events if event.idempotency_key is not None}:
-        keys = [e.idempotency_key for e in events if e.key_owner == owner and e.idempotency_key is not None]
-        same = same | ((f.key_owner == owner) & among(tx, f.idempotency_key, keys))
+    if keys:  # what has the key of one and the owner of another is sorted out by `_Known.of`
+        owners, names = {owner for owner, _ in keys}, {name for _, name in keys}
+        same = same | (among(tx, f.idempotency_key, names) & among(tx, f.key_owner, owners))
     known = _Known({}, {})
     for row in tx.execute(sa.select(feedback).where(same)).mappings():
         known.add(feedback_of(row))
