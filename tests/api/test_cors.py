@@ -40,7 +40,8 @@ def test_a_named_page_may_call_and_read_its_errors(page: TestClient) -> None:
     for body, status in (({"messages": HI}, 200), ({}, 400)):
         answer = page.post(CHAT, json=body, headers={"Origin": PAGE})
         assert answer.status_code == status and answer.headers["access-control-allow-origin"] == PAGE
-    assert "x-kto-completion-id" in answer.headers["access-control-expose-headers"]
+    shown = answer.headers["access-control-expose-headers"]
+    assert "x-kto-completion-id" in shown and "x-kto-feedback-token" in shown, "by which the page judges"
     assert "access-control-allow-credentials" not in answer.headers
 
 

@@ -10,9 +10,10 @@ from starlette.middleware.cors import CORSMiddleware
 from kto_ray.config import Config
 from kto_ray.serve.gateway.bodies import headers
 from kto_ray.serve.gateway.errors import ApiError, answer
+from kto_ray.serve.gateway.guard import ACT_HEADER, TOKEN_HEADER
 
 METHODS = ("GET", "POST", "DELETE")
-SHOWN = ("x-kto-completion-id", "retry-after")
+SHOWN = ("x-kto-completion-id", TOKEN_HEADER, "retry-after")
 
 
 class Cors(CORSMiddleware):
@@ -34,6 +35,6 @@ def install(app: FastAPI, config: Config) -> None:
             Cors,
             allow_origins=config.http.cors_origins,
             allow_methods=METHODS,
-            allow_headers=("authorization", "content-type", *headers.LIMITS),
+            allow_headers=("authorization", "content-type", ACT_HEADER, TOKEN_HEADER, *headers.LIMITS),
             expose_headers=SHOWN,
         )

@@ -14,13 +14,14 @@ from starlette.routing import BaseRoute, Match
 from starlette.types import ASGIApp, Message, Receive, Send
 from starlette.types import Scope as Asked
 
-from kto_ray.feedback.tokens import HEADER as TOKEN_HEADER
+from kto_ray.feedback import tokens
 from kto_ray.records.keys import STRANGER, Principal, Scope
 from kto_ray.serve.gateway.door import Door
 from kto_ray.serve.gateway.errors import ApiError, answer
 from kto_ray.serve.gateway.limits import Full, Limits, Meter
 from kto_ray.serve.gateway.principals import who_asks
 
+TOKEN_HEADER = tokens.HEADER
 ACT_HEADER = "x-kto-act"  # a page of another origin sends none of its own without asking first
 
 
