@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from fastapi import APIRouter
 
 from kto_ray.data import archive
@@ -24,6 +26,7 @@ def router(door: Door) -> APIRouter:
         kept = await door.read(lambda tx: archives.get(tx, found.archive))
         if kept is None:  # erased between the two reads
             raise ApiError(404, f"completion {completion_id!r} does not exist", param="completion_id")
-        return await door.aside(lambda: archive.restored(found, kept))
+        whole = await door.aside(lambda: archive.restored(found, kept))
+        return replace(whole, prompt_ids=None, answer_ids=None)  # as of one that is in the store
 
     return routes
