@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from kto_ray.config import Config
 from kto_ray.data.balance import interleave, rotate
-from kto_ray.data.tokens import encode
+from kto_ray.data.tokens import encode, turn_of
 from kto_ray.records.training import TrainJob
 
 Row = dict[str, Any]
@@ -25,6 +25,21 @@ class Memory:
     def iter_batches(self, *, batch_size: int, **how: Any) -> Iterator[pa.Table]:
         for start in range(0, self.table.num_rows, batch_size):
             yield self.table.slice(start, batch_size)
+
+
+def as_said(prepared: Any, tokenizer: Any) -> Any:
+    """A dataset that TRL has tokenized, without what the template puts behind the end of a turn: no engine says that,
+    and a snapshot has none of it."""
+    end = turn_of(tokenizer).end
+
+    def cut(row: Row) -> Row:
+        return {name: _to_its_end(row[name], end) for name in ("completion_ids", "KL_completion_ids") if name in row}
+
+    return prepared.map(cut)
+
+
+def _to_its_end(ids: list[int], end: tuple[int, ...]) -> list[int]:
+    return ids[: max((i for i, token in enumerate(ids) if token in end), default=len(ids) - 1) + 1]
 
 
 def sealed(config: Config, rows: Sequence[Row], tokenizer: Any) -> tuple[list[Row], pa.Table]:

@@ -13,6 +13,7 @@ from ray.data import from_items
 from transformers import TrainerCallback, set_seed
 from trl import KTOTrainer
 
+from kto_ray.bench.sealed_rows import as_said
 from kto_ray.config import Config
 from kto_ray.config.learning import KtoSection, TrainSection
 from kto_ray.data.balance import rotate
@@ -135,6 +136,7 @@ def trls(model_path: Any, tokenizer: Any, tmp_path: Path, start: Any = None, **w
         args=kto_arguments(this, str(tmp_path / "trl"), STEPS),
         callbacks=[grads],
     )
+    trainer.train_dataset = as_said(trainer.train_dataset, tokenizer)
     trainer.job = this
     trainer.train()
     return found(trainer, grads)

@@ -21,6 +21,7 @@ from kto_ray.bench.own_process import answer
 from kto_ray.bench.sealed_rows import (
     Memory,
     Row,
+    as_said,
     job_of,
     sealed,
 )
@@ -111,6 +112,7 @@ def _trained(config: Config, work: Work, path: str, tokenizer: Any, folder: str)
         trainer = ours(job, batches, train_dataset=one_row, args=arguments, **common)
     elif work.method == "trl_kto":
         trainer = KTOTrainer(train_dataset=Dataset.from_list(texts), args=arguments, **common)
+        trainer.train_dataset = as_said(trainer.train_dataset, tokenizer)
     else:
         trainer = _peer(config, work, texts, arguments, common)
     trainer.job = job  # whose warm-up all follow
