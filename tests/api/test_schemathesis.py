@@ -33,8 +33,8 @@ BODIES = 8  # times as many of an operation that takes a body
 def tried(api: Api, monkeypatch: pytest.MonkeyPatch, examples: int) -> Counter[tuple[str, int]]:
     """How often each path was answered with each status, as the document says."""
     monkeypatch.setattr("kto_ray.serve.gateway.loop.ANSWER_S", 0.0)  # no controller runs here
-    config = api.door.config
-    api.door.config = config.model_copy(update={"serve": config.serve.model_copy(update={"heartbeat_timeout_s": 3600})})
+    serve = api.config.serve.model_copy(update={"heartbeat_timeout_s": 3600})
+    monkeypatch.setattr(api.door.viewer, "_config", api.config.model_copy(update={"serve": serve}))
     with api.store.write() as tx:  # a replica that stays ready
         replicas.report(tx, ReplicaReport("r", "node", 1, (), 0.0))
         _, key = keys.create(tx, "app", [Scope.CHAT, Scope.FEEDBACK, Scope.ADMIN], False, api.config.salt, 1.0)
