@@ -97,8 +97,7 @@ def freeze(
     rows = hashlib.sha256(train.tobytes() + holdout.tobytes()).hexdigest()[:16]
     with _staging(home.snapshot_staging(f"snapshot-{rows}")) as staging:
         written = passes.write(tokenized, train, holdout, staging, config.kto.micro_batch, config)
-        every = Counter(dropped) + plan.dropped
-        manifest = _manifest(config, plan, heads, written, hashes, every, newest_feedback_at)
+        manifest = _manifest(config, plan, heads, written, hashes, Counter(dropped) + plan.dropped, newest_feedback_at)
         manifest = dataclasses.replace(manifest, newest_seq=newest_seq)
         before_publishing()
         return _publish(home, staging, manifest)
