@@ -47,12 +47,12 @@ def make(examples: Sequence[Example], salt: str, near_duplicate: float) -> tuple
     """The heads of some examples, and their conversations as canonical JSON."""
     messages = [canonical(example.messages) for example in examples]
     users = [user_hash(salt, example.user) for example in examples]
-    bands, signature = sketch([(e.messages, e.answer) for e in examples], near_duplicate)
+    bands, signature = sketch([(e.messages, e.said) for e in examples], near_duplicate)
     heads = Heads(
         id=_integers(id_hash(e.id) for e in examples),
         user=_integers(int(u[:16], 16) for u in users),
         prompt=_integers(_integer(m) for m in messages),
-        pair=_integers(_integer(m, e.answer) for m, e in zip(messages, examples, strict=True)),
+        pair=_integers(_integer(m, e.said) for m, e in zip(messages, examples, strict=True)),
         completion=_integers(_integer(e.completion_id) for e in examples),
         held=_integers(held_hash(u) for u in users),
         label=np.array([e.desirable for e in examples], np.bool_),

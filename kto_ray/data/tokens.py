@@ -71,6 +71,7 @@ class Row:
     prompt_ids: Sequence[int] | None = None
     answer_ids: Sequence[int] | None = None
     reasoned: bool = False  # the answer's ids begin with a reasoning that is context, not answer
+    called: bool = False  # it called tools: in its ids only, as the model said it
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,9 +94,14 @@ def encode_many(tokenizer: PreTrainedTokenizerBase, rows: Sequence[Row]) -> list
     prompts = _prompts(tokenizer, rows)
     answers = _answers(tokenizer, rows)
     return [
-        _without_reasoning(tokenizer, row, (prompt, answer)) if prompt is not None and answer else None
+        None if prompt is None or not answer or _unsaid(row) else _without_reasoning(tokenizer, row, (prompt, answer))
         for row, prompt, answer in zip(rows, prompts, answers, strict=True)
     ]
+
+
+def _unsaid(row: Row) -> bool:
+    """Whether its text is not what the model said: that has calls, and no ids tell them from a reasoning."""
+    return row.called and (row.answer_ids is None or row.reasoned)
 
 
 def _prompts(tokenizer: PreTrainedTokenizerBase, rows: Sequence[Row]) -> list[list[int] | None]:

@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any, NoReturn, cast
 
-from kto_ray.records.completions import Arm, Completion, Message
+from kto_ray.records.completions import Arm, Completion, Json, Message
 from kto_ray.records.examples import Example
 from kto_ray.records.feedback import Feedback, FeedbackKind
 
@@ -58,9 +58,10 @@ def read_unpaired(path: str | Path) -> list[Imported]:
 def write_unpaired(examples: Sequence[Example], file: IO[str]) -> None:
     """Write examples as rows that `read_unpaired` and TRL read."""
     for example in examples:
+        calls = {"tool_calls": [dict(call) for call in example.tool_calls]} if example.tool_calls else {}
         row = {
             "prompt": [dict(m) for m in example.messages],
-            "completion": [{"role": "assistant", "content": example.answer}],
+            "completion": [{"role": "assistant", "content": example.answer, **calls}],
             "label": example.desirable,
             "user": example.user,
             "source": example.source,
@@ -83,14 +84,14 @@ def _row(line: str, where: str, now: float) -> Imported:
         _refuse(where, f"label must be true or false, got {label!r}")
     prompt = _messages(row.get("prompt"), "prompt", "user", where)
     *before, last = _messages(row.get("completion"), "completion", "assistant", where)
-    answer = _text(last.get("content"))
-    if last["role"] != "assistant" or not answer.strip():
-        _refuse(where, f"completion must end with words of the assistant, got {_short(last)}")
+    answer, calls = _text(last.get("content")), _calls(last.get("tool_calls"), where)
+    if last["role"] != "assistant" or not (answer.strip() or calls):
+        _refuse(where, f"completion must end with words or tool calls of the assistant, got {_short(last)}")
     messages = [*prompt, *before]
     # Rows of one prompt that name nobody are one user's: a prompt is not on both sides of the holdout.
     user = _user(row, where) or f"import-{_digest(prompt)}"
     created_at = _time(row.get("created_at", now), where, now)
-    key = _digest([messages, answer, user])
+    key = _digest([messages, answer, user, *calls])
     completion = Completion(
         id=f"import-{key}",
         created_at=created_at,
@@ -99,7 +100,8 @@ def _row(line: str, where: str, now: float) -> Imported:
         arm=Arm.IMPORT,
         messages=tuple(messages),
         text=answer,
-        finish_reason="stop",
+        tool_calls=tuple(calls),
+        finish_reason="tool_calls" if calls else "stop",
         prompt_tokens=0,
         completion_tokens=0,
         user=user,
@@ -165,6 +167,14 @@ def _text(content: Any) -> str:
     if isinstance(content, list):
         return "\n".join(part["text"] for part in content if part.get("type") == "text")
     return content or ""
+
+
+def _calls(value: Any, where: str) -> list[Json]:
+    if value is not None and not (
+        isinstance(value, list) and all(isinstance(c, dict) and isinstance(c.get("function"), dict) for c in value)
+    ):
+        _refuse(where, f"tool_calls must be a list of {{id, type, function}}, got {_short(value)}")
+    return value or []
 
 
 def _user(row: Mapping[str, Any], where: str) -> str | None:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Protocol
 
-from kto_ray.records.completions import Arm, Completion
+from kto_ray.records.completions import Arm, Completion, Json
 from kto_ray.records.examples import Example
 from kto_ray.records.feedback import Feedback, FeedbackKind, Held
 from kto_ray.records.labels import ANONYMOUS, Label, Verdict
@@ -22,6 +22,8 @@ class Answer(Protocol):
     def id(self) -> str: ...
     @property
     def text(self) -> str: ...
+    @property
+    def tool_calls(self) -> Sequence[Json] | None: ...
     @property
     def status(self) -> str: ...
     @property
@@ -64,7 +66,7 @@ def mute(answer: Answer) -> str | None:
         return "the client forced the answer's words, so they are not the model's"
     if answer.status != "complete":
         return f"the answer is {answer.status}: it did not come to its end"
-    if not answer.text.strip():
+    if not (answer.text.strip() or answer.tool_calls):
         return "the answer is empty"
     return None
 
@@ -150,6 +152,7 @@ def _label(answer: Answer, judge: str, verdict: Verdict, event: Feedback, text: 
 def _example(completion: Completion, label: Label, answer: str, desirable: bool, ended: bool) -> Example:
     kind = FeedbackKind.EDIT if label.verdict is Verdict.EDIT else FeedbackKind.THUMB
     source = "import" if completion.arm is Arm.IMPORT else "reviewer" if label.reviewer else kind.value
+    own = answer is completion.text
     # JSON keeps the fields apart, so no two tuples share a byte string.
     identity = json.dumps([completion.id, label.user, source, desirable, answer]).encode()
     return Example(
@@ -164,7 +167,8 @@ def _example(completion: Completion, label: Label, answer: str, desirable: bool,
         created_at=label.at,
         ended=ended,
         prompt_ids=completion.prompt_ids,
-        answer_ids=completion.answer_ids if answer is completion.text else None,
+        answer_ids=completion.answer_ids if own else None,
         base=completion.base,
-        reasoned=bool(completion.reasoning) and answer is completion.text,
+        reasoned=bool(completion.reasoning) and own,
+        tool_calls=completion.tool_calls if own else (),
     )

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 
-from kto_ray.records.completions import Message
+from kto_ray.records.completions import Json, Message
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,3 +26,10 @@ class Example:
     answer_ids: bytes | None = None
     base: str | None = None
     reasoned: bool = False  # its ids begin with a reasoning
+    tool_calls: tuple[Json, ...] = ()  # beside the answer's text; only its ids have them as the model said them
+
+    @property
+    def said(self) -> str:
+        """What was answered, as one text: what tells two answers apart. The ids of calls are random, and no part."""
+        called = [call.get("function") for call in self.tool_calls]
+        return "\n".join([self.answer, *(json.dumps(function, sort_keys=True) for function in called)])

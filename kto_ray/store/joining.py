@@ -37,7 +37,7 @@ class Judged(Answer, Protocol):
 def meant(tx: sa.Connection, events: Sequence[Feedback], rules: FeedbackSection) -> list[Sequence[Judged]]:
     """The completion that each event names; of one on a conversation, the turns that it speaks of, newest first.
     Nothing where none is known yet."""
-    query = sa.select(c.id, c.text, c.status, c.task, c.forced, c.user, c.principal, c.arm)
+    query = sa.select(c.id, c.text, c.tool_calls, c.status, c.task, c.forced, c.user, c.principal, c.arm)
     ids = {event.completion_id for event in events if event.completion_id is not None}
     named = {row.id: row for row in tx.execute(query.where(among(tx, c.id, ids))).all()} if ids else {}
 

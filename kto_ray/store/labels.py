@@ -127,7 +127,7 @@ def _refresh(tx: sa.Connection, ids: Sequence[str]) -> Tally:
     c = completions.c
     # Locked, so that two transactions with feedback on one completion see each other's, one after the other. No key
     # update: their new rows of feedback already hold the key.
-    columns = (c.id, c.text, c.status, c.task, c.forced, c.rollout, c.arm, c.user, c.principal, c.seq)
+    columns = (c.id, c.text, c.tool_calls, c.status, c.task, c.forced, c.rollout, c.arm, c.user, c.principal, c.seq)
     query = sa.select(*columns).where(among(tx, c.id, ids))
     answers = tx.execute(query.order_by(c.id).with_for_update(key_share=True)).all()
     events = _said(tx, ids)

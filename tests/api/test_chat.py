@@ -156,6 +156,8 @@ def test_tool_calls_are_kept_with_the_completion(api: Api) -> None:
         ]
         assert row.tool_calls[0]["function"]["arguments"] == '{"port": "Hull"}' and row.text == ""
         assert row.finish_reason == "tool_calls" and row.params["tools"] == [tool] and not row.forced
+        thumb = api.client.post("/v1/feedback", json={"completion_id": row.id, "kind": "thumb", "value": False})
+        assert thumb.json()["label"] == "down", "what it called was judged"
 
 
 def test_an_answer_whose_words_were_forced_is_marked_for_good(api: Api) -> None:

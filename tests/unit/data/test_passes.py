@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -57,6 +58,25 @@ def test_ids_that_cannot_be_used_as_they_are() -> None:
     assert rows[0]["prompt_ids"] != list(range(9)) and rows[0]["fault"] == 2, "rendered by this model's template"
     assert rows[1]["completion_ids"] == list(range(16))
     assert encoded.FAULTS[rows[2]["fault"]] == "too_long"
+
+
+def test_calls_are_taken_from_the_engines_ids_or_not_at_all() -> None:
+    path, mark = resolve_model(ModelSection()), Config().model.mark
+    call = {"type": "function", "function": {"name": "tide", "arguments": "{}"}}
+    ids = dict(prompt_ids=pack(5, 6), answer_ids=pack(7, 2))
+    made = [
+        completion("c0", **ids, base=mark),
+        completion("c1", **ids, base="another model"),
+        completion("c2"),
+        completion("c3", **ids, base=mark, reasoning="Hm."),
+    ]
+    made = [replace(answer, text="", tool_calls=(call,)) for answer in made]
+    found = [e for c in made for e in examples(c, [thumb("f", c.id)])]
+    config = Config.model_validate({"data": {"reasoning": "context"}})
+    rows = encoded.block(passes._raw(found, config), lambda: load_tokenizer(path, None), 64).to_pylist()
+    faults = {row["completion_id"]: encoded.FAULTS[row["fault"]] for row in rows}
+    assert faults == {"c0": "", "c1": "unrenderable", "c2": "unrenderable", "c3": "unrenderable"}
+    assert [row["completion_ids"] for row in rows if row["completion_id"] == "c0"] == [[7, 2]]
 
 
 def pack(*ids: int) -> bytes:

@@ -49,6 +49,15 @@ def numbers(rows: list[Example]) -> list[int]:
     return sorted(int(e.id, 16) for e in rows)
 
 
+def test_answers_are_told_apart_by_what_they_call() -> None:
+    def called(i: int, port: str) -> Example:
+        call = {"id": f"call-{i}", "type": "function", "function": {"name": "tide", "arguments": port}}
+        return dataclasses.replace(make(i, "ann", pair="the same"), tool_calls=(call,))
+
+    train, holdout, dropped = chosen_of([called(1, "Hull"), called(2, "Leith"), called(3, "Hull")], **EXACT)
+    assert numbers([*train, *holdout]) == [2, 3] and dropped == {"duplicate": 1}
+
+
 @given(st.lists(st.integers(1, 60), min_size=1, max_size=60), st.floats(0.01, 1))
 def test_no_user_fills_more_than_their_share(counts: Any, share: Any) -> None:
     rows = [make(1000 * u + i, f"u{u}") for u, n in enumerate(counts) for i in range(n)]

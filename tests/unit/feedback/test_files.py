@@ -15,7 +15,7 @@ from kto_ray.feedback.files import read_unpaired, write_unpaired
 from kto_ray.feedback.labels import examples
 from kto_ray.records.completions import Arm
 from kto_ray.records.feedback import Feedback, FeedbackKind
-from tests.support.rows import completion
+from tests.support.rows import completion, thumb
 
 GOOD: dict[str, Any] = {
     "prompt": [{"role": "user", "content": "Hi"}],
@@ -67,8 +67,8 @@ def test_gzip_and_stable_ids(tmp_path: Path) -> None:
         ({**GOOD, "prompt": [{"role": "user", "content": ["Hi"]}]}, "prompt[0].content must be"),
         ({**GOOD, "prompt": [{"role": "user", "content": [{"type": "text", "text": None}]}]}, "prompt[0].content"),
         ({**GOOD, "prompt": ["Hi"]}, "prompt[0] must be a message"),
-        ({**GOOD, "completion": [{"role": "tool", "content": "{}"}]}, "completion must end with words of the assis"),
-        ({**GOOD, "completion": [{"role": "assistant", "content": " "}]}, "completion must end with words of the as"),
+        ({**GOOD, "completion": [{"role": "tool", "content": "{}"}]}, "completion must end with words or tool"),
+        ({**GOOD, "completion": [{"role": "assistant", "content": " "}]}, "completion must end with words or tool"),
         ({**GOOD, "user": ["ann"]}, "user must be a string"),
         ({**GOOD, "user": "u" * 256}, "user has 256 characters"),
         ("{broken", "not JSON"),
@@ -78,6 +78,7 @@ def test_gzip_and_stable_ids(tmp_path: Path) -> None:
         ({**GOOD, "prompt": []}, "prompt must be"),
         ({**GOOD, "completion": ""}, "completion must be"),
         ({**GOOD, "completion": [{"role": "assistant"}]}, "completion must end with"),
+        ({**GOOD, "completion": [{"role": "assistant", "tool_calls": [{"id": "c1"}]}]}, "tool_calls must be a list of"),
         ({**GOOD, "created_at": "today"}, "created_at"),
     ],
 )
@@ -143,6 +144,16 @@ HISTORY = [
     {"role": "assistant", "content": "At 4.", "tool_calls": None},
     {"role": "developer", "content": "Shorter."},
 ]
+
+
+def test_an_answer_of_tool_calls_comes_back(tmp_path: Path) -> None:
+    call = {"id": "c1", "type": "function", "function": {"name": "tide", "arguments": "{}"}}
+    called = completion(text="", tool_calls=(call,))
+    file = io.StringIO()
+    write_unpaired(examples(called, [thumb("f1")]), file)
+    (tmp_path / "g.jsonl").write_text(file.getvalue(), encoding="utf-8")
+    ((made, judged),) = read_unpaired(tmp_path / "g.jsonl")
+    assert (made.text, made.tool_calls, made.finish_reason, judged.value) == ("", (call,), "tool_calls", True)
 
 
 @pytest.mark.parametrize("prompt", [GOOD["prompt"], HISTORY])

@@ -121,6 +121,17 @@ def test_completions_that_never_train(change: Any) -> None:
     assert silence(completion, event("f1", 1.0, value=True)) is not None
 
 
+def test_an_answer_of_tool_calls_alone_is_judged_as_any() -> None:
+    call = {"id": "call-0", "type": "function", "function": {"name": "tide", "arguments": '{"port": "Hull"}'}}
+    called = dataclasses.replace(COMPLETION, text="", tool_calls=(call,), answer_ids=b"ids.")
+    assert silence(called, event("f1", 1.0, value=True)) is None
+    (down,) = examples(called, [event("f1", 1.0, value=False)])
+    assert (down.desirable, down.answer_ids, down.tool_calls) == (False, b"ids.", (call,))
+    better, worse = examples(called, [event("f1", 1.0, text="High at four.")])
+    assert (better.answer, better.answer_ids, better.tool_calls) == ("High at four.", None, ())
+    assert (worse.desirable, worse.tool_calls) == (False, (call,))
+
+
 @pytest.mark.parametrize(
     ("held", "counts"), [(None, True), (Held.HELD, False), (Held.DROPPED, False), (Held.RELEASED, True)]
 )

@@ -46,6 +46,7 @@ def asked(chance: Random) -> Completion:
     return completion(
         NAMES[turn],
         text=mostly(chance, "Hello.", " "),
+        tool_calls=mostly(chance, (), ({"function": {"name": "tide"}},)),
         status=mostly(chance, "complete", "aborted"),
         user=person(chance),
         principal=mostly(chance, None, "app"),

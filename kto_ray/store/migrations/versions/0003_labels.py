@@ -28,6 +28,7 @@ def _some(table: str, *names: str) -> sa.TableClause:
 # As they are at this revision.
 COMPLETIONS = _some("completions", "id", "text", "status", "task", "rollout", "arm", "user", "created_at")
 FEEDBACK = _some("feedback", "id", "created_at", "kind", "completion_id", "user", "value", "text", "withdrawn_at")
+LATER = {"forced": False, "principal": None, "tool_calls": None}  # what labels ask since other revisions
 LABELS = _some("labels", "completion_id", "user", "verdict", "at", "rollout", "arm", "asker", "asked_at", "since")
 
 
@@ -129,8 +130,8 @@ def _labelled(tx: sa.Connection, ids: Sequence[str]) -> Iterator[tuple[Any, Labe
     said: dict[str, list[Feedback]] = {}
     for row in tx.execute(sa.select(FEEDBACK).where(FEEDBACK.c.completion_id.in_(ids))).mappings():
         said.setdefault(row["completion_id"], []).append(Feedback(**{**row, "kind": FeedbackKind(row["kind"])}))
-    later = (sa.false().label("forced"), sa.null().label("principal"))  # labels ask since a later revision
-    for answer in tx.execute(sa.select(COMPLETIONS, *later).where(COMPLETIONS.c.id.in_(ids))):
+    forced, principal, calls = (sa.literal(value).label(name) for name, value in LATER.items())
+    for answer in tx.execute(sa.select(COMPLETIONS, forced, principal, calls).where(COMPLETIONS.c.id.in_(ids))):
         yield from ((answer, label) for label in labels_of(answer, said.get(answer.id, [])))
 
 

@@ -199,7 +199,7 @@ def _relabel(tx: sa.Connection, ids: Sequence[str], newest: int, change: dict[st
         change[VERDICTS[standing.verdict]] -= 1
         change["came"] -= standing.since == newest
     tx.execute(LABELS.delete().where(ours))
-    for answer in tx.execute(sa.select(ANSWERS).where(ANSWERS.c.id.in_(ids))):
+    for answer in tx.execute(sa.select(ANSWERS, sa.null().label("tool_calls")).where(ANSWERS.c.id.in_(ids))):
         for label in labels_of(answer, said.get(answer.id, [])):
             tx.execute(LABELS.insert().values(**_columns(answer, label, since.get(answer.id, 0))))
             change[VERDICTS[label.verdict.value]] += 1
