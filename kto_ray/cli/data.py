@@ -24,7 +24,7 @@ def data_show(
     """What a snapshot holds: counts, ratio, weights, what was left out, hashes, and a look at some rows."""
     settings = settings_of(config, set_)
     from kto_ray.data import show
-    from kto_ray.data.snapshot import load_manifest
+    from kto_ray.data.manifest import load_manifest
     from kto_ray.model import resolve_model
     from kto_ray.paths import Paths
 

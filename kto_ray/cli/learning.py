@@ -163,7 +163,8 @@ def evaluate(
             f"adapter {adapter!r} has no snapshot in the store, so there is no held-out feedback to judge by"
         )
     with step("scoring held-out feedback under the base model and the adapter"):
-        from kto_ray.data.snapshot import load_manifest, read_split
+        from kto_ray.data.manifest import load_manifest
+        from kto_ray.data.snapshot import read_split
         from kto_ray.evaluate.logprobs import Scorer
         from kto_ray.evaluate.measure import reward_metrics
         from kto_ray.records.evaluation import held_out

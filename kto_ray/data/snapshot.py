@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import json
 import logging
 import time
 from collections import Counter
@@ -27,11 +26,12 @@ from kto_ray.config import Config
 from kto_ray.data import encoded, passes, tokens
 from kto_ray.data.balance import Balance, balance, interleave
 from kto_ray.data.heads import Heads, Index
+from kto_ray.data.manifest import content_id, load_manifest, write_manifest
 from kto_ray.data.row_index import write_index
 from kto_ray.data.select import Selection, by_id, cap, select
 from kto_ray.data.shards import HOLDOUT_SCHEMA, TRAIN, TRAIN_SCHEMA, verified
 from kto_ray.records.examples import Example
-from kto_ray.records.snapshots import Shard, SnapshotManifest
+from kto_ray.records.snapshots import SnapshotManifest
 
 R = TypeVar("R")
 logger = logging.getLogger(__name__)
@@ -190,7 +190,7 @@ def _manifest(
         newest_feedback_at=newest_feedback_at,
         filters={name: getattr(config.data, name) for name in FILTERS},
     )
-    return dataclasses.replace(draft, id=_content_id(draft))
+    return dataclasses.replace(draft, id=content_id(draft))
 
 
 def _publish(home: paths.Paths, staging: str, manifest: SnapshotManifest) -> SnapshotManifest:
@@ -207,36 +207,7 @@ def _publish(home: paths.Paths, staging: str, manifest: SnapshotManifest) -> Sna
         fs.rm(grave)
     if fs.exists(paths.join(target, paths.SNAPSHOT_MANIFEST)):
         return load_manifest(final)
-    data = json.dumps(dataclasses.asdict(manifest), indent=1, sort_keys=True).encode()
-    paths.write_atomic(paths.join(final, paths.SNAPSHOT_MANIFEST), data)
-    return manifest
-
-
-def _content_id(manifest: SnapshotManifest) -> str:
-    facts = dataclasses.asdict(manifest)
-    del facts["id"], facts["created_at"], facts["newest_seq"]
-    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
-
-
-def load_manifest(uri: str) -> SnapshotManifest:
-    """The manifest of the snapshot at a URI.
-
-    Raises:
-        ValueError: there is no finished snapshot, or the manifest is not the one that was written.
-    """
-    fs, path = paths.filesystem(paths.join(uri, paths.SNAPSHOT_MANIFEST))
-    if not fs.exists(path):
-        raise ValueError(f"no snapshot at {uri!r}: it has no {paths.SNAPSHOT_MANIFEST}; freeze one first")
-    try:
-        facts = json.loads(fs.cat_file(path))
-        manifest = SnapshotManifest(**{**facts, "shards": tuple(Shard(**shard) for shard in facts["shards"])})
-    except (ValueError, TypeError, KeyError) as error:
-        raise ValueError(f"snapshot manifest at {uri!r} is damaged ({error}); freeze the snapshot again") from None
-    if _content_id(manifest) != manifest.id:
-        raise ValueError(
-            f"snapshot manifest at {uri!r} was changed: it names {manifest.id}, its content is "
-            f"{_content_id(manifest)}; freeze the snapshot again"
-        )
+    write_manifest(final, manifest)
     return manifest
 
 

@@ -74,7 +74,8 @@ def gate(
 ) -> GateReport:
     """Judge a candidate on held-out feedback and on its answers to the guard prompts."""
     from kto_ray.adapters.files import fetch
-    from kto_ray.data.snapshot import load_manifest, read_split
+    from kto_ray.data.manifest import load_manifest
+    from kto_ray.data.snapshot import read_split
     from kto_ray.evaluate.measure import evaluate
     from kto_ray.model import resolve_model
     from kto_ray.records.evaluation import held_out

@@ -18,8 +18,8 @@ import sqlalchemy as sa
 from kto_ray.adapters.publish import as_trained
 from kto_ray.config import Config
 from kto_ray.data import archive
+from kto_ray.data.manifest import load_manifest
 from kto_ray.data.seal import seal
-from kto_ray.data.snapshot import load_manifest
 from kto_ray.data.tombstone import Tombstone, purge_rows, read_tombstone
 from kto_ray.paths import SNAPSHOT_MANIFEST, Paths, filesystem, join
 from kto_ray.provenance import spooled

@@ -15,7 +15,7 @@ import sqlalchemy as sa
 
 from kto_ray.config import Config
 from kto_ray.data import row_index
-from kto_ray.data.snapshot import load_manifest
+from kto_ray.data.manifest import load_manifest
 from kto_ray.data.tombstone import Purged, read_tombstone
 from kto_ray.records.adapters import AdapterVersion
 from kto_ray.records.completions import Completion
@@ -60,6 +60,23 @@ def lineage(store: Store, config: Config, name: str) -> RowLineage | AdapterLine
         return _of_rows(tx, config, name, asked, held)
 
 
+def trained_on(store: Store, completion_id: str) -> tuple[str, ...]:
+    """The adapter versions that learnt from what was said of a completion.
+
+    Raises:
+        ValueError, OSError: a snapshot cannot be read.
+    """
+    with store.read() as tx:
+        sealed = snapshots.every(tx)
+    learnt = _learnt(held_rows(sealed, None, [completion_id]))
+    with store.read() as tx:
+        return tuple(version.name for version in adapters.every(tx) if version.snapshot in learnt)
+
+
+def _learnt(held: Iterable[Held]) -> set[str]:
+    return {h.snapshot for h in held if h.rows and "train" in h.rows}
+
+
 @dataclass(frozen=True, slots=True)
 class _Asked:
     """What the store knows of a completion or a user: `found` are completions that they asked for or judged,
@@ -102,7 +119,7 @@ def _of_rows(tx: sa.Connection, config: Config, name: str, asked: _Asked, held: 
     tests = {c.rollout: rollouts.get(tx, c.rollout) for c in asked.found if c.rollout}
     statuses = {name: state.status.value for name, state in tests.items() if state is not None}
     answered = Counter((c.adapter, c.arm.value, c.rollout or "") for c in asked.found)
-    trained = {h.snapshot for h in held if h.rows and "train" in h.rows}
+    learnt = _learnt(held)
     return RowLineage(
         kind=asked.kind,
         id=name,
@@ -113,7 +130,7 @@ def _of_rows(tx: sa.Connection, config: Config, name: str, asked: _Asked, held: 
             for (adapter, arm, test), n in sorted(answered.items())
         ),
         snapshots=tuple(RowsIn(h.snapshot, dict(h.rows), h.purged_at) for h in held if h.rows is not None),
-        adapters=tuple(_version(tx, config, v) for v in adapters.every(tx) if v.snapshot in trained),
+        adapters=tuple(_version(tx, config, v) for v in adapters.every(tx) if v.snapshot in learnt),
         unknown=tuple(h.snapshot for h in held if h.rows is None),
     )
 

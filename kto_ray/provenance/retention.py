@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from kto_ray.config import Config
 from kto_ray.config.retention import RetentionSection
 from kto_ray.data import archive
-from kto_ray.data.snapshot import load_manifest
+from kto_ray.data.manifest import load_manifest
 from kto_ray.data.tombstone import Tombstone, purge_rows, read_tombstone
 from kto_ray.paths import ADAPTER_WEIGHTS, Paths, filesystem, join
 from kto_ray.store import Store, adapters, archives, requests, rollouts, rounds, snapshots

@@ -14,10 +14,12 @@ from kto_ray.store import completions, feedback, labels
 
 @dataclass(frozen=True, slots=True)
 class ShownCompletion(Completion):
-    """The logged record, all that was said of it, and the labels that this comes to."""
+    """The logged record, all that was said of it, the labels that this comes to, and the adapter versions that learnt
+    from it (None: a snapshot cannot be read just now)."""
 
     feedback: tuple[Feedback, ...] = ()
     labels: tuple[Label, ...] = ()
+    trained: tuple[str, ...] | None = ()
 
 
 def one(tx: sa.Connection, completion_id: str) -> ShownCompletion | None:

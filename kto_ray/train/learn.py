@@ -8,7 +8,7 @@ from dataclasses import asdict
 from kto_ray.adapters.files import read_sound, sha256_of
 from kto_ray.adapters.publish import publish
 from kto_ray.config import Config
-from kto_ray.data.snapshot import load_manifest
+from kto_ray.data.manifest import load_manifest
 from kto_ray.data.stream import training_dataset
 from kto_ray.data.tombstone import refuse_purged
 from kto_ray.records.adapters import AdapterVersion

@@ -32,6 +32,16 @@ def test_every_route_says_what_it_returns(document: dict[str, Any]) -> None:
             assert operation["responses"]["4XX"]["content"]["application/json"]["schema"]["$ref"].endswith("ErrorBody")
 
 
+def test_every_route_says_what_opens_it(document: dict[str, Any]) -> None:
+    opens = {
+        path: {m: operation["security"] for m, operation in found.items()} for path, found in document["paths"].items()
+    }
+    assert opens["/v1/feedback"]["post"] == [{"key": ["feedback", "reviewer"]}, {"feedback_token": []}, {}]
+    assert opens["/v1/users/{user}"]["delete"] == [{"key": ["admin"]}, {}]
+    assert opens["/healthz"]["get"] == []
+    assert set(document["components"]["securitySchemes"]) == {"key", "feedback_token"}
+
+
 def test_every_reference_is_defined(document: dict[str, Any]) -> None:
     named = set(re.findall(r'"#/components/schemas/([^"]+)"', json.dumps(document)))
     assert named <= set(document["components"]["schemas"]) and {"FeedbackBody", "External", "ChatBody"} <= named

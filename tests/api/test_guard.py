@@ -18,6 +18,7 @@ from kto_ray.config import Config
 from kto_ray.records.keys import Scope
 from kto_ray.serve.gateway.api import build
 from kto_ray.serve.gateway.guard import TABLE, named
+from kto_ray.serve.gateway.whose import token_headers
 from kto_ray.store import Store, completions, keys
 from tests.api.conftest import HI, Api
 from tests.conftest import FreePort
@@ -407,6 +408,19 @@ def test_a_user_who_asks_too_often_stops_no_other(sqlite_store: Store, tmp_path:
         assert "'app/ann'" in chat("ann").json()["error"]["message"]
         assert chat("bob").status_code == 200
         assert tries(lambda: chat(None), 3) == [200, 200, 200], "a key's own limit is for those without a name"
+
+
+def test_who_holds_a_feedback_token_is_counted_too(sqlite_store: Store, tmp_path: Path) -> None:
+    """Whoever has the answer has its token, and no key that a limit could bind."""
+    with serving(sqlite_store, tmp_path, limits={"feedback_per_minute_of_user": 2}) as api:
+
+        def judge(user: str | None) -> Any:
+            told = token_headers(api.config, "c1", user, "app")
+            return api.client.post("/v1/feedback", json={"kind": "thumb", "value": True}, headers=told)
+
+        assert tries(lambda: judge("app/ann"), 3) == [202, 202, 429]
+        assert tries(lambda: judge("app/bob"), 1) == [202]
+        assert tries(lambda: judge(None), 3) == [202, 202, 429]
 
 
 def test_a_proxys_user_is_counted_as_one(sqlite_store: Store, tmp_path: Path) -> None:

@@ -4,14 +4,16 @@ what is held."""
 from __future__ import annotations
 
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from kto_ray.feedback.tokens import HEADER, Claim, sign
 from kto_ray.serve.gateway.whose import token_headers
-from kto_ray.store import completions
+from kto_ray.store import adapters, completions, snapshots
 from tests.api.conftest import Api
+from tests.support.provenance import adapter, seal
 from tests.support.rows import completion
 
 
@@ -46,6 +48,20 @@ def test_the_receipt_of_a_thumb_on_a_stopped_or_empty_answer_says_that_it_will_n
     assert loop(api)["labels"]["new"] == 0
     good = api.say(stored(api, "good"), value=False, user="ann").json()
     assert (good["label"], good["why"]) == ("down", None)
+
+
+def test_a_completion_says_which_adapters_learnt_from_it(api: Api, tmp_path: Path) -> None:
+    name = stored(api)
+    api.say(name, user="ann")
+    manifest, uri = seal(tmp_path, {"train": [(name, "ann")], "holdout": []}, 1)
+    with api.store.write() as tx:
+        snapshots.insert(tx, manifest, uri)
+        adapters.insert(tx, adapter(1, manifest.id, None))
+    shown = f"/v1/completions/{name}"
+    assert api.client.get(shown).json()["trained"] == ["policy@v1-aaaaaa"]
+    (Path(uri) / "manifest.json").write_text("{}")
+    told = api.client.get(shown)
+    assert (told.status_code, told.json()["trained"]) == (200, None), "its snapshot cannot be read"
 
 
 def test_what_was_withdrawn_is_no_duplicate(api: Api) -> None:

@@ -14,7 +14,8 @@ from typer.testing import CliRunner
 
 from kto_ray.cli import app
 from kto_ray.config import load_config
-from kto_ray.data.snapshot import load_manifest, read_split
+from kto_ray.data.manifest import load_manifest
+from kto_ray.data.snapshot import read_split
 from kto_ray.paths import Paths
 from kto_ray.records.adapters import AdapterVersion
 from kto_ray.records.completions import Arm, Completion

@@ -16,8 +16,9 @@ import pytest
 from rich.console import Console
 
 from kto_ray.config import load_config
+from kto_ray.data.manifest import load_manifest
 from kto_ray.data.show import page
-from kto_ray.data.snapshot import load_manifest, read_split
+from kto_ray.data.snapshot import read_split
 from kto_ray.data.stream import training_dataset
 from kto_ray.model import resolve_model
 from kto_ray.paths import Paths

@@ -10,9 +10,9 @@ from typing import Any
 
 import pyarrow as pa
 
+from kto_ray.data.manifest import content_id
 from kto_ray.data.row_index import write_index
 from kto_ray.data.shards import HOLDOUT_SCHEMA, parquet
-from kto_ray.data.snapshot import _content_id
 from kto_ray.records.adapters import AdapterVersion
 from kto_ray.records.completions import Completion
 from kto_ray.records.feedback import Feedback
@@ -58,7 +58,7 @@ def seal(
     draft = SnapshotManifest(
         "", seed, 1, 1, 0, 0, {}, {}, 1.0, 0.5, 2.0, 1.0, 1.0, 4, seed, "m", "", "", 16, tuple(shards), 2.0
     )
-    manifest = dataclasses.replace(draft, id=_content_id(draft))
+    manifest = dataclasses.replace(draft, id=content_id(draft))
     if indexed:
         write_index(str(uri), shards)
     (uri / "manifest.json").write_text(json.dumps(dataclasses.asdict(manifest)))

@@ -20,8 +20,8 @@ from kto_ray.bench.own_process import answer
 from kto_ray.bench.sealed_rows import Memory, job_of
 from kto_ray.cluster import start_ray
 from kto_ray.config import Config
+from kto_ray.data.manifest import load_manifest
 from kto_ray.data.seal import seal
-from kto_ray.data.snapshot import load_manifest
 from kto_ray.data.stream import training_dataset
 from kto_ray.model import resolve_model
 from kto_ray.paths import Paths

@@ -19,7 +19,7 @@ from kto_ray.serve.gateway.bodies import FeedbackBody, parse_feedback, read_json
 from kto_ray.serve.gateway.document import IDEMPOTENT, body_of
 from kto_ray.serve.gateway.door import Door
 from kto_ray.serve.gateway.errors import ApiError
-from kto_ray.serve.gateway.guard import user_of
+from kto_ray.serve.gateway.guard import count_holder, user_of
 from kto_ray.store import feedback, quarantine
 from kto_ray.store.recording import KeyReused, Receipt, Recorded, TooLong, TooManyEvents
 
@@ -68,6 +68,8 @@ def router(door: Door) -> APIRouter:
         said = parse_feedback(whose.by_token(claim, body) if claim else body, request.headers)
         if claim is None:
             user_of(request, said.user)  # counted
+        else:
+            count_holder(request, claim.user or claim.completion_id)
         event = whose.signed(door.config, said, whose.principal_of(request), claim)
         try:
             receipt = await door.record(event)

@@ -176,6 +176,15 @@ def user_of(request: Request, claimed: str | None) -> str | None:
     return user
 
 
+def count_holder(request: Request, holder: str) -> None:
+    """Count a request by a feedback token, of whoever holds it.
+
+    Raises:
+        ApiError: 429.
+    """
+    _measure(request.state.limits, Meter.FEEDBACK_OF_USER, holder)
+
+
 def named(method: str, path: str) -> str:
     """A route's name in the table; `path` is its pattern."""
     return f"{'GET' if method == 'HEAD' else method} {re.sub(r'{[^}]*}', '{}', path)}"

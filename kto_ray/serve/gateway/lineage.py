@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from fastapi import APIRouter
 
+from kto_ray.provenance.lineage import lineage
 from kto_ray.records.lineage import AdapterLineage, RowLineage
 from kto_ray.serve.gateway.door import Door
 from kto_ray.serve.gateway.errors import ApiError
@@ -14,8 +15,6 @@ def router(door: Door) -> APIRouter:
 
     @routes.get("/v1/lineage/{name:path}")
     async def trace(name: str) -> RowLineage | AdapterLineage:
-        from kto_ray.provenance.lineage import lineage  # reads snapshots, with Ray Data, which no other route needs
-
         try:
             return await door.aside(lambda: lineage(door.store, door.config, name))
         except ValueError as error:

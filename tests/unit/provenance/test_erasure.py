@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 
 from kto_ray.config import Config
+from kto_ray.data.manifest import load_manifest
 from kto_ray.data.shards import verified
-from kto_ray.data.snapshot import load_manifest, read_split
+from kto_ray.data.snapshot import read_split
 from kto_ray.data.tombstone import Purged, Tombstone, read_tombstone
 from kto_ray.provenance.erasure import Reach, Unknown, erase, reach_of, to_replace
 from kto_ray.provenance.lineage import lineage

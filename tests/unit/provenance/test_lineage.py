@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from kto_ray.config import Config
-from kto_ray.provenance.lineage import lineage
+from kto_ray.provenance.lineage import lineage, trained_on
 from kto_ray.records.completions import Arm
 from kto_ray.records.lineage import InTest
 from kto_ray.records.rollouts import RolloutState, RolloutStatus
@@ -53,8 +53,9 @@ def test_a_completion_leads_to_the_snapshots_and_adapters_that_learnt_from_it(to
     assert [a.adapter for a in told("c2").adapters] == ["policy@v2-aaaaaa"]
 
 
-def test_a_held_out_row_trained_nothing(told: Any) -> None:
+def test_a_held_out_row_trained_nothing(store: Store, told: Any) -> None:
     found = told("c3")
+    assert trained_on(store, "c3") == () and len(trained_on(store, "c1")) == 2
     assert [s.rows for s in found.snapshots] == [{"holdout": 1}, {"holdout": 1}]
     assert found.adapters == ()
 

@@ -14,8 +14,9 @@ import pytest
 from kto_ray.config import Config
 from kto_ray.config.retention import RetentionSection
 from kto_ray.data import archive, row_index
+from kto_ray.data.manifest import load_manifest
 from kto_ray.data.shards import verified
-from kto_ray.data.snapshot import load_manifest, read_split
+from kto_ray.data.snapshot import read_split
 from kto_ray.data.tombstone import Purged
 from kto_ray.provenance import retention
 from kto_ray.provenance.erasure import erase
