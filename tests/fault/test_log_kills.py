@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import signal
 import subprocess
 import sys
 import threading
@@ -199,12 +200,13 @@ DRAIN = """
 import sys
 sys.path.insert(0, {root!r})
 from pathlib import Path
+from kto_ray.config import Config
 from kto_ray.store import open_store
 from kto_ray.store.spool import own
 from kto_ray.store.writer import drain_one
 store, spool = open_store({url!r}), own(Path({folder!r}))
 print("begins", flush=True)
-while drain_one(store, spool):
+while drain_one(store, spool, Config().feedback):
     pass
 print("done", flush=True)
 """
@@ -216,8 +218,8 @@ def test_a_drain_that_is_killed_again_and_again_brings_all_in_once(
     monkeypatch.setattr(spool, "SEGMENT_BYTES", 50_000)
     filled = spool.own(tmp_path)
     for i in range(0, ENTRIES, 10):
-        answers = [completion(f"c{n}") for n in range(i, i + 10)]
-        filled.append([*answers, *(thumb(f"f{answer.id}", answer.id) for answer in answers)])
+        answers = [completion(f"c{n}", user=f"user-{n}") for n in range(i, i + 10)]  # one user's were a burst
+        filled.append([*answers, *(thumb(f"f{answer.id}", answer.id, user=answer.user) for answer in answers)])
     filled.close()
     script = DRAIN.format(root=str(ROOT), url=store.url, folder=str(tmp_path))
     chance, kills, at_most_s = random.Random(KILLS), 0, 0.1
@@ -227,9 +229,10 @@ def test_a_drain_that_is_killed_again_and_again_brings_all_in_once(
         time.sleep(chance.uniform(0, at_most_s))
         process.kill()
         told = process.stdout.read()
-        process.wait()
+        ended = process.wait()
         if told == "done\n":
             break
+        assert ended == -signal.SIGKILL, "it failed by itself"
         kills += 1
         at_most_s *= 1.1  # a slow machine takes longer for its first entry
     with store.read() as tx:
