@@ -1,8 +1,8 @@
-"""Make the locks of the image, deploy/image-{cpu,gpu}.txt, from the locks of development: the same pins, without what only
-the extra `dev` brings. Run by `make lock`, after the locks of development, in an environment that holds the CPU one.
+"""Make the locks of the image, deploy/image-{cpu,gpu}.txt, from the locks of development: the same pins, without what
+only the extra `dev` brings. Run by `make lock`, after the locks of development, where the CPU one is installed.
 
-What brings what is read from the installed packages' own metadata, so nothing is resolved and no index is asked. A package
-that is not installed here is one of the GPU lock's alone; those come with vLLM and stay.
+What brings what is read from the installed packages' own metadata, so nothing is resolved and no index is asked. A
+package that is not installed here is one of the GPU lock's alone; those come with vLLM and stay.
 """
 
 from __future__ import annotations
