@@ -93,10 +93,10 @@ def check_target(target: str, serve: Document, root: Path, schemas: Path, report
     except CheckError as error:
         report.add(f"{target}/kustomization.yaml", [str(error)])
         return []
-    report.add(f"{target}/kustomization.yaml", patch_errors(root / target) + image_errors(documents))
     wrong = [shape_errors(document, schemas) for document in documents]
-    # References are followed only between documents of the right shape; the others have been told.
+    # References are followed only between documents of the right shape; the others are told.
     sound = [document for document, errors in zip(documents, wrong, strict=True) if not errors]
+    report.add(f"{target}/kustomization.yaml", patch_errors(root / target) + image_errors(sound))
     around = Around(sound, (root / "k8s/README.md").read_text(), image_environment(root))
     for document, errors in zip(documents, wrong, strict=True):
         title = f"{target}  {document.get('kind')} {document.get('metadata', {}).get('name')}"
@@ -138,6 +138,8 @@ def patch_errors(target: Path) -> list[str]:
 
 def shape_errors(document: Document, schemas: Path) -> list[str]:
     kind = document.get("kind")
+    if kind == "Secret":
+        return ["a Secret with its values must not be in the repository; refer to one that the cluster holds"]
     missing = [f"field {key!r} is missing" for key in ("apiVersion", "kind", "metadata") if key not in document]
     if missing or kind not in KUBERAY:
         return missing or kubernetes_errors(document)

@@ -28,9 +28,8 @@ def cluster_hash(cluster: Document) -> str:
     for field in ("suspend", "upgradeStrategy"):
         spec.pop(field, None)
     for group in workers:
-        for field in REPLICAS:
+        for field in (*REPLICAS, "scaleStrategy"):  # of which workersToDelete is the only field
             group.pop(field, None)
-        group.get("scaleStrategy", {}).pop("workersToDelete", None)
     for group in (spec["headGroupSpec"], *workers):
         for field in ("tolerations", "schedulingGates"):
             group["template"]["spec"].pop(field, None)

@@ -41,8 +41,6 @@ def _words(error: kubernetes_validate.ValidationError) -> str:
 
 def plain_errors(document: Document, around: Around, root: Path) -> list[str]:
     kind = document["kind"]
-    if kind == "Secret":
-        return ["a Secret with its values must not be in the repository; refer to one that the cluster holds"]
     if kind == "PodDisruptionBudget":
         return _selector_errors(document["spec"].get("selector", {}), around) + list(_budget_errors(document["spec"]))
     if kind == "NetworkPolicy":

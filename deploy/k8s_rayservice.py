@@ -82,7 +82,7 @@ def operator_errors(cluster: Document) -> list[str]:
     auth = cluster.get("authOptions", {})
     if auth.get("mode") != "token" or not auth.get("secretName"):
         errors.append(
-            "authOptions must have mode: token and a secretName: else Ray is open, or has another token a cluster"
+            "authOptions needs mode: token and a secretName: else Ray is open, or its token changes at upgrades"
         )
     return errors
 
