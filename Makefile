@@ -65,13 +65,16 @@ k8s-check: setup
 docs: setup
 	.venv/bin/python deploy/docs.py
 
-# The locks, made anew from pyproject.toml. The CPU one holds the CPU build of torch.
+# The locks, made anew from pyproject.toml; the CPU one holds the CPU build of torch. Then the environment, from whose
+# metadata those of the image are made.
 lock: setup
 	for flavour in cpu gpu; do \
 	  .venv/bin/uv pip compile -q --no-header --no-annotate pyproject.toml --extra $$flavour --extra s3 --extra dev \
 	    --override deploy/overrides-$$flavour.txt --python-version 3.11 --python-platform x86_64-manylinux_2_28 \
 	    -o deploy/requirements-$$flavour.txt; \
 	done
+	@deploy/setup.sh cpu
+	.venv/bin/python deploy/image_lock.py
 
 clean:
 	rm -rf runs .pytest_cache .mypy_cache .ruff_cache .hypothesis

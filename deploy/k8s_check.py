@@ -3,33 +3,37 @@
     python deploy/k8s_check.py [--root .] [--schemas DIR]
 
 KubeRay documents are held to strict JSON Schemas of KubeRay's resource definitions and to the rules that its operator
-checks beyond them; the Serve config to Ray's schema classes (which ignore unknown fields by themselves) and to
-deploy/serve.yaml; the kto-ray config to `kto_ray.config`; references to what they name. Exit 0 only if all of it holds.
+checks beyond them, all others to Kubernetes' own schemas; the pods that KubeRay would build, and those of Jobs, to pod
+security "restricted"; the Serve config to Ray's schema classes (which ignore unknown fields by themselves) and to
+deploy/serve.yaml; the kto-ray config to `kto_ray.config` and to the pools; references to what they name; the README's
+table of edits to what KubeRay's hash makes of them; the image to hadolint. Exit 0 only if all of it holds.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import shutil
-import subprocess
 import sys
+import tempfile
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import jsonschema
 import yaml
-from k8s_rayservice import NAME_LIMITS, Document, configmap_errors, rayservice_errors, serve_errors, unknown
+from k8s_config import configmap_errors
+from k8s_documents import CheckError, Document, render, unknown
+from k8s_edits import TARGETS, readme_errors
+from k8s_image import compose_errors, dockerfile_errors, image_environment
+from k8s_plain import image_errors, kubernetes_errors, marker_errors, plain_errors
+from k8s_rayservice import built_errors, rayservice_errors
+from k8s_references import Around
+from k8s_serve import serve_errors
 
-# Fields of the plain Kubernetes documents that we use; a kind that is not here has to be added on purpose.
-PLAIN_SPECS = {
-    "PodDisruptionBudget": {"minAvailable", "maxUnavailable", "selector", "unhealthyPodEvictionPolicy"},
-    "NetworkPolicy": {"podSelector", "policyTypes", "ingress", "egress"},
-}
-
-
-class CheckError(RuntimeError):
-    """The check cannot run: no kubectl, no schemas, a kustomization that does not render."""
+KUBERAY = ("RayService", "RayJob", "RayCluster")
+COPIES = {"k8s/base/config.yaml": "configs/production.yaml"}
 
 
 @dataclass
@@ -45,11 +49,20 @@ class Report:
         self.errors += [f"{what}: {error}" for error in errors]
 
 
-def check_tree(root: Path, schemas: Path) -> Report:
-    """Check the tree at `root` (which holds k8s/, deploy/ and configs/).
+def targets(root: Path) -> list[str]:
+    """What can be rendered: the base, the overlays, and the base with each component."""
+    folders = [path for kind in ("overlays", "components") for path in sorted((root / "k8s" / kind).iterdir())]
+    return [str(path.relative_to(root)) for path in (root / "k8s/base", *folders)]
+
+
+def check_tree(root: Path, schemas: Path, only: Collection[str] | None = None) -> Report:
+    """Check the tree at `root` (which holds k8s/, deploy/, configs/ and kto_ray/).
+
+    Args:
+        only: the targets to render; None: all of them.
 
     Raises:
-        CheckError: kubectl or the schemas are missing.
+        CheckError: kubectl, hadolint or the schemas are missing.
     """
     if shutil.which("kubectl") is None:
         raise CheckError("kubectl is not on the PATH; it renders the kustomizations (kubectl 1.27 or later)")
@@ -58,33 +71,51 @@ def check_tree(root: Path, schemas: Path) -> Report:
     report = Report()
     serve = yaml.safe_load((root / "deploy/serve.yaml").read_text())
     report.add("deploy/serve.yaml", serve_errors(serve, root))
-    report.add("k8s/base/config.yaml", same(root, "k8s/base/config.yaml", "configs/production.yaml"))
-    for target in [root / "k8s/base", *sorted((root / "k8s/overlays").iterdir())]:
-        check_target(target, serve, root, schemas, report)
+    report.add("deploy/Dockerfile", dockerfile_errors(root))
+    report.add("deploy/compose.yaml", compose_errors(root))
+    for copy, original in COPIES.items():
+        report.add(copy, same(root, copy, original))
+    report.add("k8s/namespace.yaml", kubernetes_errors(yaml.safe_load((root / "k8s/namespace.yaml").read_text())))
+    services: dict[str, Document] = {}
+    for target in targets(root):
+        if only is None or target in only:
+            documents = check_target(target, serve, root, schemas, report)
+            services.update((target, document) for document in documents if document["kind"] == "RayService")
+    if set(TARGETS) <= set(services):
+        report.add("k8s/README.md", readme_errors(root, services))
     return report
 
 
-def check_target(target: Path, serve: Document, root: Path, schemas: Path, report: Report) -> None:
-    name = str(target.relative_to(root))
+def check_target(target: str, serve: Document, root: Path, schemas: Path, report: Report) -> list[Document]:
+    """The target's documents of the right shape."""
     try:
-        documents = render(target)
+        documents = rendered(root, target)
     except CheckError as error:
-        report.add(f"{name}/kustomization.yaml", [str(error)])
-        return
-    report.add(f"{name}/kustomization.yaml", patch_errors(target))
+        report.add(f"{target}/kustomization.yaml", [str(error)])
+        return []
     wrong = [shape_errors(document, schemas) for document in documents]
-    # References are followed only between documents of the right shape; the others have been told.
+    # References are followed only between documents of the right shape; the others are told.
     sound = [document for document, errors in zip(documents, wrong, strict=True) if not errors]
+    report.add(f"{target}/kustomization.yaml", patch_errors(root / target) + image_errors(sound))
+    around = Around(sound, (root / "k8s/README.md").read_text(), image_environment(root))
     for document, errors in zip(documents, wrong, strict=True):
-        title = f"{name}  {document.get('kind')} {document.get('metadata', {}).get('name')}"
-        report.add(title, errors or document_errors(document, sound, serve, root))
+        title = f"{target}  {document.get('kind')} {document.get('metadata', {}).get('name')}"
+        report.add(title, errors or document_errors(document, around, serve, root))
+    for service in around.named("RayService").values():
+        for group, pod, errors in built_errors(service, around):
+            report.add(f"{target}  Pod of {group}, as KubeRay builds it", kubernetes_errors(pod) + errors)
+    return sound
 
 
-def render(target: Path) -> list[Document]:
-    result = subprocess.run(["kubectl", "kustomize", str(target)], capture_output=True, text=True, check=False)
-    if result.returncode != 0:
-        raise CheckError(f"kubectl kustomize failed: {result.stderr.strip()}")
-    return [document for document in yaml.safe_load_all(result.stdout) if document]
+def rendered(root: Path, target: str) -> list[Document]:
+    """A target's documents; a component's are those of the base with it."""
+    if not target.startswith("k8s/components/"):
+        return render(root / target)
+    with tempfile.TemporaryDirectory() as folder:
+        place = Path(folder).resolve()
+        paths = [os.path.relpath(root / path, place) for path in ("k8s/base", target)]  # kustomize wants them relative
+        (place / "kustomization.yaml").write_text(yaml.safe_dump({"resources": paths[:1], "components": paths[1:]}))
+        return render(place)
 
 
 def same(root: Path, copy: str, original: str) -> list[str]:
@@ -100,16 +131,18 @@ def patch_errors(target: Path) -> list[str]:
         text = patch["patch"] if "patch" in patch else (target / patch["path"]).read_text()
         content = yaml.safe_load(text)
         kind = patch.get("target", {}).get("kind") or (content.get("kind") if isinstance(content, dict) else None)
-        if kind in NAME_LIMITS and not isinstance(content, list):
+        if kind in KUBERAY and not isinstance(content, list):
             errors.append(f"the patch of {kind} must be a JSON 6902 list: a merge patch replaces workerGroupSpecs")
     return errors
 
 
 def shape_errors(document: Document, schemas: Path) -> list[str]:
     kind = document.get("kind")
+    if kind == "Secret":
+        return ["a Secret with its values must not be in the repository; refer to one that the cluster holds"]
     missing = [f"field {key!r} is missing" for key in ("apiVersion", "kind", "metadata") if key not in document]
-    if missing or kind not in NAME_LIMITS:
-        return missing
+    if missing or kind not in KUBERAY:
+        return missing or kubernetes_errors(document)
     schema = json.loads((schemas / f"{kind.lower()}-v1.schema.json").read_text())
     errors = jsonschema.Draft202012Validator(schema).iter_errors(document)
     found = [f"{error.json_path.removeprefix('$.')}: {_schema_message(error)}" for error in errors]
@@ -123,33 +156,15 @@ def _schema_message(error: jsonschema.ValidationError) -> str:
     return "; ".join(unknown(key, known) for key in error.instance if key not in known)
 
 
-def document_errors(document: Document, documents: list[Document], serve: Document, root: Path) -> list[str]:
+def document_errors(document: Document, around: Around, serve: Document, root: Path) -> list[str]:
     kind = document["kind"]
-    clusters = [d["spec"]["rayClusterConfig"] for d in documents if d["kind"] == "RayService"]
-    if kind in NAME_LIMITS:
-        return rayservice_errors(document, documents, serve, root)
+    if kind == "RayService":
+        return rayservice_errors(document, around, serve, root) + marker_errors(around.documents)
+    if kind in KUBERAY:
+        return [f"only a RayService is expected here, got a {kind}"]
     if kind == "ConfigMap":
-        return configmap_errors(document, clusters)
-    if kind in PLAIN_SPECS:
-        return plain_errors(document, PLAIN_SPECS[kind], clusters)
-    if kind == "Secret":
-        return ["a Secret with its values must not be in the repository; refer to one that the cluster holds"]
-    return [f"kind {kind!r} is not known to this check; add it to PLAIN_SPECS in deploy/k8s_check.py"]
-
-
-def plain_errors(document: Document, known: set[str], clusters: list[Document]) -> list[str]:
-    """A budget or a network policy: known fields, and a selector that finds pods of the RayService."""
-    spec = document.get("spec", {})
-    errors = [f"spec: {unknown(key, sorted(known))}" for key in spec if key not in known]
-    wanted = (spec.get("selector") or spec.get("podSelector") or {}).get("matchLabels")
-    members = [g for c in clusters for g in [c["headGroupSpec"], *c.get("workerGroupSpecs", [])]]
-    # KubeRay adds a group's labels to its pods.
-    labels = [g["template"].get("metadata", {}).get("labels", {}) | g.get("labels", {}) for g in members]
-    if labels and not any(wanted and wanted.items() <= pod.items() for pod in labels):
-        errors.append(f"the selector {wanted} matches no pod of the RayService")
-    if "maxUnavailable" in spec:
-        errors.append("spec.maxUnavailable needs an owner with a scale subresource, which a RayCluster lacks")
-    return errors
+        return configmap_errors(document, around.documents)
+    return plain_errors(document, around, root)
 
 
 def main() -> int:

@@ -18,7 +18,8 @@ import httpx
 from kto_ray.cluster import start_ray
 from kto_ray.config import Config, load_config
 from kto_ray.paths import is_local, make_private
-from kto_ray.store import keys, leases, open_store
+from kto_ray.store import keys, leases, store_of
+from kto_ray.store.database import STARTED_S
 
 READY_TIMEOUT_S = 600.0
 
@@ -29,7 +30,9 @@ def build(args: dict[str, Any]) -> Any:
     Args:
         args: `config` (a YAML file) and `set` (a list of a.b=c overrides), both optional.
     """
-    return application(load_config(args.get("config"), tuple(args.get("set", ()))))
+    config = load_config(args.get("config"), tuple(args.get("set", ())))
+    store_of(config, wait_s=STARTED_S).close()  # Serve builds an application once: one that failed stays failed
+    return application(config)
 
 
 def application(config: Config) -> Any:
@@ -41,7 +44,6 @@ def application(config: Config) -> Any:
 
     if is_local(config.home):
         make_private(config.home)
-    open_store(config.database_url).close()  # migrate once, and fail here where a person sees it
     options = Policy.get_deployment_options(llm_config(config, config.model.id))
     bound = serve.deployment(Policy, name="Policy").options(**options).bind(config)
     selector = config.pool("serve")  # without it an actor of zero CPUs may land on the head, whose outage chat survives
@@ -58,6 +60,8 @@ def application(config: Config) -> Any:
         Gateway,
         name="Gateway",
         num_replicas=config.serve.gateways,
+        max_surge_percent=100,  # it needs no more than memory: the new ones are there before the old ones go
+        graceful_shutdown_timeout_s=config.serve.grace_s,
         max_ongoing_requests=1024,  # well above limits.chats_in_all, so that others are not kept waiting by chats
         max_queued_requests=1024,
         ray_actor_options={**light, "runtime_env": {"env_vars": ONE_LOOP}},
@@ -90,7 +94,7 @@ def check_home(config: Config) -> None:
     """Raises:
     ValueError: another service on this machine keeps its state in the same store.
     """
-    store = open_store(config.database_url)
+    store = store_of(config)
     with store.read() as tx:
         holder = leases.holder(tx, leases.CONTROLLER)
     store.close()
@@ -107,7 +111,7 @@ def check_keys(config: Config) -> None:
     """
     if config.http.loopback or config.http.proxy_secret is not None:
         return
-    store = open_store(config.database_url)
+    store = store_of(config)
     with store.read() as tx:
         known = keys.every(tx)
     store.close()
@@ -133,6 +137,7 @@ def running(config: Config, tell: Callable[[str], None]) -> Iterator[str]:
     from kto_ray.model import is_prepared, resolve_model
 
     check_port(config)
+    store_of(config).close()  # fails here, where a person sees it
     if config.ray.address is None:
         check_home(config)
     check_keys(config)

@@ -98,13 +98,13 @@ def _model(config: Config) -> Check:
 
 
 def _store(config: Config) -> Check:
-    from kto_ray.store import open_store
+    from kto_ray.store import store_of
 
     try:
-        open_store(config.database_url).close()
+        store_of(config).close()
     except ValueError as error:
         return Check("store", False, str(error))
-    return Check("store", True, "opened and migrated")
+    return Check("store", True, "opened, and of this version")
 
 
 def _port(config: Config) -> Check:

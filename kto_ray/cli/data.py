@@ -48,10 +48,10 @@ def data_archive(as_json: AsJson = False, config: ConfigFile = None, set_: Overr
         )
     with step("archiving"):
         from kto_ray.provenance.retention import keep
-        from kto_ray.store import open_store
+        from kto_ray.store import store_of
         from kto_ray.store.custody import Busy
 
-        store = open_store(settings.database_url)
+        store = store_of(settings)
         try:
             kept = keep(store, settings, time.time())
         except Busy as error:

@@ -30,11 +30,11 @@ def feedback_import(
     from rich.progress import track
 
     from kto_ray.feedback.files import read_unpaired
-    from kto_ray.store import completions, open_store
+    from kto_ray.store import completions, store_of
     from kto_ray.store import feedback as log
 
     rows = read_unpaired(file)
-    store = open_store(settings.database_url)
+    store = store_of(settings)
     added = 0
     batches = [rows[i : i + 500] for i in range(0, len(rows), 500)]
     for batch in track(batches, "importing", console=err):
@@ -133,13 +133,13 @@ def _decide(
     released: bool, ids: list[str] | None, why: str | None, user: str | None, as_json: bool, settings: Config
 ) -> None:
     """A transaction a few hundred events, so that nobody waits long for it."""
-    from kto_ray.store import open_store, quarantine
+    from kto_ray.store import quarantine, store_of
 
     if bool(ids) == (why is not None or user is not None):
         raise ValueError("name either ids of feedback, or --why and --user; `kto-ray feedback held` shows them")
     act = quarantine.release if released else quarantine.drop
     reason = _reason(why)
-    store = open_store(settings.database_url)
+    store = store_of(settings)
     changed = 0
     if ids:
         with store.write() as tx:

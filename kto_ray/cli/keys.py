@@ -37,9 +37,9 @@ def keys_create(
     scopes = _scopes(scope or [])
     if not re.fullmatch(NAME, name):
         raise ValueError(f"NAME must be of lower-case letters, digits, '.', '_' and '-', up to 64, got {name!r}")
-    from kto_ray.store import keys, open_store
+    from kto_ray.store import keys, store_of
 
-    store = open_store(settings.database_url)
+    store = store_of(settings)
     with store.write() as tx:
         key, token = keys.create(tx, name, scopes, vouches, settings.salt, time.time())
     store.close()
@@ -79,9 +79,9 @@ def keys_revoke(
 ) -> None:
     """End a key. Every gateway refuses it within a second."""
     settings = settings_of(config, set_)
-    from kto_ray.store import keys, open_store
+    from kto_ray.store import keys, store_of
 
-    store = open_store(settings.database_url)
+    store = store_of(settings)
     with store.write() as tx:
         found = keys.revoke(tx, key, time.time())
     store.close()

@@ -47,10 +47,10 @@ def train(
         return
     from kto_ray.data.seal import seal
     from kto_ray.paths import Paths
-    from kto_ray.store import open_store
+    from kto_ray.store import store_of
     from kto_ray.train.targets import check_targets
 
-    open_store(settings.database_url).close()  # migrates, and fails here, before anything heavy
+    store_of(settings).close()  # migrates, and fails here, before anything heavy
     check_targets(settings)
     freezing = "freezing the feedback into a snapshot"
     with ray_up(settings):
@@ -67,10 +67,10 @@ def train_on(settings: Config, manifest: SnapshotManifest) -> Trained:
     from kto_ray.paths import Paths
     from kto_ray.records.adapters import CHAMPION
     from kto_ray.records.trainings import ended_run
-    from kto_ray.store import adapters, open_store
+    from kto_ray.store import adapters, store_of
     from kto_ray.train.learn import learn
 
-    store, began = open_store(settings.database_url), time.time()
+    store, began = store_of(settings), time.time()
     snapshot = KeepSnapshot(manifest, Paths(settings.home).snapshot(manifest.id))
     with store.write() as tx:
         perform(tx, Change(None, (snapshot,)), began)

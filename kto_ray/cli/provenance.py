@@ -62,11 +62,11 @@ def erase(
     settings = settings_of(config, set_)
     with step("looking in the store and in every snapshot"):
         from kto_ray.provenance import erasure
-        from kto_ray.store import open_store
+        from kto_ray.store import store_of
         from kto_ray.store.custody import Busy
 
         subject = _subject(user, completion)
-        store = open_store(settings.database_url)
+        store = store_of(settings)
         with store.read() as tx:
             reach = erasure.reach_of(tx, settings, subject)
     if dry_run:

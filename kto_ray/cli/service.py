@@ -18,6 +18,7 @@ from kto_ray.cli.common import (
     plain,
     settings_of,
     step,
+    tell,
     warn_of_emulation,
 )
 from kto_ray.cli.source import Source
@@ -47,6 +48,17 @@ def demo(
     from kto_ray.demo.run import run_demo
 
     raise typer.Exit(run_demo(settings, taste, out_dir, seed, keep, as_json, defaults))
+
+
+@app.command(rich_help_panel=RUN)
+def migrate(as_json: AsJson = False, config: ConfigFile = None, set_: Overrides = None) -> None:
+    """Bring the store's schema to this version. With `embedded: false` a step of its own: nothing else changes it."""
+    settings = settings_of(config, set_)
+    from kto_ray.store.database import STARTED_S, awaited, open_store, revisions
+
+    with step("the store's schema"):
+        awaited(lambda: open_store(settings.database_url), STARTED_S).close()
+    tell({"schema": revisions()[0]}, as_json)
 
 
 @app.command(rich_help_panel=RUN)

@@ -59,9 +59,9 @@ class Source:
         if self.running:
             return self._got(self._asked("GET", f"/v1/lineage/{quote(name, safe='')}"))
         from kto_ray.provenance.lineage import lineage
-        from kto_ray.store import open_store
+        from kto_ray.store import store_of
 
-        store = open_store(self._config.database_url)
+        store = store_of(self._config)
         try:
             return asdict(lineage(store, self._config, name))
         finally:

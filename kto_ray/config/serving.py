@@ -14,11 +14,16 @@ class ModelSection(Section):
     """The base model that is served and trained."""
 
     id: str = EMBEDDED_MODEL  # the embedded model, a Hugging Face id, or a local directory
-    revision: str | None = None
+    revision: str | None = None  # of a Hugging Face id; beyond one machine a commit, for nodes start on different days
     served_name: str = Field("policy", pattern=r"^[a-z0-9][a-z0-9._-]*$")
     # auto: what the serving machine computes natively (`kto-ray doctor` says what and why); training and gate follow
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
     max_model_len: int = Field(1024, ge=64)  # tokens, prompt and answer together
+
+    @property
+    def of_hub(self) -> bool:
+        """Whether it is fetched by its name, and not found on a disk."""
+        return self.id != EMBEDDED_MODEL and not self.id.startswith(("/", "./", "../", "~"))
 
     @property
     def mark(self) -> str:
@@ -43,4 +48,7 @@ class ServeSection(Section):
     reconcile_s: float = Field(1.0, gt=0)
     heartbeat_timeout_s: float = Field(15.0, gt=0)  # a replica silent for longer is not counted as live
     drain_s: float = Field(2.0, ge=0)  # an unwanted adapter stays this long after its last request
+    grace_s: float = Field(120.0, ge=1)  # that a gateway or replica which is to end goes on with its answers
+    # A new replica is there before the old one goes: only where there is a place (a GPU) for one more
+    surge: bool = False
     engine: dict[str, Any] = Field(default_factory=dict)  # more vLLM engine arguments

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import os
+import re
 from pathlib import Path
 from typing import Literal
 
@@ -99,6 +100,12 @@ class Config(Section):
             raise ValueError(
                 f"salt is {DEFAULT_SALT!r}, the default, which everybody knows: users' hashes in snapshots could be "
                 "turned back into names; set a secret one for good, in the environment as KTO_RAY__SALT"
+            )
+        if not self.embedded and self.model.of_hub and not re.fullmatch("[0-9a-f]{40}", self.model.revision or ""):
+            raise ValueError(
+                f"model.id is {self.model.id!r} and model.revision {self.model.revision!r}: nodes that start on "
+                "different days could serve different weights under one name; set model.revision to the full hash of a "
+                "commit (its page on Hugging Face shows it)"
             )
         if not self.embedded and "://" not in self.home:
             raise ValueError(

@@ -20,6 +20,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import ray
+from ray.data import DataContext
 
 from kto_ray import paths
 from kto_ray.config import Config
@@ -73,7 +74,9 @@ def freeze(
         ValueError: a class is missing, the ratio lies beyond 1:100, fewer rows than a micro-batch are left, or the
             tokenizer has no chat template.
     """
-    hashing = ray.remote(tokens.hashes).remote(model_path, config.model.revision)
+    selector = config.pool("train")  # what computes keeps away from the nodes that serve
+    DataContext.get_current().execution_options.label_selector = selector or None
+    hashing = ray.remote(tokens.hashes).options(label_selector=selector).remote(model_path, config.model.revision)
     tell("read")
     raw = passes.read_rows(ranges, read, config)
     tell("select")

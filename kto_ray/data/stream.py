@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -37,7 +38,7 @@ class Pause(ExecutionCallback):  # type: ignore[misc]  # Ray is not typed
         time.sleep(min(PAUSE_S, 0.01 * self.idle_turns))
 
 
-def training_dataset(uri: str, manifest: SnapshotManifest) -> Dataset:
+def training_dataset(uri: str, manifest: SnapshotManifest, pool: Mapping[str, str] | None = None) -> Dataset:
     """The training rows of a snapshot, in its order; every shard's hash is checked first.
 
     A block is a row group, which holds whole micro-batches. `read_parquet` gives no such promise (it cuts blocks by
@@ -46,6 +47,7 @@ def training_dataset(uri: str, manifest: SnapshotManifest) -> Dataset:
     Args:
         uri: the snapshot's directory.
         manifest: its manifest.
+        pool: Ray's label selector of the nodes that read; None or empty for all.
 
     Returns:
         Rows of COLUMNS; each run of `manifest.micro_batch` rows is a micro-batch.
@@ -60,6 +62,7 @@ def training_dataset(uri: str, manifest: SnapshotManifest) -> Dataset:
 
     dataset = ray.data.range(len(groups), override_num_blocks=len(groups))
     dataset.context.execution_options.preserve_order = True
+    dataset.context.execution_options.label_selector = dict(pool) if pool else None
     dataset.context.enable_progress_bars = False
     dataset.context.custom_execution_callback_classes = [Pause]
     return dataset.map_batches(rows, batch_format="pyarrow", batch_size=1)

@@ -39,6 +39,8 @@ class Controller:
                 self._tell(lost)
             except sa.exc.SQLAlchemyError as error:  # an outage of the store stops changes; the next tick tries again
                 log.warning("the store is away or refuses what the controller writes: %s", error)
+            except OSError as error:  # one of the artifacts' storage does the same
+                log.warning("the storage is away: %s", error)
 
     def _tell(self, lost: LostLease) -> None:
         """At once when another takes over, then once a minute."""

@@ -41,10 +41,12 @@ class Running:
 
 @dataclass(frozen=True, slots=True)
 class Failed:
-    """The stage's job ended in an error. The same input would end the same way where it is hopeless."""
+    """The stage's job ended in an error. The same input would end the same way where it is hopeless; it was not looked
+    at where the storage is `away`."""
 
     reason: str
     hopeless: bool
+    away: bool = False
 
 
 NO_LOOKS: tuple[Look, ...] = ()
@@ -162,9 +164,12 @@ def _judged(config: Config, seen: Seen, current: Round, report: GateReport) -> M
 
 
 def _failed(config: Config, seen: Seen, current: Round, failed: Failed) -> Move:
-    """Bad data and a training that diverged end a round at once. Anything else is tried again, as often as the config
-    allows; also a training whose workers kept failing, for what feeds them may have been lost with a node, and only a
-    new start makes it anew."""
+    """Bad data and a training that diverged end a round at once; what did not reach its storage waits. Anything else is
+    tried again, as often as the config allows; also a training whose workers kept failing, for what feeds them
+    may have been lost with a node, and only a new start makes it anew."""
+    if failed.away:
+        words = f"round {current.id}, stage {current.stage} waits for the storage: {failed.reason}"
+        return Change(current.waits(failed.reason), words=words, failed=True)
     if not failed.hopeless and current.attempts + 1 < config.loop.max_attempts:
         words = f"round {current.id}, stage {current.stage} failed and is tried again: {failed.reason}"
         return Change(current.again(failed.reason), words=words, failed=True)

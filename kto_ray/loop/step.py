@@ -27,6 +27,7 @@ from kto_ray.loop import work
 from kto_ray.loop.decide import Failed, Job, Running, Seen, Trial, decide
 from kto_ray.loop.moves import Begin, Change, Move, Start, perform
 from kto_ray.loop.operators import obey
+from kto_ray.paths import is_away
 from kto_ray.provenance.taint import tainted
 from kto_ray.records.adapters import CHAMPION
 from kto_ray.records.requests import Act, Refused
@@ -36,15 +37,16 @@ from kto_ray.store import (
     adapters,
     joining,
     leases,
-    open_store,
     quarantine,
     replicas,
     requests,
     rollouts,
     rounds,
     snapshots,
+    store_of,
     tallies,
 )
+from kto_ray.store.database import STARTED_S
 from kto_ray.train.job import read_progress
 
 log = logging.getLogger(__name__)
@@ -68,7 +70,7 @@ class Loop:
     def __init__(self, config: Config, policy: DeploymentHandle) -> None:
         self._config = config
         self._policy = policy
-        self._store = open_store(config.database_url)
+        self._store = store_of(config, wait_s=STARTED_S)
         self._holder = f"{os.uname().nodename}:{os.getpid()}:{uuid.uuid4().hex[:8]}"
         self._renewed = float("-inf")
         self._job: tuple[tuple[int, Stage, int], ray.ObjectRef] | None = None
@@ -146,7 +148,13 @@ class Loop:
 
     def _news(self, current: Round) -> TrainProgress | None:
         """How far a training is, where it went on since the last look."""
-        progress = read_progress(self._config, current.run) if isinstance(current.state, Training) else None
+        if not isinstance(current.state, Training):
+            return None
+        try:
+            progress = read_progress(self._config, current.run)
+        except OSError as error:  # the job goes on; what it says of itself is out of reach
+            log.warning("the progress of %s cannot be read: %s", current.run, error)
+            return None
         return progress if progress != self._shown else None
 
     # ---- act
@@ -244,4 +252,5 @@ def _key(current: Round) -> tuple[int, Stage, int]:
 
 def _failed(error: BaseException) -> Failed:
     """Bad data and a training that diverged are hopeless: the same rows would end the same way."""
-    return Failed(f"{type(error).__name__}: {error}", hopeless=isinstance(error, (ValueError, TrainingDiverged)))
+    hopeless = isinstance(error, (ValueError, TrainingDiverged))
+    return Failed(f"{type(error).__name__}: {error}", hopeless, is_away(error))

@@ -20,9 +20,10 @@ from kto_ray.records.training import Trained
 def start(function: Callable[..., Any], config: Config, *arguments: Any) -> ray.ObjectRef:
     """Run a job as a Ray task, where training belongs. A lost one is not retried by Ray: the controller decides."""
     # Only `examine` runs a model itself; an environment of its own would make a job's child tasks start new processes.
-    computes = function is examine and config.train.device == "cpu"
-    environment = cpu_compute(config.train.threads) if computes else {}
-    task = ray.remote(num_cpus=0, max_retries=0, runtime_env={"env_vars": environment})(function)
+    computes, device = function is examine, config.train.device
+    environment = cpu_compute(config.train.threads) if computes and device == "cpu" else {}
+    gpus = config.train.gpus_per_worker if computes and device == "gpu" else 0
+    task = ray.remote(num_cpus=0, num_gpus=gpus, max_retries=0, runtime_env={"env_vars": environment})(function)
     selector = config.pool("train")
     return (task.options(label_selector=selector) if selector else task).remote(config, *arguments)
 

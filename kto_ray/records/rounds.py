@@ -111,6 +111,10 @@ class Round:
         """The round after a failed attempt of its stage."""
         return replace(self, attempts=self.attempts + 1, failure=failure)
 
+    def waits(self, failure: str) -> Round:
+        """The round whose stage begins again, by no fault of its own."""
+        return replace(self, failure=failure)
+
     def ended(self, outcome: Outcome, reason: str | None, now: float) -> Round:
         held = {name: getattr(self.state, name, None) for name in ("snapshot", "adapter", "rollout")}
         return self.to(Ended(outcome, reason, now, **held), now)

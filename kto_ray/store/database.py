@@ -5,8 +5,10 @@ Whatever a database does, refuse, hang or hold a lock, a caller learns it in bou
 
 from __future__ import annotations
 
+import logging
 import os
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,15 +21,18 @@ from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy.pool import ConnectionPoolEntry
 
+from kto_ray.config import Config
 from kto_ray.paths import make_private
 from kto_ray.store import tallies
 from kto_ray.store.schema import compatibility
 
+log = logging.getLogger(__name__)
+
 MIGRATIONS = Path(__file__).parent / "migrations"
 
-WRITERS, READERS = 8, 4  # connections of a process that stay open, and as many again in a rush
 POOL_S = 10.0  # that a thread waits for one of them
 CONNECT_S = 3  # psycopg takes whole seconds
+STARTED_S, AGAIN_S = 600.0, 2.0  # that a service's process waits for its store, and between two looks
 SLACK_S = 2.0  # that the server has to tell of its own timeout, before a client calls it silent
 KEEPALIVE_S, KEEPALIVES = 5, 3  # probes of an idle TCP connection, and how many may be lost
 UNSENT_S = 10  # that sent data may wait for TCP's acknowledgement
@@ -35,7 +40,8 @@ UNSENT_S = 10  # that sent data may wait for TCP's acknowledgement
 
 @dataclass(frozen=True, slots=True)
 class Patience:
-    """How long a statement may take, and how long it may wait for another's lock.
+    """How long a statement may take, and how long it may wait for another's lock; and how many connections stay open,
+    to write and to read, with as many again in a rush.
 
     PostgreSQL ends what takes longer; where it does not even say so, our side closes the connection. SQLite has but the
     lock to wait for.
@@ -43,10 +49,13 @@ class Patience:
 
     statement_s: float
     lock_s: float
+    writers: int = 2
+    readers: int = 4
 
 
-WORK = Patience(statement_s=120, lock_s=30)  # the loop, commands, jobs
-DOOR = Patience(statement_s=5, lock_s=3)  # where a user waits; what the store does not take, the spool does
+WORK = Patience(statement_s=120, lock_s=30, readers=2)  # the loop, replicas, commands, jobs
+# Where a user waits; what the store does not take, the spool does.
+DOOR = Patience(statement_s=5, lock_s=3)
 
 
 class Store:
@@ -72,7 +81,8 @@ class Store:
             make_private(os.path.dirname(os.path.abspath(database)))
             os.close(os.open(database, os.O_RDWR | os.O_CREAT, 0o600))  # its WAL gets the same mode
         # Two pools: readers in a rush take no connection from what must be written.
-        self.engine, self._readers = (_engine(url, self.sqlite, patience, size) for size in (WRITERS, READERS))
+        sizes = (patience.writers, patience.readers)
+        self.engine, self._readers = (_engine(url, self.sqlite, patience, size) for size in sizes)
 
     @contextmanager
     def write(self) -> Iterator[sa.Connection]:
@@ -94,16 +104,9 @@ class Store:
         Raises:
             ValueError: a newer program has changed the schema so that this one cannot use it.
         """
-        config = AlembicConfig()
-        config.set_main_option("script_location", str(MIGRATIONS))
-        known = [script.revision for script in ScriptDirectory.from_config(config).walk_revisions()]  # newest first
-        with self.read() as tx:
-            found = MigrationContext.configure(tx).get_current_revision()
-            if found is not None and found not in known:
-                _refuse_unless_compatible(tx, found, known[0])
-                return
-        if found == known[0]:
+        if self.is_migrated():
             return
+        config = _alembic()
         with self.engine.connect() as connection:
             connection.detach()  # it loses its limits, and is not for the pool
             connection = connection.execution_options(kto_write=True)
@@ -114,9 +117,34 @@ class Store:
                 config.attributes["connection"] = connection
                 command.upgrade(config, "head")
 
+    def is_migrated(self) -> bool:
+        """Whether this program can use the schema as it is: it is of this version, or of a newer one that allows it.
+
+        Raises:
+            ValueError: a newer program has changed the schema so that this one cannot use it.
+        """
+        known = revisions()
+        with self.read() as tx:
+            found = MigrationContext.configure(tx).get_current_revision()
+            if found is not None and found not in known:
+                _refuse_unless_compatible(tx, found, known[0])
+                return True
+        return found == known[0]
+
     def close(self) -> None:
         self.engine.dispose()
         self._readers.dispose()
+
+
+def revisions() -> list[str]:
+    """The versions of the schema that this program knows, newest first."""
+    return [script.revision for script in ScriptDirectory.from_config(_alembic()).walk_revisions()]
+
+
+def _alembic() -> AlembicConfig:
+    config = AlembicConfig()
+    config.set_main_option("script_location", str(MIGRATIONS))
+    return config
 
 
 def is_away(error: sa.exc.SQLAlchemyError) -> bool:
@@ -154,22 +182,63 @@ def _refuse_unless_compatible(tx: sa.Connection, found: str, newest: str) -> Non
         )
 
 
-def open_store(url: str, patience: Patience = WORK) -> Store:
-    """Open a store and migrate it.
+class CannotOpen(ValueError):
+    """The database cannot be reached, or is not ready yet."""
+
+
+def open_store(url: str, patience: Patience = WORK, migrate: bool = True) -> Store:
+    """Open a store, and migrate it.
 
     Raises:
-        ValueError: the database cannot be reached or opened; the message names the URL (without its password).
+        CannotOpen: the database cannot be reached or opened, or it was to be migrated already and is not; the message
+            names the URL (without its password).
+        ValueError: its schema is one of a newer program that this one cannot use.
     """
     try:
         store = Store(url, patience)
-        store.migrate()
+        if migrate:
+            store.migrate()
+        elif not store.is_migrated():
+            words = f"its schema is older than {revisions()[0]}, this program's; run `kto-ray migrate`"
+            raise CannotOpen(f"store_url {_shown(url)!r} is not ready: {words}")
     except (sa.exc.DatabaseError, sa.exc.ArgumentError, sa.exc.NoSuchModuleError, OSError) as error:
-        shown = sa.make_url(url).render_as_string(hide_password=True) if "://" in url else url
-        reason = str(error).splitlines()[0]
-        raise ValueError(
-            f"store_url {shown!r} cannot be opened: {reason}; check that the server runs and the path is writable"
-        ) from error
+        words = f"{first_line(error)}; check that the server runs and the path is writable"
+        raise CannotOpen(f"store_url {_shown(url)!r} cannot be opened: {words}") from error
     return store
+
+
+def store_of(config: Config, patience: Patience = WORK, wait_s: float = 0.0) -> Store:
+    """Open the store of a config, once it is there. Embedded, whoever is first migrates it; elsewhere that is a step of
+    its own (`kto-ray migrate`), by whoever may.
+
+    Raises:
+        CannotOpen: it is not there after `wait_s` seconds.
+        ValueError: as `open_store`.
+    """
+    return awaited(lambda: open_store(config.database_url, patience, migrate=config.embedded), wait_s)
+
+
+def awaited(opened: Callable[[], Store], wait_s: float) -> Store:
+    """A store that may not be there yet.
+
+    Raises:
+        CannotOpen: nor is it after `wait_s` seconds.
+    """
+    until, told = time.monotonic() + wait_s, ""
+    while True:
+        try:
+            return opened()
+        except CannotOpen as error:
+            if time.monotonic() >= until:
+                raise
+            if str(error) != told:
+                log.warning("waiting: %s", error)
+            told = str(error)
+        time.sleep(AGAIN_S)
+
+
+def _shown(url: str) -> str:
+    return sa.make_url(url).render_as_string(hide_password=True) if "://" in url else url
 
 
 def _engine(url: str, sqlite: bool, patience: Patience, size: int) -> sa.Engine:

@@ -24,7 +24,7 @@ def learn(config: Config, run: str, number: int, snapshot_uri: str, champion: Ad
     """
     manifest = load_manifest(snapshot_uri)
     start = champion if config.kto.reference == "champion" else None
-    result = run_training(config, run, manifest, training_dataset(snapshot_uri, manifest), start)
+    result = run_training(config, run, manifest, training_dataset(snapshot_uri, manifest, config.pool("train")), start)
     refuse_purged(snapshot_uri)  # what learnt from who was erased meanwhile is not to be
     config = config.with_dtype(result.dtype) if config.train.dtype == "auto" else config  # for the manifest
     version = publish(config, result.adapter_dir, number, manifest, champion, time.time())
@@ -35,5 +35,5 @@ def learn(config: Config, run: str, number: int, snapshot_uri: str, champion: Ad
 def repeat(config: Config, run: str, snapshot_uri: str, start: AdapterVersion | None) -> str:
     """Train on a snapshot again, from the adapter `start`, and publish nothing; the SHA-256 of the new weights."""
     manifest = load_manifest(snapshot_uri)
-    result = run_training(config, run, manifest, training_dataset(snapshot_uri, manifest), start)
+    result = run_training(config, run, manifest, training_dataset(snapshot_uri, manifest, config.pool("train")), start)
     return sha256_of(read_sound(result.adapter_dir, config.serve.max_lora_rank).weights)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 import os
 import time
@@ -31,6 +32,8 @@ from kto_ray.train.lora import fuse
 from kto_ray.train.reference import ReferenceCache, Scores, fingerprint
 from kto_ray.train.step import LossTerms, attach, kto_loss
 from kto_ray.train.track import append_step, write_steps
+
+logger = logging.getLogger(__name__)
 
 
 def step_record(entry: dict[str, Any]) -> StepRecord:
@@ -173,12 +176,21 @@ class RowTrainer(KTOTrainer):  # type: ignore[misc]  # TRL is not typed
             return
         record = step_record(self.state.log_history[-1])
         first = self.args.process_index == 0
+        failed = not (math.isfinite(record.loss) and math.isfinite(record.grad_norm))
         if first:
-            self._track(record)
-        if not (math.isfinite(record.loss) and math.isfinite(record.grad_norm)):
+            self._show(record, failed)
+        if failed:
             self._fail(record)
-        elif first:  # never a NaN: it would not be JSON
-            self._write_progress(record)
+
+    def _show(self, record: StepRecord, failed: bool) -> None:
+        """Who looks on may miss a step while the storage is away; the next one writes it too."""
+        try:
+            self._track(record)
+            if not failed:  # never a NaN: it would not be JSON
+                self._write_progress(record)
+        except OSError as error:
+            self._tracks = False
+            logger.warning("step %d of %s is not shown yet: %s", record.step, self.job.run, error)
 
     def _track(self, record: StepRecord) -> None:
         """Add the step to the run's file. The first time, all steps: those of before a restart are in the history."""

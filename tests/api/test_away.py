@@ -18,7 +18,7 @@ from kto_ray.config import Config
 from kto_ray.serve.gateway.api import build
 from kto_ray.serve.gateway.door import READS_WAITING, Door
 from kto_ray.store import Store, completions, feedback, open_store, writer
-from kto_ray.store.database import READERS, SLACK_S, Patience
+from kto_ray.store.database import DOOR, SLACK_S, Patience
 from tests.support.engine import StandIn
 from tests.support.local import local
 from tests.support.network import Proxy, proxied
@@ -172,10 +172,10 @@ def test_slow_reads_hold_no_answer_and_do_not_pile_up(locked: Gate) -> None:
     portal = locked.client.portal
     assert portal is not None
     arguments = (locked.door.aside, leave.wait)
-    slow = [threading.Thread(target=portal.call, args=arguments) for _ in range(READERS + READS_WAITING)]
+    slow = [threading.Thread(target=portal.call, args=arguments) for _ in range(DOOR.readers + READS_WAITING)]
     for thread in slow:
         thread.start()
-    while locked.door._reads < READERS + READS_WAITING:
+    while locked.door._reads < DOOR.readers + READS_WAITING:
         time.sleep(0.01)
     name = locked.chat(stream=True)
     assert locked.thumb(name) == (201, "recorded")

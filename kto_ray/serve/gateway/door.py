@@ -18,7 +18,7 @@ from kto_ray.records.feedback import Feedback
 from kto_ray.serve.gateway.errors import ApiError
 from kto_ray.serve.gateway.view import View, Viewer
 from kto_ray.store import Store, spool
-from kto_ray.store.database import READERS
+from kto_ray.store.database import DOOR
 from kto_ray.store.recording import Receipt
 from kto_ray.store.spool import Spool, SpoolFailed
 from kto_ray.store.writer import Writer, WriterBusy
@@ -44,7 +44,7 @@ class Door:
         self.config, self.store, self.generate = config, store, generate
         self.viewer = Viewer(config, store)
         self.writer = Writer(store, _spool(config), config.feedback)
-        self._readers = ThreadPoolExecutor(READERS, thread_name_prefix="reader")
+        self._readers = ThreadPoolExecutor(DOOR.readers, thread_name_prefix="reader")
         self._reads = 0
 
     @property
@@ -85,7 +85,7 @@ class Door:
         Raises:
             ApiError: 503, too many wait for these already.
         """
-        if self._reads >= READERS + READS_WAITING:
+        if self._reads >= DOOR.readers + READS_WAITING:
             raise ApiError(503, f"{READS_WAITING} requests wait to be read already; try again", headers=RETRY_AFTER)
         self._reads += 1
         running = self._readers.submit(work)

@@ -13,8 +13,8 @@ from ray.serve.handle import DeploymentHandle
 from kto_ray.config import Config
 from kto_ray.serve.gateway.api import build
 from kto_ray.serve.gateway.steady import steady
-from kto_ray.store import open_store
-from kto_ray.store.database import DOOR
+from kto_ray.store import store_of
+from kto_ray.store.database import DOOR, STARTED_S
 
 
 @serve.ingress()
@@ -27,7 +27,7 @@ class Gateway:
         self._controller = controller  # bound so that the application holds it; they meet in the store only
 
     def __serve_build_asgi_app__(self) -> FastAPI:
-        app = build(self._config, open_store(self._config.database_url, DOOR), self._generate)
+        app = build(self._config, store_of(self._config, DOOR, STARTED_S), self._generate)
         steady()
         return app
 

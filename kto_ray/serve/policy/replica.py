@@ -14,7 +14,7 @@ import logging
 import os
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -27,11 +27,13 @@ from kto_ray.adapters import files as adapter_files
 from kto_ray.cluster import cpu_engine
 from kto_ray.config import Config
 from kto_ray.model import resolve_model
+from kto_ray.paths import StorageAway
 from kto_ray.processor import precision
 from kto_ray.records.adapters import CHAMPION, AdapterVersion
 from kto_ray.records.replicas import ReplicaReport
 from kto_ray.serve.policy.engine import AdapterEngine
-from kto_ray.store import adapters, open_store, replicas
+from kto_ray.store import adapters, replicas, store_of
+from kto_ray.store.database import STARTED_S, first_line
 
 log = logging.getLogger(__name__)
 
@@ -53,6 +55,8 @@ def llm_config(config: Config, model_source: str) -> LLMConfig:
         dtype=model.dtype,
         max_model_len=model.max_model_len,
         max_num_seqs=section.max_num_seqs,
+        revision=model.revision,
+        tokenizer_revision=model.revision,
         tensor_parallel_size=section.tensor_parallel_size,
         enable_lora=True,
         max_loras=section.max_loras,
@@ -71,14 +75,15 @@ def llm_config(config: Config, model_source: str) -> LLMConfig:
         accelerator_config={"kind": section.device},
         engine_kwargs=engine | dict(section.engine),
         runtime_env={"env_vars": env},
-        placement_group_config={"bundle_per_worker": bundle},
+        placement_group_config={"bundle_per_worker": bundle, "strategy": "STRICT_PACK"},  # one engine, one node
         log_engine_metrics=gpu,
         deployment_config=dict(
             num_replicas=section.replicas,
             max_ongoing_requests=4 * section.max_num_seqs,
             health_check_period_s=5,
             health_check_timeout_s=60,
-            graceful_shutdown_timeout_s=60,
+            graceful_shutdown_timeout_s=section.grace_s,
+            max_surge_percent=100 if section.surge else 0,
             **({"placement_group_bundle_label_selector": [selector]} if selector else {}),
         ),
     )
@@ -95,9 +100,9 @@ class Policy(LLMServer):
         if self._precision.emulated:
             log.warning("model.dtype is %s: %s", self._precision.dtype, self._precision.why)
         config = config.with_dtype(self._precision.dtype)
-        await super().__init__(llm_config(config, await asyncio.to_thread(resolve_model, config.model)))
         self._config = config
-        self._store = await asyncio.to_thread(open_store, config.database_url)
+        self._store = await asyncio.to_thread(store_of, config, wait_s=STARTED_S)
+        await super().__init__(llm_config(config, await asyncio.to_thread(resolve_model, config.model)))
         self._held: dict[str, str] = {}  # adapter -> directory
         self._errors: dict[str, str] = {}
         self._in_use: Counter[str] = Counter()
@@ -105,13 +110,9 @@ class Policy(LLMServer):
         self._lock = asyncio.Lock()  # of loading and unloading
         self._replica = serve.get_replica_context().replica_id.unique_id
         await self._probe(config.base_name)
-        await self._reconcile()
-        champion = await asyncio.to_thread(self._champion)
-        if champion not in (*self._held, config.base_name):
-            raise RuntimeError(
-                f"champion {champion} cannot be loaded: {self._errors.get(champion, 'not in the store')}"
-            )
-        self._loop = asyncio.create_task(self._reconcile_forever())
+        await self._hold_champion()
+        await asyncio.to_thread(self._report)
+        self._tasks = [asyncio.create_task(self._forever(step)) for step in (self._reconcile, self._tell)]
 
     async def generate(self, body: Mapping[str, Any], adapter: str) -> AsyncIterator[str]:
         """Answer one chat request with one adapter version.
@@ -140,7 +141,7 @@ class Policy(LLMServer):
 
     async def check_health(self) -> None:
         await super().check_health()
-        if self._loop.done():
+        if any(task.done() for task in self._tasks):
             raise RuntimeError(f"the reconcile loop of replica {self._replica} ended")
 
     @asynccontextmanager
@@ -158,30 +159,70 @@ class Policy(LLMServer):
         version = await asyncio.to_thread(self._version, name)
         if version is None:
             raise AdapterUnavailable(f"adapter {name} is not in the store")
-        await self._load(version)
+        try:
+            await self._load(version)
+        except StorageAway as error:
+            raise AdapterUnavailable(f"adapter {name} cannot be loaded now: {error}") from None
         if name not in self._held:
             raise AdapterUnavailable(f"adapter {name} cannot be loaded: {self._errors[name]}")
 
-    async def _reconcile_forever(self) -> None:
+    async def _hold_champion(self) -> None:
+        """Hold what is wanted, the champion before all, however long its files are out of reach: until then others
+        answer.
+
+        Raises:
+            RuntimeError: the champion is refused.
+        """
+        champion: str | None = None
+
+        async def ask() -> None:
+            nonlocal champion
+            champion = await asyncio.to_thread(self._champion)
+
+        while champion not in (*self._held, self._config.base_name):
+            await self._survive(self._reconcile)
+            await self._survive(ask)
+            if champion in self._errors:
+                raise RuntimeError(f"champion {champion} cannot be loaded: {self._errors[champion]}")
+            await asyncio.sleep(self._config.serve.reconcile_s)
+
+    async def _forever(self, step: Callable[[], Awaitable[None]]) -> None:
         while True:
             await asyncio.sleep(self._config.serve.reconcile_s)
-            try:
-                await self._reconcile()
-            except sa.exc.SQLAlchemyError as error:  # an outage of the store stops changes, not chat
-                log.warning("replica %s cannot reach the store: %s", self._replica, error)
+            await self._survive(step)
+
+    async def _survive(self, step: Callable[[], Awaitable[None]]) -> None:
+        """An outage of the store or of the storage stops changes, not chat."""
+        try:
+            await step()
+        except (sa.exc.SQLAlchemyError, StorageAway) as error:
+            log.warning("replica %s goes on with what it has: %s", self._replica, first_line(error))
 
     async def _reconcile(self) -> None:
         wanted = {version.name: version for version in await asyncio.to_thread(self._desired)}
+        away: StorageAway | None = None
         for name, version in wanted.items():
             if name not in self._held and name not in self._errors:
-                await self._load(version)
+                try:
+                    await self._load(version)
+                except StorageAway as error:  # another's files may be here
+                    away = error
         for name in set(self._held) - set(wanted):
             await self._unload_if_idle(name)
         self._errors = {name: reason for name, reason in self._errors.items() if name in wanted}
+        if away is not None:
+            raise away
+
+    async def _tell(self) -> None:
+        """By itself: a replica that waits for files is alive."""
         await asyncio.to_thread(self._report)
 
     async def _load(self, version: AdapterVersion) -> None:
-        """Check, load and probe one adapter; a failure is kept as the reason that the report tells."""
+        """Check, load and probe one adapter; a fault of its own is kept as the reason that the report tells.
+
+        Raises:
+            StorageAway: its files are out of reach.
+        """
         async with self._lock:
             if version.name in self._held:
                 return
@@ -191,6 +232,8 @@ class Policy(LLMServer):
                 )
                 await self.engine.load_adapter(version.name, directory)
                 await self._probe(version.name)
+            except StorageAway:
+                raise
             except Exception as error:  # one adapter's fault, whatever it raises in vLLM, must not take chat down
                 log.error("replica %s cannot load %s: %s", self._replica, version.name, error)
                 self._errors[version.name] = str(error) or type(error).__name__

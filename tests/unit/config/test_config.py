@@ -102,12 +102,33 @@ def test_environment_then_overrides(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (config.kto.beta, config.loop.min_labels) == (0.5, 77)
 
 
+WHERE = ("store_url=postgresql+psycopg://u:p@db/kto", "home=s3://bucket/kto", "http.spool=/var/lib/kto")
+
+
 def test_beyond_one_machine_the_salt_is_a_secret() -> None:
-    where = ("store_url=postgresql+psycopg://u:p@db/kto", "home=s3://bucket/kto", "http.spool=/var/lib/kto")
-    beyond = ("embedded=false", *where)
+    beyond = ("embedded=false", *WHERE)
     with pytest.raises(ConfigError, match=r"salt is 'kto-ray'.*KTO_RAY__SALT"):
         load_config(None, beyond)
     assert load_config(None, (*beyond, "salt=c2VjcmV0")).salt == "c2VjcmV0"
+
+
+@pytest.mark.parametrize(
+    ("model", "told"),
+    [
+        (("model.id=org/model",), "model.revision None"),
+        (("model.id=org/model", "model.revision=main"), "model.revision 'main'"),
+        (("model.id=org/model", f"model.revision={'a1' * 20}"), None),
+        (("model.id=/models/base",), None),
+        ((), None),
+    ],
+)
+def test_beyond_one_machine_a_model_of_the_hub_is_one_commit(model: tuple[str, ...], told: str | None) -> None:
+    beyond = ("embedded=false", "salt=c2VjcmV0", *WHERE, *model)
+    if told is None:
+        assert not load_config(None, beyond).embedded
+        return
+    with pytest.raises(ConfigError, match=f"{told}.*different weights"):
+        load_config(None, beyond)
 
 
 def test_a_config_is_shown_without_its_secrets() -> None:

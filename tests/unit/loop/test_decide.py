@@ -190,6 +190,17 @@ def test_what_is_hopeless_is_not_tried_again() -> None:
     assert after is not None and isinstance(after.state, Ended) and after.state.snapshot == "s"
 
 
+def test_what_did_not_reach_its_storage_waits_and_counts_no_attempt() -> None:
+    failed = Failed("StorageAway: gone", hopeless=False, away=True)
+    found = seen(Training("s"), job=failed)
+    assert found.round is not None
+    third = replace(found.round, attempts=CONFIG.loop.max_attempts - 1)
+    after, effects = changed(replace(found, round=third))
+    assert after is not None and (after.attempts, after.failure) == (third.attempts, "StorageAway: gone")
+    assert after.in_progress and effects == ()
+    assert isinstance(decide(CONFIG, seen(Training("s"))), Start), "and begins again"
+
+
 # ---- operators
 
 

@@ -6,6 +6,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import sqlalchemy as sa
@@ -13,7 +14,8 @@ import sqlalchemy as sa
 from kto_ray.config import Config
 from kto_ray.loop.actor import Controller
 from kto_ray.loop.decide import Failed
-from kto_ray.loop.step import DAY_S, Loop, LostLease
+from kto_ray.loop.step import DAY_S, Loop, LostLease, _failed
+from kto_ray.paths import StorageAway
 from kto_ray.provenance.erasure import erase
 from kto_ray.records.erasure import AffectedRound, Subject
 from kto_ray.records.requests import Act, Done, Refused
@@ -91,6 +93,44 @@ def test_a_failure_is_tried_again_and_a_hopeless_one_is_not(loop: Loop, sqlite_s
     ended = until(loop, sqlite_store, Stage.DONE)
     assert isinstance(ended.state, Ended) and ended.state.outcome is Outcome.FAILED
     assert ended.state.reason == "snapshot: ValueError: one class"
+
+
+def test_a_round_survives_a_storage_that_is_away(
+    loop: Loop, sqlite_store: Store, jobs: Jobs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a job, as often as it likes, and where the progress of one is read."""
+    labels(sqlite_store)
+    until(loop, sqlite_store, Stage.TRAIN)
+    whole, away = jobs.results["learn"], StorageAway("object storage cannot be reached")
+    jobs.results["learn"] = _failed(away)
+    for _ in range(12):
+        loop.step()
+    with sqlite_store.read() as tx:
+        current = rounds.current(tx)
+    assert current is not None and (current.stage, current.attempts) == (Stage.TRAIN, 0)
+    assert current.failure == "StorageAway: object storage cannot be reached" and jobs.started.count("learn") > 3
+    jobs.results["learn"] = whole
+    loop.step()
+    with monkeypatch.context() as patch:
+        patch.setattr("ray.wait", lambda refs, timeout: ([], refs))
+        patch.setattr("kto_ray.loop.step.read_progress", Mock(side_effect=away))
+        loop.step()
+    assert until(loop, sqlite_store, Stage.LOAD).failure is None
+
+
+@pytest.mark.parametrize(
+    ("error", "away"),
+    [
+        (StorageAway("gone"), True),
+        (RuntimeError("training worker 0 failed: StorageAway: gone"), True),
+        (OSError("When getting information for key: AWS Error NETWORK_CONNECTION during HeadObject"), True),
+        (OSError(28, "No space left on device"), False),
+        (FileNotFoundError("no such key"), False),
+    ],
+)
+def test_a_failure_is_the_storages_by_its_words(error: Exception, away: bool) -> None:
+    """They are all that comes through Ray's processes."""
+    assert _failed(error).away is away
 
 
 def test_what_cannot_be_persisted_is_worked_out_anew(loop: Loop, sqlite_store: Store, jobs: Jobs) -> None:

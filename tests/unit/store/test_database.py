@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import threading
 import time
+from typing import Any
 
 import pytest
 import sqlalchemy as sa
 
-from kto_ray.store import Store, completions, open_store, schema
-from kto_ray.store.database import CONNECT_S, SLACK_S, Patience
+from kto_ray.config import Config
+from kto_ray.store import Store, completions, open_store, schema, store_of
+from kto_ray.store.database import CONNECT_S, SLACK_S, WORK, CannotOpen, Patience, revisions
 from tests.support.network import proxied
 from tests.support.rows import completion
 
@@ -80,7 +82,7 @@ def test_readers_in_a_rush_leave_the_writers_their_connections(store: Store) -> 
             reading.release()
             leave.wait()
 
-    threads = [threading.Thread(target=read) for _ in range(8)]
+    threads = [threading.Thread(target=read) for _ in range(2 * WORK.readers)]
     for thread in threads:
         thread.start()
     for _ in threads:
@@ -96,3 +98,41 @@ def test_an_error_shows_nobody_s_words(store: Store) -> None:
     with pytest.raises(sa.exc.IntegrityError) as error, store.write() as tx:
         tx.execute(schema.completions.insert().values(id="c1", text="my secret"))
     assert "my secret" not in str(error.value)
+
+
+def beyond(store: Store, **more: Any) -> Config:
+    """A config of several machines on that store; SQLite stands in for PostgreSQL."""
+    return Config().model_copy(update={"store_url": store.url, "embedded": False, **more})
+
+
+def test_beyond_one_machine_nobody_migrates_by_the_way(store: Store) -> None:
+    """A service waits until somebody who may has done it, and a newer program's schema is as good."""
+    config = beyond(store)
+    with store.write() as tx:
+        tx.exec_driver_sql("UPDATE alembic_version SET version_num = '0003'")
+    with pytest.raises(CannotOpen, match=f"older than {revisions()[0]}.*kto-ray migrate"):
+        store_of(config)
+
+    def later(version: str) -> None:
+        time.sleep(0.3)
+        with store.write() as tx:
+            tx.exec_driver_sql(f"UPDATE alembic_version SET version_num = '{version}'")
+
+    for version in (revisions()[0], "9999"):
+        later("0003")
+        step = threading.Thread(target=later, args=(version,))
+        step.start()
+        store_of(config, wait_s=10).close()
+        step.join()
+
+
+def test_a_service_waits_for_a_database_that_comes_up_second(postgres: str) -> None:
+    at = sa.make_url(postgres)
+    assert at.host is not None and at.port is not None
+    with proxied(at.host, at.port) as proxy:
+        config = Config(store_url=through(postgres, proxy.port))
+        proxy.hang()
+        with pytest.raises(CannotOpen, match="cannot be opened"):
+            store_of(config)
+        threading.Timer(1.0, proxy.flow).start()
+        store_of(config, wait_s=30).close()

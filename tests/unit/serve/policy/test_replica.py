@@ -9,11 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import sqlalchemy as sa
 
+from kto_ray.adapters.files import fetch
 from kto_ray.adapters.publish import publish
 from kto_ray.config import Config, load_config
+from kto_ray.paths import StorageAway
 from kto_ray.processor import precision
-from kto_ray.records.adapters import CHALLENGER, AdapterVersion
+from kto_ray.records.adapters import CHALLENGER, CHAMPION, AdapterVersion
 from kto_ray.records.replicas import ReplicaReport
 from kto_ray.serve.policy.replica import Policy, llm_config
 from kto_ray.store import Store, adapters, replicas, snapshots
@@ -60,6 +63,11 @@ def challenger(config: Config, store: Store, number: int, scale: float = 1.0) ->
     return version
 
 
+async def turn(replica: Any) -> None:
+    await replica._reconcile()
+    await replica._tell()
+
+
 def reported(store: Store) -> ReplicaReport:
     with store.read() as tx:
         (report,) = replicas.live(tx, 60.0)
@@ -70,16 +78,16 @@ def test_it_holds_what_is_wanted_and_lets_go_once_nothing_uses_it(config: Config
     async def act() -> None:
         replica = policy(config, sqlite_store)
         first = challenger(config, sqlite_store, 1)
-        await replica._reconcile()
+        await turn(replica)
         assert reported(sqlite_store).held == (first.name,) and first.name in replica.engine.held
         second = challenger(config, sqlite_store, 2)
         async with replica._using(first.name):
-            await replica._reconcile()
+            await turn(replica)
             assert set(replica.engine.held) == {first.name, second.name}, "a request still runs on it"
-        await replica._reconcile()
+        await turn(replica)
         assert first.name in replica.engine.held, "a request may have been routed to it just now"
         replica._last_used[first.name] -= config.serve.drain_s
-        await replica._reconcile()
+        await turn(replica)
         assert set(replica.engine.held) == {second.name}
         assert reported(sqlite_store).held == (second.name,)
 
@@ -99,7 +107,7 @@ def test_what_cannot_be_loaded_is_told_and_not_held(config: Config, sqlite_store
             Path(version.uri, "adapter_config.json").write_text('{"peft_type": "LORA"}')
         if "manifest" in damage:
             Path(version.uri, "manifest.json").write_text("{}")
-        await replica._reconcile()
+        await turn(replica)
         report = reported(sqlite_store)
         assert report.held == () and set(report.errors) == {version.name}
         (answer,) = [item async for item in replica.generate(HI, version.name)]
@@ -123,6 +131,71 @@ def test_a_request_that_comes_before_the_adapter_loads_it(config: Config, sqlite
     asyncio.run(act())
 
 
+def test_files_out_of_reach_are_no_refusal_and_hold_up_no_other(
+    config: Config, sqlite_store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def act() -> None:
+        first, second = challenger(config, sqlite_store, 1), challenger(config, sqlite_store, 2)
+        with sqlite_store.write() as tx:
+            adapters.set_alias(tx, CHAMPION, first.name, 1.0)
+        replica, reached = policy(config, sqlite_store), fetch
+        away = {first.uri}
+
+        def fetched(uri: str, *rest: Any) -> str:
+            if uri in away:
+                raise StorageAway("object storage cannot be reached")
+            return reached(uri, *rest)
+
+        monkeypatch.setattr("kto_ray.adapters.files.fetch", fetched)
+        await replica._survive(replica._reconcile)
+        await replica._tell()
+        report = reported(sqlite_store)
+        assert (report.held, dict(report.errors)) == ((second.name,), {}), "one that waits for files is alive"
+        (answer,) = [item async for item in replica.generate(HI, first.name)]
+        told = json.loads(answer)["error"]
+        assert told["code"] == 503 and "cannot be loaded now" in told["message"]
+        away.clear()
+        await turn(replica)
+        assert reported(sqlite_store).held == (first.name, second.name)
+
+    asyncio.run(act())
+
+
+def test_a_replica_that_starts_waits_for_its_champion(
+    config: Config, sqlite_store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its files away, then the store, then neither; one that is refused ends it."""
+
+    async def act() -> None:
+        version = challenger(config, sqlite_store, 1)
+        with sqlite_store.write() as tx:
+            adapters.set_alias(tx, CHAMPION, version.name, 1.0)
+        replica, reached = policy(config, sqlite_store), fetch
+        replica._config = config.model_copy(update={"serve": config.serve.model_copy(update={"reconcile_s": 0.01})})
+        faults: list[Exception] = [StorageAway("gone"), sa.exc.OperationalError("SELECT 1", {}, Exception("gone"))]
+        wanted = replica._desired
+
+        def fetched(*asked: Any) -> str:
+            if len(faults) == 2:
+                raise faults.pop(0)
+            return reached(*asked)
+
+        def desired() -> Any:
+            if len(faults) == 1:
+                raise faults.pop()
+            return wanted()
+
+        monkeypatch.setattr("kto_ray.adapters.files.fetch", fetched)
+        replica._desired = desired
+        await replica._hold_champion()
+        assert set(replica._held) == {version.name} and faults == []
+        refused = policy(config, sqlite_store, (version.name,))
+        with pytest.raises(RuntimeError, match="is not of this model"):
+            await refused._hold_champion()
+
+    asyncio.run(act())
+
+
 def test_the_engine_is_set_up_from_the_config() -> None:
     config = load_config(None, ("serve.max_loras=5", "serve.max_num_seqs=7", "serve.engine={block_size: 32}"))
     made = llm_config(config, "/models/base")
@@ -130,3 +203,13 @@ def test_the_engine_is_set_up_from_the_config() -> None:
     engine = made.engine_kwargs
     assert (engine["max_loras"], engine["max_num_seqs"], engine["block_size"]) == (5, 7, 32)
     assert made.deployment_config["max_ongoing_requests"] == 28
+    assert made.placement_group_config["strategy"] == "STRICT_PACK", "an engine's workers share a node"
+
+
+def test_replicas_serve_the_revision_that_is_trained_and_surge_where_there_is_room() -> None:
+    config = load_config(None, (f"model.revision={'a' * 40}", "serve.surge=true", "serve.grace_s=90"))
+    made = llm_config(config, "org/model")
+    assert (made.engine_kwargs["revision"], made.engine_kwargs["tokenizer_revision"]) == ("a" * 40, "a" * 40)
+    how = made.deployment_config
+    assert (how["max_surge_percent"], how["graceful_shutdown_timeout_s"]) == (100, 90.0)
+    assert llm_config(load_config(), "org/model").deployment_config["max_surge_percent"] == 0
