@@ -164,3 +164,10 @@ def test_an_answer_whose_words_were_forced_is_marked_for_good(api: Api) -> None:
     for stream in (False, True):
         answer = api.chat(logit_bias={"7": 100}, stream=stream)
         assert logged(api, answer.headers["x-kto-completion-id"]).forced
+
+
+def test_a_penalty_that_forces_words_is_served_and_its_thumb_is_no_label(api: Api) -> None:
+    answer = api.chat(user="ann", repetition_penalty=1e-6)
+    assert answer.status_code == 200 and logged(api, answer.json()["id"]).forced
+    thumb = api.say(answer.json()["id"], user="ann").json()
+    assert thumb["label"] is None and "forced" in thumb["why"]
