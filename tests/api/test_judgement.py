@@ -35,8 +35,9 @@ def stored(api: Api, name: str = "c1", **changes: Any) -> str:
 def test_an_edit_that_changes_nothing_is_taken_and_no_label_anywhere(api: Api) -> None:
     """H18"""
     name = api.chat(user="ann").json()["id"]
-    told = api.say(name, kind="edit", value=None, text="The sky is blue.", user="ann")
-    assert (told.status_code, told.json()["label"]) == (201, None) and "changes nothing" in told.json()["why"]
+    for text in ("The sky is blue.", "The sky is blue.\r\n", "\ufeffThe sky\u200b is blue."):
+        told = api.say(name, kind="edit", value=None, text=text, user="ann")
+        assert (told.status_code, told.json()["label"]) == (201, None) and "changes nothing" in told.json()["why"]
     assert labels(api, name) == [] and loop(api)["labels"] == {"desirable": 0, "undesirable": 0, "new": 0}
 
 

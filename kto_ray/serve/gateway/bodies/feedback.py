@@ -9,8 +9,9 @@ import uuid
 from collections.abc import Mapping
 from typing import Annotated, Any
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
+from kto_ray.feedback.seen import seen, with_line_feeds
 from kto_ray.records.completions import ExternalRef
 from kto_ray.records.feedback import Feedback, FeedbackKind, Signal
 from kto_ray.serve.gateway.bodies import limits
@@ -40,6 +41,12 @@ class FeedbackBody(Body):
     user: NameOrEmpty | None = None
     tags: dict[str, Any] | None = Field(None, description=f"at most {limits.TAGS_CHARACTERS} characters of JSON")
 
+    @field_validator("text")
+    @classmethod
+    def _by_any_system(cls, text: str | None) -> str | None:
+        """An edit typed on Windows is the same edit: the policy ends its lines by line feeds."""
+        return None if text is None else with_line_feeds(text)
+
     @model_validator(mode="after")
     def _whole(self) -> FeedbackBody:
         kinds = [kind.value for kind in FeedbackKind]
@@ -49,11 +56,11 @@ class FeedbackBody(Body):
             raise ValueError("give either completion_id or external, to say which completion is meant")
         if self.kind == "thumb" and self.value is None:
             raise ValueError("a thumb needs value: true (up) or false (down)")
-        if self.kind == "edit" and not (self.text or "").strip():
+        if self.kind == "edit" and not seen(self.text or ""):
             raise ValueError("an edit needs text: the answer as it should have been")
         if self.kind == "edit" and self.external is not None and self.external.message is None:
             raise ValueError("an edit speaks of one answer, so external needs message")
-        if self.kind == "comment" and not (self.comment or self.text or "").strip():
+        if self.kind == "comment" and not seen(self.comment or self.text or ""):
             raise ValueError("a comment needs comment: what the user said")
         if (self.kind == "signal") != (self.signal is not None) or self.signal not in (None, *Signal):
             raise ValueError(f"a signal, and nothing else, needs signal: one of {', '.join(Signal)}")

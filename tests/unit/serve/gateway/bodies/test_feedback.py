@@ -41,7 +41,9 @@ def test_the_body_hash_is_of_the_meaning() -> None:
         ({"completion_id": "c", "kind": "thumb", "value": 1}, "value"),
         ({"completion_id": "c", "kind": "stars", "value": True}, "'stars'"),
         ({"completion_id": "c", "kind": "edit", "text": "  "}, "needs text"),
+        ({"completion_id": "c", "kind": "edit", "text": "\u200b \ufeff"}, "needs text"),
         ({"completion_id": "c", "kind": "comment"}, "needs comment"),
+        ({"completion_id": "c", "kind": "comment", "comment": "\u200b"}, "needs comment"),
         ({"completion_id": "c", "kind": "thumb", "value": True, "valeu": 1}, "valeu"),
         ({"completion_id": "", "kind": "thumb", "value": True}, "completion_id"),
     ],
@@ -50,6 +52,12 @@ def test_bad_feedback_says_what_is_missing(body: dict[str, Any], told: str) -> N
     with pytest.raises(ApiError) as error:
         parse_feedback(body, {})
     assert error.value.status == 400 and told in str(error.value)
+
+
+def test_an_edit_has_line_feeds_and_is_the_same_from_every_system() -> None:
+    told = [{"completion_id": "c", "kind": "edit", "text": text} for text in ("a\nb\u200b ", "a\r\nb\u200b ")]
+    one, two = (parse_feedback(body, {}) for body in told)
+    assert one.text == two.text == "a\nb\u200b " and one.body_hash == two.body_hash
 
 
 def test_a_long_idempotency_key_is_refused() -> None:
