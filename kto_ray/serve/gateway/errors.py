@@ -64,6 +64,12 @@ class ApiError(Exception):
         return asdict(ErrorBody(Error(str(self), kind, self.param, self.code)))
 
 
+def short(value: Any) -> str:
+    """A value as an error shows it: a client knows what it sent, and a page of it hides the words."""
+    text = repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
 def install(app: FastAPI) -> None:
     """Have an app answer errors in this shape."""
     app.router.redirect_slashes = False  # a redirect has no such shape

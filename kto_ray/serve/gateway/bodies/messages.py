@@ -12,8 +12,8 @@ from pydantic_core import PydanticCustomError
 from kto_ray.records.completions import Message
 from kto_ray.serve.gateway.bodies import limits
 from kto_ray.serve.gateway.bodies.reading import inspect
-from kto_ray.serve.gateway.bodies.schema import Body, Name, short
-from kto_ray.serve.gateway.errors import ApiError
+from kto_ray.serve.gateway.bodies.schema import Body, Name
+from kto_ray.serve.gateway.errors import ApiError, short
 
 
 class TextPart(Body):

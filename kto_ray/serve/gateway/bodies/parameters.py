@@ -14,8 +14,8 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Discriminator, Field, Tag
 
 from kto_ray.serve.gateway.bodies import limits
-from kto_ray.serve.gateway.bodies.schema import Body, Name, NameOrEmpty, short
-from kto_ray.serve.gateway.errors import ApiError
+from kto_ray.serve.gateway.bodies.schema import Body, Name, NameOrEmpty
+from kto_ray.serve.gateway.errors import ApiError, short
 
 Tokens = Annotated[int, Field(ge=1, le=2**31 - 1)]
 Penalty = Annotated[float, Field(ge=-2, le=2)]

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from kto_ray.serve.gateway.bodies import limits
 from kto_ray.serve.gateway.bodies.reading import path
-from kto_ray.serve.gateway.errors import ApiError
+from kto_ray.serve.gateway.errors import ApiError, short
 
 T = TypeVar("T", bound="Body")
 
@@ -55,11 +55,6 @@ def checked(model: type[T], body: dict[str, Any]) -> T:
         return model.model_validate(body)
     except ValidationError as error:
         raise _told(error) from None
-
-
-def short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else text[:77] + "..."
 
 
 def _told(error: ValidationError) -> ApiError:
