@@ -18,7 +18,7 @@ from kto_ray.serve.gateway.api import build
 from kto_ray.store import Store, completions
 from tests.api.conftest import HI, Api
 from tests.support.engine import StandIn
-from tests.support.local import local
+from tests.support.local import by_hand, local
 
 SECRET = "my diagnosis"
 CHAT = "/v1/chat/completions"
@@ -62,6 +62,14 @@ def test_unknown_routes_and_methods(api: Api, method: str, path: str, status: in
     told(answer, status)
     if status == 405:
         assert answer.headers["allow"]
+
+
+@pytest.mark.parametrize(("method", "path", "status"), [("GET", "/nowhere", 404), ("PUT", "/v1/models", 405)])
+def test_bytes_that_are_no_text_are_no_fault_of_ours(api: Api, method: str, path: str, status: int) -> None:
+    for byte in (b"\xff", b"\xe9=%ff"):
+        assert by_hand(api.client.app, method, path, query=byte)[0] == status
+        assert by_hand(api.client.app, method, path, host=byte)[0] == 403
+        assert by_hand(api.client.app, "POST", "/api/public/scores", authorization=b"Basic " + byte)[0] == 404
 
 
 def test_head_has_no_body_to_shape(api: Api) -> None:

@@ -81,7 +81,7 @@ def install(app: FastAPI) -> None:
 
     @app.exception_handler(HTTPException)
     async def _http(request: Request, error: HTTPException) -> JSONResponse:
-        words = f"{request.method} {request.url.path}: {error.detail}"
+        words = f"{request.method} {request.scope['path']}: {error.detail}"
         return answer(ApiError(error.status_code, words, headers=error.headers))
 
     @app.exception_handler(RequestValidationError)

@@ -138,7 +138,7 @@ class Guard:
             return who
         if not by_token and not rule.scopes & who.scopes:
             words = f"needs a key with the scope {' or '.join(sorted(rule.scopes)) or 'that no key has'}"
-            raise ApiError(403, f"{request.method} {request.url.path} {words}", code="insufficient_scope")
+            raise ApiError(403, f"{request.method} {request.scope['path']} {words}", code="insufficient_scope")
         kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
         if rule.json and kind != "application/json":
             words = f"Content-Type must be application/json, got {kind!r}"
