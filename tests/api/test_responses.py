@@ -12,6 +12,7 @@ import httpx
 import openai
 import pytest
 from openai.types.responses import Response, ResponseCompletedEvent, ResponseFunctionToolCall, ResponseTextDeltaEvent
+from pydantic import BaseModel
 
 from kto_ray.store import completions
 from tests.api.conftest import Api
@@ -174,6 +175,43 @@ def test_what_a_response_answered_goes_back_as_input(api: Api) -> None:
     again = api.client.post("/v1/responses", json={"input": items})
     assert again.status_code == 200
     assert [message["role"] for message in logged(api, again.json()["id"]).messages] == ["user", "assistant", "user"]
+
+
+class Tide(BaseModel):
+    port: str
+
+
+def test_what_the_sdk_parsed_of_an_answer_goes_back_with_it(api: Api) -> None:
+    """`parse` keeps what it read of a call with it; who dumps the answer into the history sends that, too."""
+    api.engine.words, api.engine.calls = ("I look.",), (("Tide", '{"port": "Hull"}'),)
+    api.engine.finish_reason = "tool_calls"
+
+    async def call(client: openai.AsyncOpenAI) -> tuple[Any, Any]:
+        asked: Any = [{"role": "user", "content": ASK}]
+        tools: Any = [openai.pydantic_function_tool(Tide)]
+        chat = await client.chat.completions.parse(model="policy", messages=asked, tools=tools)
+        flat: Any = [{"type": "function", "strict": True, **tools[0]["function"]}]
+        response = await client.responses.parse(model="policy", input=ASK, tools=flat)
+        items = [{"parsed_arguments": {"port": "Hull"}, **item.model_dump()} for item in response.output]
+        return chat.choices[0].message.model_dump(), items
+
+    message, items = by_client(api, call)
+    assert message["tool_calls"][0]["function"]["parsed_arguments"] == {"port": "Hull"}
+    chat = api.chat(messages=[{"role": "user", "content": ASK}, message, {"role": "user", "content": "So?"}])
+    notes = {"namespace": "n", "async": False, "caller": {"type": "direct"}, "status": "completed", "id": "fc_1"}
+    told = [{"role": "user", "content": ASK}, items[0], {**items[1], **notes}, {"role": "user", "content": "So?"}]
+    response = api.client.post("/v1/responses", json={"input": told, "prompt_cache_options": {"mode": "explicit"}})
+    for answer in (chat, response):
+        assert answer.status_code == 200, answer.text
+        said = logged(api, answer.json()["id"]).messages[1]
+        assert "parsed" not in json.dumps(said) and said["tool_calls"][0]["function"]["arguments"] == '{"port": "Hull"}'
+
+
+def test_a_refusal_in_the_history_is_a_text(api: Api) -> None:
+    part = {"type": "refusal", "refusal": "I cannot."}
+    history = [{"role": "user", "content": ASK}, {"type": "message", "role": "assistant", "content": [part]}]
+    told = api.client.post("/v1/responses", json={"input": [*history, {"role": "user", "content": "Why?"}]})
+    assert logged(api, told.json()["id"]).messages[1]["content"] == [{"type": "text", "text": "I cannot."}]
 
 
 def test_an_answer_that_was_cut_off_is_incomplete(api: Api) -> None:

@@ -111,6 +111,7 @@ class Parameters(Body):
             "metadata",
             "service_tier",
             "prompt_cache_key",
+            "prompt_cache_options",
             "prompt_cache_retention",
             "prediction",
             "verbosity",

@@ -15,6 +15,7 @@ from pydantic_core import PydanticCustomError
 from kto_ray.config import Config
 from kto_ray.serve.gateway.bodies import limits
 from kto_ray.serve.gateway.bodies.chat import ChatAsk, parse_chat
+from kto_ray.serve.gateway.bodies.messages import NOTES, of_refusal
 from kto_ray.serve.gateway.bodies.parameters import Tokens
 from kto_ray.serve.gateway.bodies.schema import Body, Name, NameOrEmpty, checked
 from kto_ray.serve.gateway.errors import ApiError
@@ -27,7 +28,6 @@ REFUSED = {
     "top_logprobs": "is told of chats only; use POST /v1/chat/completions",
     "max_tool_calls": "counts tools that the service calls itself, and it calls none; leave it out",
 }
-NOTES = frozenset({"id", "status", "phase", "annotations", "logprobs", "cache_control"})  # that SDKs dump with items
 # A chat's names of what goes by another name here.
 RENAMED = {
     "response_format.json_schema": "text.format",
@@ -46,6 +46,7 @@ class InputText(Body):
     @model_validator(mode="before")
     @classmethod
     def _text(cls, data: Any) -> Any:
+        data = of_refusal(data, "output_text")
         told = isinstance(data, dict) and data.get("type") in ("input_text", "output_text")
         if not told or not isinstance(data.get("text"), str):
             words = 'must be {"type": "input_text", "text": "..."} (or output_text): no other part is read here'
@@ -155,7 +156,7 @@ class ResponsesBody(Body):
 
     ignored: ClassVar[frozenset[str]] = frozenset(
         {"store", "metadata", "service_tier", "include", "truncation", "stream_options"}
-        | {"prompt_cache_key", "prompt_cache_retention"}
+        | {"prompt_cache_key", "prompt_cache_options", "prompt_cache_retention"}
     )
     refused: ClassVar[Mapping[str, str]] = REFUSED
     input: Input

@@ -92,6 +92,7 @@ def test_a_begun_answer_is_forced() -> None:
         {"logit_bias": {}, "stop": [], "bad_words": [], "stop_token_ids": [], "chat_template_kwargs": {}},
         {"stop": ""},
         {"store": True, "metadata": {"a": "b"}, "service_tier": "auto", "prompt_cache_key": "k", "verbosity": "low"},
+        {"prompt_cache_options": {"mode": "explicit", "ttl": "30m"}, "prompt_cache_retention": "24h"},
         {"skip_special_tokens": True, "modalities": ["text"], "add_generation_prompt": True},
         {"continue_final_message": False, "min_tokens": 0},
         {"stream_options": {"include_usage": True, "include_obfuscation": False}},
