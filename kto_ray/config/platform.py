@@ -64,3 +64,6 @@ class LimitsSection(Section):
     feedback_per_minute_of_user: PerMinute = 240
     chats_at_once: int | None = Field(256, ge=1)  # of a principal, streams and others
     chats_in_all: int = Field(512, ge=1)  # in one gateway, of everybody, with those that wait for the engine
+    # Requests whose body is still on its way; others wait for their turn, for some seconds. A body holds up to 4 MiB
+    bodies_at_once: int = Field(32, ge=1)  # of a principal
+    bodies_in_all: int = Field(256, ge=1)  # in one gateway

@@ -70,7 +70,7 @@ def test_a_named_page_may_send_the_headers_of_its_sdk(page: TestClient) -> None:
 
 @pytest.mark.parametrize("method", ["PUT", "post", "\xe9" * 500])
 def test_a_refused_method_is_told_by_its_header(page: TestClient, method: str) -> None:
-    told = page.options(CHAT, headers=[(k, v.encode("latin-1")) for k, v in asks(PAGE, method=method).items()])
+    told = page.options(CHAT, headers={k.encode(): v.encode("latin-1") for k, v in asks(PAGE, method=method).items()})
     error = told.json()["error"]
     assert (told.status_code, error["param"]) == (403, "Access-Control-Request-Method")
     assert "GET, POST, DELETE" in error["message"] and len(error["message"]) < 300

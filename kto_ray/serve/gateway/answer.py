@@ -22,7 +22,7 @@ from kto_ray.serve.gateway.bodies import ChatAsk
 from kto_ray.serve.gateway.capture import DONE, Capture
 from kto_ray.serve.gateway.door import Door
 from kto_ray.serve.gateway.errors import ApiError
-from kto_ray.serve.gateway.guard import user_of
+from kto_ray.serve.gateway.guard import begin_chat, user_of
 
 log = logging.getLogger(__name__)
 
@@ -40,12 +40,14 @@ class Answer:
             kind: what its id begins with.
 
         Raises:
-            ApiError: 404, the model is not served here; 429, this user asks too often.
+            ApiError: 404, the model is not served here; 429, this user asks too often; 429 and 503, too many chats are
+                under way.
         """
         ask = replace(ask, user=user_of(request, ask.user))
         name = uuid.uuid4().hex
         route = door.view.route(ask.model, ask.user, door.config.model.served_name)
         principal = whose.principal_of(request).name
+        begin_chat(request)
         self.capture = Capture(f"{kind}{name}", ask, route, base=door.config.model.mark, principal=principal)
         self._door, self._request = door, request
         self._events = _asked(door, ask.upstream(name), route.adapter)

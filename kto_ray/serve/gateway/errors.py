@@ -64,6 +64,12 @@ class ApiError(Exception):
         return asdict(ErrorBody(Error(str(self), kind, self.param, self.code)))
 
 
+def later(status: int, wait_s: int, words: str) -> ApiError:
+    """What was too much now, and when to ask again."""
+    told = f"{words}; try again in {wait_s} s"
+    return ApiError(status, told, code="rate_limit_exceeded", headers={"retry-after": str(wait_s)})
+
+
 def short(value: Any) -> str:
     """A value as an error shows it: a client knows what it sent, and a page of it hides the words."""
     text = repr(value)

@@ -15,7 +15,8 @@ from fastapi.responses import JSONResponse, Response
 from kto_ray.feedback.quarantine import Why
 from kto_ray.records.feedback import Feedback, Held
 from kto_ray.serve.gateway import whose
-from kto_ray.serve.gateway.bodies import FeedbackBody, parse_feedback, read_json
+from kto_ray.serve.gateway.arriving import read_body
+from kto_ray.serve.gateway.bodies import FeedbackBody, parse_feedback
 from kto_ray.serve.gateway.document import IDEMPOTENT, body_of
 from kto_ray.serve.gateway.door import Door
 from kto_ray.serve.gateway.errors import ApiError
@@ -64,12 +65,12 @@ def router(door: Door) -> APIRouter:
     )
     async def give(request: Request) -> Response:
         claim = whose.claim_of(door.config, request)
-        body = await read_json(request)
+        body = await read_body(request, whose.holder(claim) if claim else whose.principal_of(request).name)
         said = parse_feedback(whose.by_token(claim, body) if claim else body, request.headers)
         if claim is None:
             user_of(request, said.user)  # counted
         else:
-            count_holder(request, claim.user or claim.completion_id)
+            count_holder(request, whose.holder(claim))
         event = whose.signed(door.config, said, whose.principal_of(request), claim)
         try:
             receipt = await door.record(event)

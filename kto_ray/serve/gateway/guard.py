@@ -16,8 +16,9 @@ from starlette.types import Scope as Asked
 
 from kto_ray.feedback import tokens
 from kto_ray.records.keys import STRANGER, Principal, Scope
+from kto_ray.serve.gateway.arriving import Arrivals
 from kto_ray.serve.gateway.door import Door
-from kto_ray.serve.gateway.errors import ApiError, answer
+from kto_ray.serve.gateway.errors import ApiError, answer, later, short
 from kto_ray.serve.gateway.limits import Full, Limits, Meter
 from kto_ray.serve.gateway.principals import who_asks
 
@@ -87,6 +88,7 @@ class Guard:
 
     def __init__(self, app: ASGIApp, door: Door, limits: Limits) -> None:
         self._app, self._door, self._limits = app, door, limits
+        self._arrivals = Arrivals(limits.config)
 
     async def __call__(self, scope: Asked, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -98,21 +100,22 @@ class Guard:
             who = self._admit(request, rule)
             chats = rule.meters is CHATS
             request.state.principal, request.state.rule, request.state.limits = who, rule, self._limits
+            request.state.arrivals = self._arrivals
             if rule.meters is not None:
                 self._count(who, rule.meters)
-            if chats:
-                self._begin(who)
+            if chats:  # before its body is read, which is much for a chat that cannot begin
+                _refuse(self._limits, self._limits.full(who.name), who)
         except ApiError as error:
             await answer(error)(scope, receive, send)
             return
         if chats:
-            await self._chat(who, scope, receive, send)
+            await self._chat(request, scope, receive, send)
         else:
             await self._app(scope, receive, send)
 
-    async def _chat(self, who: Principal, scope: Asked, receive: Receive, send: Send) -> None:
+    async def _chat(self, request: Request, scope: Asked, receive: Receive, send: Send) -> None:
         with ExitStack() as under_way:
-            under_way.callback(self._limits.end, who.name)
+            request.state.under_way = under_way
 
             async def watched(message: Message) -> None:
                 if message["type"] == "http.response.body" and not message.get("more_body"):
@@ -152,13 +155,17 @@ class Guard:
         if who.name:  # neither this machine's own nor a stranger
             _measure(self._limits, meters[1] if "/" in who.name else meters[0], who.name)  # a proxy's user has a "/"
 
-    def _begin(self, who: Principal) -> None:
-        match self._limits.begin(who.name):
-            case Full.PRINCIPAL:
-                most = self._limits.config.chats_at_once
-                raise _later(429, 1, f"{most} chats of {who.name!r} are under way (limits.chats_at_once)")
-            case Full.GATEWAY:
-                raise _later(503, 1, "too many chats wait for the model")
+
+def begin_chat(request: Request) -> None:
+    """Count a chat as under way until its answer has ended: one that is valid, for a body on its way costs no engine.
+
+    Raises:
+        ApiError: 429 and 503, too many are.
+    """
+    who: Principal = request.state.principal
+    limits: Limits = request.state.limits
+    _refuse(limits, limits.begin(who.name), who)
+    request.state.under_way.callback(limits.end, who.name)
 
 
 def user_of(request: Request, claimed: str | None) -> str | None:
@@ -202,9 +209,13 @@ def _measure(limits: Limits, meter: Meter, name: str) -> None:
     wait_s = limits.wait_s(meter, name, time.monotonic())
     if wait_s > 0:
         most = getattr(limits.config, meter.value)
-        raise _later(429, math.ceil(wait_s), f"{name!r} may send {most} a minute (limits.{meter.value})")
+        raise later(429, math.ceil(wait_s), f"{short(name)} may send {most} a minute (limits.{meter.value})")
 
 
-def _later(status: int, wait_s: int, words: str) -> ApiError:
-    told = f"{words}; try again in {wait_s} s"
-    return ApiError(status, told, code="rate_limit_exceeded", headers={"retry-after": str(wait_s)})
+def _refuse(limits: Limits, full: Full | None, who: Principal) -> None:
+    match full:
+        case Full.PRINCIPAL:
+            most = limits.config.chats_at_once
+            raise later(429, 1, f"{most} chats of {short(who.name)} are under way (limits.chats_at_once)")
+        case Full.GATEWAY:
+            raise later(503, 1, "too many chats wait for the model")

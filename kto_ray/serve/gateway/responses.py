@@ -9,8 +9,10 @@ from typing import Any
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 
+from kto_ray.serve.gateway import whose
 from kto_ray.serve.gateway.answer import Answer, EventStream
-from kto_ray.serve.gateway.bodies import ResponsesBody, parse_responses, read_json
+from kto_ray.serve.gateway.arriving import read_body
+from kto_ray.serve.gateway.bodies import ResponsesBody, parse_responses
 from kto_ray.serve.gateway.capture import Capture, as_event
 from kto_ray.serve.gateway.document import NAMED, body_of
 from kto_ray.serve.gateway.door import Door
@@ -30,7 +32,7 @@ def router(door: Door) -> APIRouter:
 
     @routes.post("/v1/responses", responses=ANSWERS, openapi_extra=body_of(ResponsesBody.__name__, *NAMED))
     async def respond(request: Request) -> Response:
-        ask = parse_responses(await read_json(request), request.headers, door.config)
+        ask = parse_responses(await read_body(request, whose.principal_of(request).name), request.headers, door.config)
         answer = Answer(door, request, ask.chat, "resp_")
         if ask.chat.stream:
             await answer.open()

@@ -47,6 +47,11 @@ def claim_of(config: Config, request: Request) -> Claim | None:
         raise ApiError(401, str(error), param=tokens.HEADER, code="invalid_feedback_token") from None
 
 
+def holder(claim: Claim) -> str:
+    """Whom a token is counted as: its user, or where the answer went to nobody in particular, that answer's."""
+    return claim.user or claim.completion_id
+
+
 def by_token(claim: Claim, body: dict[str, object]) -> dict[str, object]:
     """A body that speaks of the token's answer, and of no other, as its user.
 

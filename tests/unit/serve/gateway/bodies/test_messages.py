@@ -51,7 +51,7 @@ def test_calls_of_tools_and_their_answers_pass() -> None:
 
 def test_notes_that_sdks_keep_with_an_answer_are_neither_sent_nor_logged() -> None:
     notes = {"parsed": {"port": "Hull"}, "reasoning_details": [{"type": "reasoning.text"}], "id": "m1", "index": 0}
-    function = {**CALL["function"], "parsed_arguments": {"port": "Hull"}}
+    function = {"name": "tide", "arguments": '{"port": "Hull"}', "parsed_arguments": {"port": "Hull"}}
     call = {**CALL, "function": function, "index": 0, "extra_content": {"a": 1}, "provider_specific_fields": {}}
     parts = [{"type": "text", "text": "Hi.", "id": "p", "index": 0, "annotations": [], "parsed": {}}]
     answered = {"role": "assistant", "content": parts, "tool_calls": [call], **notes}
