@@ -108,6 +108,46 @@ def test_a_browser_judges_by_the_token_that_the_answer_carried(api: Api) -> None
     assert labels(api, "c1") == [("app/ann", "down")]
 
 
+@pytest.mark.parametrize(
+    ("user", "principal", "said"),
+    [
+        ("app/ann", "app", {"user": "ann", "completion_id": "c1"}),
+        ("app/ann", "app", {"user": "app/ann", "external": {}}),
+        ("app/ann", "app", {"user": "", "external": None, "completion_id": None}),
+        ("app", "app", {"user": "ann"}),
+        ("proxy/ann", "proxy/ann", {"user": "ann"}),
+        (None, "app", {"user": ""}),
+        ("ann", None, {"user": "ann"}),
+    ],
+)
+def test_a_page_may_send_the_body_that_its_application_would(
+    api: Api, user: str | None, principal: str | None, said: dict[str, Any]
+) -> None:
+    stored(api, user=user, principal=principal)
+    told = by_token(api, token_headers(api.config, "c1", user, principal)[HEADER], **said)
+    assert (told.status_code, told.json().get("label")) == (201, "up"), told.text
+    assert labels(api, "c1") == [(user or "anonymous", "up")]
+
+
+@pytest.mark.parametrize(
+    ("user", "principal", "said"),
+    [
+        ("app/ann", "app", {"user": "bob"}),
+        ("app/ann", "app", {"user": "other/ann"}),
+        ("app/ann", "app", {"user": 7}),
+        ("app/ann", "app", {"user": ["ann"]}),
+        ("None/ann", None, {"user": "ann"}),
+        (None, "app", {"user": "ann"}),
+        ("app/ann", "app", {"completion_id": ""}),
+        ("app/ann", "app", {"external": []}),
+    ],
+)
+def test_a_page_names_nobody_else(api: Api, user: str | None, principal: str | None, said: dict[str, Any]) -> None:
+    stored(api, user=user, principal=principal)
+    told = by_token(api, token_headers(api.config, "c1", user, principal)[HEADER], **said)
+    assert (told.status_code, told.json()["error"]["code"]) == (403, "not_of_this_token")
+
+
 def test_a_token_speaks_of_its_answer_alone_and_is_over_at_last(api: Api) -> None:
     stored(api)
     stored(api, "c2")

@@ -58,11 +58,26 @@ def by_token(claim: Claim, body: dict[str, object]) -> dict[str, object]:
     Raises:
         ApiError: 403, it names another.
     """
-    for field, mine in (("completion_id", claim.completion_id), ("user", claim.user), ("external", None)):
-        if body.get(field) not in (None, mine):
+    mine = {
+        "completion_id": body.get("completion_id") in (None, claim.completion_id),
+        "user": _is_holder(claim, body.get("user")),
+        "external": body.get("external") in (None, {}),
+    }
+    for field, right in mine.items():
+        if not right:
             words = f"{field}: the feedback token is of one answer and its user; leave {field} out"
             raise ApiError(403, words, param=field, code="not_of_this_token")
     return {**body, "completion_id": claim.completion_id, "user": None, "external": None}
+
+
+def _is_holder(claim: Claim, user: object) -> bool:
+    """Whether a body names the token's user: as the store does, or as the application does that vouches for them. What
+    the users of one that does not are called counts for nothing, with a token as with its key."""
+    if user in (None, "", claim.user):
+        return True
+    if claim.principal is None or not isinstance(user, str):
+        return False
+    return claim.user in (claim.principal, f"{claim.principal}/{user}")
 
 
 def signed(config: Config, event: Feedback, principal: Principal, claim: Claim | None) -> Feedback:
