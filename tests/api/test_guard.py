@@ -165,6 +165,27 @@ def test_a_revoked_key_stops_and_the_last_one_opens_nothing(api: Api) -> None:
     assert api.client.get("/v1/models").status_code == 401, "not open again"
 
 
+def test_a_feedback_token_ends_with_the_key_that_asked(api: Api) -> None:
+    key, other = (token(api, Scope.CHAT, name=name) for name in ("app", "other"))
+    thumb = {"kind": "thumb", "value": True}
+
+    def judge(answer: Any) -> Any:
+        told = {"X-Kto-Feedback-Token": answer.headers["x-kto-feedback-token"]}
+        return api.client.post("/v1/feedback", json=thumb, headers=told)
+
+    chats = [api.client.post("/v1/chat/completions", json={"messages": HI}, headers=bearer(k)) for k in (key, other)]
+    assert judge(chats[0]).status_code == 201
+    with api.store.write() as tx:
+        keys.revoke(tx, key.split("_")[1], time.time())
+    api.door.viewer.refresh()
+    told = judge(chats[0])
+    assert (told.status_code, told.json()["error"]["code"]) == (401, "invalid_feedback_token")
+    assert "revoked" in told.json()["error"]["message"]
+    assert judge(chats[1]).status_code == 201
+    gone = token_headers(api.config, "c1", "app", "app", "000000000000")
+    assert api.client.post("/v1/feedback", json=thumb, headers=gone).status_code == 401
+
+
 @pytest.mark.parametrize(("vouches", "user"), [(True, "app/ann"), (False, "app")])
 def test_a_user_is_one_of_the_keys_principal(api: Api, vouches: bool, user: str) -> None:
     key = token(api, Scope.CHAT, vouches=vouches)

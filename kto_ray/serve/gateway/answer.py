@@ -59,7 +59,8 @@ class Answer:
     def headers(self) -> dict[str, str]:
         """What names the answer to whoever judges it, and lets a browser do so."""
         made = self.capture
-        token = whose.token_headers(self._door.config, made.id, made.ask.user, made.principal)
+        key: str | None = self._request.state.key
+        token = whose.token_headers(self._door.config, made.id, made.ask.user, made.principal, key)
         return {"x-kto-completion-id": made.id, **token}
 
     async def whole(self) -> dict[str, Any]:

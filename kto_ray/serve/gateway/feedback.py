@@ -64,7 +64,7 @@ def router(door: Door) -> APIRouter:
         openapi_extra=body_of(FeedbackBody.__name__, *IDEMPOTENT),
     )
     async def give(request: Request) -> Response:
-        claim = whose.claim_of(door.config, request)
+        claim = whose.claim_of(door.config, door.view.keys, request)
         body = await read_body(request, whose.holder(claim) if claim else whose.principal_of(request).name)
         said = parse_feedback(whose.by_token(claim, body) if claim else body, request.headers)
         if claim is None:

@@ -84,7 +84,7 @@ ABSENT = Rule(frozenset(Scope))  # no route answers; whoever has a key may learn
 
 
 class Guard:
-    """Stands in front of all routes, leaves `request.state.principal` to them, and counts."""
+    """Stands in front of all routes, leaves `request.state.principal` and `key` to them, and counts."""
 
     def __init__(self, app: ASGIApp, door: Door, limits: Limits) -> None:
         self._app, self._door, self._limits = app, door, limits
@@ -97,9 +97,10 @@ class Guard:
         request = Request(scope)
         try:
             rule = rule_of(scope["app"].routes, scope)
-            who = self._admit(request, rule)
+            who, key = self._admit(request, rule)
             chats = rule.meters is CHATS
-            request.state.principal, request.state.rule, request.state.limits = who, rule, self._limits
+            request.state.principal, request.state.key, request.state.rule = who, key, rule
+            request.state.limits = self._limits
             request.state.arrivals = self._arrivals
             if rule.meters is not None:
                 self._count(who, rule.meters)
@@ -124,21 +125,21 @@ class Guard:
 
             await self._app(scope, receive, watched)
 
-    def _admit(self, request: Request, rule: Rule) -> Principal:
-        """Who asks, where they may.
+    def _admit(self, request: Request, rule: Rule) -> tuple[Principal, str | None]:
+        """Who asks, where they may, and the public id of their key.
 
         Raises:
             ApiError: 401, 403 and 415, with what is missing.
         """
         by_token = rule.token and TOKEN_HEADER in request.headers
         try:
-            who, by_key = who_asks(self._door.config, self._door.view.keys, request)
+            who, key = who_asks(self._door.config, self._door.view.keys, request)
         except ApiError:
             if not rule.open and not by_token:
                 raise
-            who, by_key = STRANGER, False
+            who, key = STRANGER, None
         if rule.open:
-            return who
+            return who, key
         if not by_token and not rule.scopes & who.scopes:
             words = f"needs a key with the scope {' or '.join(sorted(rule.scopes)) or 'that no key has'}"
             raise ApiError(403, f"{request.method} {request.scope['path']} {words}", code="insufficient_scope")
@@ -146,10 +147,10 @@ class Guard:
         if rule.json and kind != "application/json":
             words = f"Content-Type must be application/json, got {kind!r}"
             raise ApiError(415, words, "Content-Type", "unsupported_media_type")
-        if rule.act and not by_key and ACT_HEADER not in request.headers:
+        if rule.act and key is None and ACT_HEADER not in request.headers:
             words = "send the header X-Kto-Act: 1, which shows that no other page asks"
             raise ApiError(403, words, "X-Kto-Act", "act_header_missing")
-        return who
+        return who, key
 
     def _count(self, who: Principal, meters: tuple[Meter, Meter]) -> None:
         if who.name:  # neither this machine's own nor a stranger

@@ -20,8 +20,8 @@ LOCAL_HOST = re.compile(r"(127\.0\.0\.1|localhost|\[::1\])(:\d+)?", re.ASCII | r
 CHALLENGE = {"www-authenticate": 'Bearer realm="kto_ray"'}
 
 
-def who_asks(config: Config, known: Mapping[str, Key], request: Request) -> tuple[Principal, bool]:
-    """Who asks, and whether a key says so, which no page has.
+def who_asks(config: Config, known: Mapping[str, Key], request: Request) -> tuple[Principal, str | None]:
+    """Who asks, and the public id of the key that says so, which no page has; None without one.
 
     Raises:
         ApiError: 401 and 403, with what is missing.
@@ -32,9 +32,9 @@ def who_asks(config: Config, known: Mapping[str, Key], request: Request) -> tupl
         key = known.get(public)
         if key is None or not key.opens(config.salt, token):
             raise _unknown("this API key does not exist, or was revoked")
-        return key.principal, True
+        return key.principal, key.id
     if config.http.proxy_secret is not None and PROXY_SECRET_HEADER in request.headers:
-        return _by_proxy(config, request), False
+        return _by_proxy(config, request), None
     if known or config.http.proxy_secret is not None:
         missing = "an API key is missing" if token is None else "this is no API key of this service"
         raise _unknown(f"{missing}; send `Authorization: Bearer kto_...` (`kto-ray keys create` makes one)")
@@ -44,7 +44,7 @@ def who_asks(config: Config, known: Mapping[str, Key], request: Request) -> tupl
             "`kto-ray keys create NAME --scope chat`"
         )
     _demand_from_here(config, request)
-    return HERE, False
+    return HERE, None
 
 
 def _token(request: Request) -> str | None:
