@@ -444,6 +444,26 @@ def test_who_holds_a_feedback_token_is_counted_too(sqlite_store: Store, tmp_path
         assert tries(lambda: judge(None), 3) == [202, 202, 429]
 
 
+@pytest.mark.parametrize("users", [("app/ann", "app/bob", "app/cy"), ("app", "app", "app"), (None, None, None)])
+def test_tokens_do_not_dodge_the_limit_of_the_key_that_hands_them_out(
+    sqlite_store: Store, tmp_path: Path, users: tuple[str | None, ...]
+) -> None:
+    with serving(sqlite_store, tmp_path, limits={"feedback_per_minute": 2}) as api:
+        app, other = (bearer(token(api, Scope.FEEDBACK, name=name)) for name in ("app", "other"))
+
+        def judge(number: int, principal: str = "app", **headers: str) -> Any:
+            told = {**token_headers(api.config, f"c{number}", users[number], principal), **headers}
+            return api.client.post("/v1/feedback", json={"kind": "thumb", "value": True}, headers=told)
+
+        answers = [judge(number) for number in range(3)]
+        assert [answer.status_code for answer in answers] == [202, 202, 429]
+        assert "limits.feedback_per_minute)" in answers[2].json()["error"]["message"]
+        assert judge(0, "another").status_code == 202
+        assert judge(0, "app", **app).status_code == 429
+        assert judge(1, "other", **other).status_code == 202
+        assert judge(2, "other", **other).status_code == 202, "counted once, where its own key sends it"
+
+
 def test_a_proxys_user_is_counted_as_one(sqlite_store: Store, tmp_path: Path) -> None:
     settings: dict[str, Any] = {"http": {"proxy_secret": SECRET}, "limits": {"chats_per_minute_of_user": 1}}
     with serving(sqlite_store, tmp_path, **settings) as api:

@@ -70,7 +70,7 @@ def router(door: Door) -> APIRouter:
         if claim is None:
             user_of(request, said.user)  # counted
         else:
-            count_holder(request, whose.holder(claim))
+            count_holder(request, whose.holder(claim), claim.principal)
         event = whose.signed(door.config, said, whose.principal_of(request), claim)
         try:
             receipt = await door.record(event)

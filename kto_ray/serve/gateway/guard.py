@@ -154,7 +154,7 @@ class Guard:
 
     def _count(self, who: Principal, meters: tuple[Meter, Meter]) -> None:
         if who.name:  # neither this machine's own nor a stranger
-            _measure(self._limits, meters[1] if "/" in who.name else meters[0], who.name)  # a proxy's user has a "/"
+            _measure(self._limits, meters[1] if _of_proxy(who.name) else meters[0], who.name)
 
 
 def begin_chat(request: Request) -> None:
@@ -184,13 +184,17 @@ def user_of(request: Request, claimed: str | None) -> str | None:
     return user
 
 
-def count_holder(request: Request, holder: str) -> None:
-    """Count a request by a feedback token, of whoever holds it.
+def count_holder(request: Request, holder: str, principal: str | None) -> None:
+    """Count a request by a feedback token: of whoever holds it, and of the principal that asked for its answer, whose
+    limit is not dodged by handing tokens out. Where that sends the request itself, it is counted already.
 
     Raises:
         ApiError: 429.
     """
-    _measure(request.state.limits, Meter.FEEDBACK_OF_USER, holder)
+    limits: Limits = request.state.limits
+    _measure(limits, Meter.FEEDBACK_OF_USER, holder)
+    if principal is not None and principal != request.state.principal.name and not _of_proxy(principal):
+        _measure(limits, Meter.FEEDBACK, principal)
 
 
 def named(method: str, path: str) -> str:
@@ -204,6 +208,11 @@ def rule_of(routes: list[BaseRoute], asked: Asked) -> Rule:
         if route.matches(asked)[0] is Match.FULL:
             return TABLE.get(named(asked["method"], getattr(route, "path", "")), NOBODY)
     return ABSENT
+
+
+def _of_proxy(principal: str) -> bool:
+    """Whether it is a user whom a proxy names; keys are of names without "/"."""
+    return "/" in principal
 
 
 def _measure(limits: Limits, meter: Meter, name: str) -> None:
