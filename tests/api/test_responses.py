@@ -222,6 +222,17 @@ def test_an_answer_that_was_cut_off_is_incomplete(api: Api) -> None:
     assert "event: response.incomplete" in streamed and "response.completed" not in streamed
 
 
+@pytest.mark.parametrize(("reason", "status"), [("content_filter", "incomplete"), ("abort", "failed")])
+def test_an_answer_that_was_broken_off_is_not_completed(api: Api, reason: str, status: str) -> None:
+    api.engine.finish_reason = reason
+    told = strict(api.client.post("/v1/responses", json={"input": ASK}).json())
+    assert told.status == status and (told.error is None) is (status == "incomplete")
+    assert (told.incomplete_details is not None) is (status == "incomplete")
+    assert logged(api, told.id).status == "failed"
+    streamed = api.client.post("/v1/responses", json={"input": ASK, "stream": True}).text
+    assert f"event: response.{status}" in streamed and "response.completed" not in streamed
+
+
 def test_a_schema_forces_words(api: Api) -> None:
     shape = {"format": {"type": "json_schema", "name": "a", "schema": {"type": "object"}, "strict": True}}
     told = api.client.post("/v1/responses", json={"input": ASK, "text": shape}).json()

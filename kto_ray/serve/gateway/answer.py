@@ -137,7 +137,7 @@ class Answer:
 
     async def _store(self) -> None:
         self._told = True  # a client that leaves now does not stop it
-        await self._door.keep(self.capture.completion("complete"))
+        await self._door.keep(self.capture.completion("complete" if self.capture.ended else "failed"))
 
     async def _unless_left(self, awaited: Awaitable[T]) -> T:
         async def left() -> None:
