@@ -280,6 +280,37 @@ def test_a_bad_request_is_told_by_its_own_field(api: Api, body: dict[str, Any], 
     assert api.engine.asked == []
 
 
+CALLED: Any = {"type": "function_call", "call_id": "c1", "name": "tide", "arguments": "{}"}
+BROKEN = {**CALLED, "call_id": "c2", "arguments": '{"a": [NaN]}'}
+
+
+@pytest.mark.parametrize(
+    ("items", "param"),
+    [
+        ([{"role": "user", "content": ASK}, BROKEN], "input[1].arguments.a[0]"),
+        ([{"role": "assistant", "content": "I look."}, CALLED, BROKEN], "input[2].arguments.a[0]"),
+        ([CALLED, {"type": "reasoning"}, BROKEN], "input[2].arguments.a[0]"),
+        ([CALLED, {"type": "function_call_output", "call_id": "c1", "output": "4"}, BROKEN], "input[2].arguments.a[0]"),
+        ([{**BROKEN, "arguments": "[" * 5_000}], "input[0].arguments"),
+    ],
+)
+@pytest.mark.parametrize("instructions", [None, "Be brief."])
+def test_arguments_are_told_by_the_item_that_holds_them(
+    api: Api, items: list[Any], param: str, instructions: str | None
+) -> None:
+    """Calls of one turn are one message of the chat; what is wrong with one is told as the client sent it."""
+    error = api.client.post("/v1/responses", json={"input": items, "instructions": instructions}).json()["error"]
+    assert error["param"] == param and error["message"].startswith(param) and "messages" not in error["message"]
+
+
+@pytest.mark.parametrize("instructions", [None, "Be brief."])
+def test_reasoning_alone_is_no_input(api: Api, instructions: str | None) -> None:
+    body = {"input": [{"type": "reasoning", "id": "rs_1", "summary": []}], "instructions": instructions}
+    answer = api.client.post("/v1/responses", json=body)
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, "input")
+    assert "nothing but reasoning" in answer.json()["error"]["message"] and api.engine.asked == []
+
+
 def test_the_client_raises_what_is_told(api: Api) -> None:
     with pytest.raises(openai.BadRequestError, match="previous_response_id"):
         by_client(api, lambda client: client.responses.create(input=ASK, previous_response_id="resp_1"))

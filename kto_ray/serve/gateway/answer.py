@@ -28,6 +28,7 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
+ENGINES_WORDS = 400  # characters of what the engine says, which may hold what was asked
 TRIES = 2  # a request that kills its replica is given one more
 
 
@@ -202,8 +203,8 @@ def refusal(error: Any) -> ApiError:
         log.error("the engine failed: code %s, type %s", code, told.get("type"))
         return ApiError(503, "the engine failed; ask again", code="engine_failed")
     word = code if isinstance(code, str) and not code.isdecimal() else told.get("type")
-    param = told.get("param")
-    return ApiError(status, str(told.get("message")), None if param is None else str(param), word and str(word))
+    param, words = told.get("param"), str(told.get("message"))[:ENGINES_WORDS]
+    return ApiError(status, words, None if param is None else str(param), word and str(word))
 
 
 def _failed(name: str, error: RayError | RayServeException) -> ApiError:

@@ -76,6 +76,15 @@ def short(value: Any) -> str:
     return text if len(text) <= 80 else text[:77] + "..."
 
 
+def shortened(words: str, value: Any) -> str:
+    """The words of a room below, which show a value whole."""
+    return words.replace(repr(value), short(value))
+
+
+def request_line(scope: Scope) -> str:
+    return f"{scope['method']} {scope['path']}"
+
+
 def install(app: FastAPI) -> None:
     """Have an app answer errors in this shape."""
     app.router.redirect_slashes = False  # a redirect has no such shape
@@ -87,14 +96,14 @@ def install(app: FastAPI) -> None:
 
     @app.exception_handler(HTTPException)
     async def _http(request: Request, error: HTTPException) -> JSONResponse:
-        words = f"{request.method} {request.scope['path']}: {error.detail}"
+        words = f"{short(request_line(request.scope))}: {error.detail}"
         return answer(ApiError(error.status_code, words, headers=error.headers))
 
     @app.exception_handler(RequestValidationError)
     async def _invalid(_: Request, error: RequestValidationError) -> JSONResponse:
         first = error.errors()[0]
         param = str(first["loc"][-1])
-        return answer(ApiError(400, f"{param}: {first['msg']}, got {first['input']!r}"[:400], param))
+        return answer(ApiError(400, f"{param}: {first['msg']}, got {short(first['input'])}", param))
 
     @app.exception_handler(sa.exc.SQLAlchemyError)
     async def _store(_: Request, error: sa.exc.SQLAlchemyError) -> JSONResponse:

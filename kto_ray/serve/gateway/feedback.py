@@ -19,7 +19,7 @@ from kto_ray.serve.gateway.arriving import read_body
 from kto_ray.serve.gateway.bodies import FeedbackBody, parse_feedback
 from kto_ray.serve.gateway.document import IDEMPOTENT, body_of
 from kto_ray.serve.gateway.door import Door
-from kto_ray.serve.gateway.errors import ApiError
+from kto_ray.serve.gateway.errors import ApiError, short, shortened
 from kto_ray.serve.gateway.guard import count_holder, user_of
 from kto_ray.store import feedback, quarantine
 from kto_ray.store.recording import KeyReused, Receipt, Recorded, TooLong, TooManyEvents
@@ -75,7 +75,8 @@ def router(door: Door) -> APIRouter:
         try:
             receipt = await door.record(event)
         except KeyReused as error:
-            raise ApiError(409, str(error), param="Idempotency-Key", code="idempotency_key_reused") from None
+            words = shortened(str(error), event.idempotency_key)
+            raise ApiError(409, words, param="Idempotency-Key", code="idempotency_key_reused") from None
         except TooLong as error:
             raise ApiError(400, str(error), param=error.field) from None
         except TooManyEvents as error:
@@ -104,11 +105,11 @@ def router(door: Door) -> APIRouter:
     async def decide(feedback_id: str, decision: Literal["release", "drop"]) -> Decided:
         act = quarantine.release if decision == "release" else quarantine.drop
         if not await door.write(lambda tx: act(tx, [feedback_id])):
-            raise ApiError(409, f"feedback {feedback_id!r} does not wait for that", param="feedback_id")
+            raise ApiError(409, f"feedback {short(feedback_id)} does not wait for that", param="feedback_id")
         return Decided(feedback_id, Held.RELEASED if decision == "release" else Held.DROPPED)
 
     return routes
 
 
 def _unknown(feedback_id: str) -> ApiError:
-    return ApiError(404, f"feedback {feedback_id!r} does not exist", param="feedback_id")
+    return ApiError(404, f"feedback {short(feedback_id)} does not exist", param="feedback_id")

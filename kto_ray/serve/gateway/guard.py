@@ -18,7 +18,7 @@ from kto_ray.feedback import tokens
 from kto_ray.records.keys import STRANGER, Principal, Scope
 from kto_ray.serve.gateway.arriving import Arrivals
 from kto_ray.serve.gateway.door import Door
-from kto_ray.serve.gateway.errors import ApiError, answer, later, short
+from kto_ray.serve.gateway.errors import ApiError, answer, later, request_line, short
 from kto_ray.serve.gateway.limits import Full, Limits, Meter
 from kto_ray.serve.gateway.principals import who_asks
 
@@ -142,10 +142,10 @@ class Guard:
             return who, key
         if not by_token and not rule.scopes & who.scopes:
             words = f"needs a key with the scope {' or '.join(sorted(rule.scopes)) or 'that no key has'}"
-            raise ApiError(403, f"{request.method} {request.scope['path']} {words}", code="insufficient_scope")
+            raise ApiError(403, f"{short(request_line(request.scope))} {words}", code="insufficient_scope")
         kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
         if rule.json and kind != "application/json":
-            words = f"Content-Type must be application/json, got {kind!r}"
+            words = f"Content-Type must be application/json, got {short(kind)}"
             raise ApiError(415, words, "Content-Type", "unsupported_media_type")
         if rule.act and key is None and ACT_HEADER not in request.headers:
             words = "send the header X-Kto-Act: 1, which shows that no other page asks"

@@ -11,7 +11,7 @@ from fastapi import Request
 
 from kto_ray.config import Config
 from kto_ray.records.keys import HERE, Key, Principal, Scope, id_of
-from kto_ray.serve.gateway.errors import ApiError
+from kto_ray.serve.gateway.errors import ApiError, short
 
 PROXY_SECRET_HEADER = "x-kto-proxy-secret"
 LONGEST_USER = 190  # of a proxy, in characters: with its principal's name it is a principal
@@ -90,14 +90,15 @@ def _demand_from_here(config: Config, request: Request) -> None:
     if request.client is None or request.client.host not in LOCAL_PEERS:
         raise ApiError(403, "without API keys only this machine itself is answered; make a key", code="not_local")
     if not LOCAL_HOST.fullmatch(host):
-        raise ApiError(403, f"without API keys Host must be 127.0.0.1 or localhost, got {host!r}", "Host", "not_local")
+        words = f"without API keys Host must be 127.0.0.1 or localhost, got {short(host)}"
+        raise ApiError(403, words, "Host", "not_local")
     if origin in config.http.cors_origins:
         return
     if origin is not None and origin != f"http://{host}":
-        words = f"Origin {origin!r} is another page's; name it in http.cors_origins if it may"
+        words = f"Origin {short(origin)} is another page's; name it in http.cors_origins if it may"
         raise ApiError(403, words, "Origin", "cross_origin")
     if site not in ("none", "same-origin"):
-        raise ApiError(403, f"Sec-Fetch-Site is {site!r}: another page asks", "Sec-Fetch-Site", "cross_origin")
+        raise ApiError(403, f"Sec-Fetch-Site is {short(site)}: another page asks", "Sec-Fetch-Site", "cross_origin")
 
 
 def _unknown(words: str) -> ApiError:

@@ -17,8 +17,8 @@ from kto_ray.records.feedback import Feedback, FeedbackKind, Signal
 from kto_ray.serve.gateway.bodies import limits
 from kto_ray.serve.gateway.bodies.chat import DEFAULT_SYSTEM
 from kto_ray.serve.gateway.bodies.headers import IDEMPOTENCY_KEY, header
-from kto_ray.serve.gateway.bodies.schema import Body, Name, NameOrEmpty, checked
-from kto_ray.serve.gateway.errors import ApiError
+from kto_ray.serve.gateway.bodies.schema import Body, Name, NameOrEmpty, checked, rule
+from kto_ray.serve.gateway.errors import ApiError, short
 
 
 class External(Body):
@@ -51,19 +51,20 @@ class FeedbackBody(Body):
     def _whole(self) -> FeedbackBody:
         kinds = [kind.value for kind in FeedbackKind]
         if self.kind not in kinds:
-            raise ValueError(f"kind must be one of {', '.join(kinds)}, got {self.kind!r}")
+            raise rule("kind", f"kind must be one of {', '.join(kinds)}, got {short(self.kind)}")
         if (self.completion_id is None) == (self.external is None):
-            raise ValueError("give either completion_id or external, to say which completion is meant")
+            words = "give either completion_id or external, to say which completion is meant"
+            raise rule("completion_id", words)
         if self.kind == "thumb" and self.value is None:
-            raise ValueError("a thumb needs value: true (up) or false (down)")
+            raise rule("value", "a thumb needs value: true (up) or false (down)")
         if self.kind == "edit" and not seen(self.text or ""):
-            raise ValueError("an edit needs text: the answer as it should have been")
+            raise rule("text", "an edit needs text: the answer as it should have been")
         if self.kind == "edit" and self.external is not None and self.external.message is None:
-            raise ValueError("an edit speaks of one answer, so external needs message")
+            raise rule("external.message", "an edit speaks of one answer, so external needs message")
         if self.kind == "comment" and not seen(self.comment or self.text or ""):
-            raise ValueError("a comment needs comment: what the user said")
+            raise rule("comment", "a comment needs comment: what the user said")
         if (self.kind == "signal") != (self.signal is not None) or self.signal not in (None, *Signal):
-            raise ValueError(f"a signal, and nothing else, needs signal: one of {', '.join(Signal)}")
+            raise rule("signal", f"a signal, and nothing else, needs signal: one of {', '.join(Signal)}")
         return self
 
 

@@ -228,7 +228,7 @@ def _tools(said: dict[str, Any]) -> None:
     elif isinstance(choice := said.get("tool_choice"), dict):
         names = [tool["function"]["name"] for tool in said["tools"]]
         if choice["function"]["name"] not in names:
-            raise _wrong("tool_choice", f"names {choice['function']['name']!r}, which is none of tools")
+            raise _wrong("tool_choice", f"names {short(choice['function']['name'])}, which is none of tools")
 
 
 def _logprobs(said: dict[str, Any]) -> None:

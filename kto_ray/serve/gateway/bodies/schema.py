@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import PydanticCustomError
 
 from kto_ray.serve.gateway.bodies import limits
 from kto_ray.serve.gateway.bodies.reading import path
@@ -57,11 +58,18 @@ def checked(model: type[T], body: dict[str, Any]) -> T:
         raise _told(error) from None
 
 
+def rule(param: str, words: str) -> PydanticCustomError:
+    """What a body breaks as a whole, told by the field that mends it."""
+    return PydanticCustomError("rule", "{words}", {"words": words, "param": param})
+
+
 def _told(error: ValidationError) -> ApiError:
     first = error.errors(include_url=False)[0]
     # A part in brackets is no field, but the branch of a union or a mapping's key.
     where = path(part for part in first["loc"] if not str(part).startswith(("<", "["))) or None
     message = first["msg"].removeprefix("Value error, ")
+    if first["type"] == "rule":
+        return ApiError(400, message, first["ctx"]["param"])
     if first["type"] == "missing":
         return ApiError(400, f"{where} is missing", where)
     if first["type"] == "extra_forbidden":
