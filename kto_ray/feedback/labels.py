@@ -11,7 +11,7 @@ from typing import Protocol
 
 from kto_ray.feedback.seen import seen
 from kto_ray.records.completions import Arm, Completion, Json
-from kto_ray.records.examples import Example
+from kto_ray.records.examples import OF_PROMPT, Example
 from kto_ray.records.feedback import Feedback, FeedbackKind, Held
 from kto_ray.records.labels import ANONYMOUS, Label, Verdict
 
@@ -171,5 +171,6 @@ def _example(completion: Completion, label: Label, answer: str, desirable: bool,
         answer_ids=completion.answer_ids if own else None,
         base=completion.base,
         reasoned=bool(completion.reasoning) and own,
+        shaped=not OF_PROMPT.isdisjoint(completion.params),
         tool_calls=completion.tool_calls if own else (),
     )
