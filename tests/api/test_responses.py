@@ -264,6 +264,7 @@ def test_a_schema_forces_words(api: Api) -> None:
         ({"input": ASK, "max_output_tokens": True}, "max_output_tokens"),
         ({"input": ASK, "max_output_tokens": 0}, "max_output_tokens"),
         ({"input": ASK, "temperature": "hot"}, "temperature"),
+        ({"input": ASK, "top_p": 1e-300}, "top_p"),
         ({"input": ASK, "tools": [{"type": "web_search"}]}, "tools[0].type"),
         ({"input": ASK, "tool_choice": "required"}, "tool_choice"),
         ({"input": ASK, "tools": [TIDE], "tool_choice": {"type": "function", "name": "f"}}, "tool_choice"),

@@ -18,6 +18,8 @@ from kto_ray.serve.gateway.bodies.schema import Body, Name, NameOrEmpty
 from kto_ray.serve.gateway.errors import ApiError, short
 
 Tokens = Annotated[int, Field(ge=1, le=2**31 - 1)]
+# As small as this it is the likeliest word alone, and much below it is 0 in the samplers' fp32; 0 the engine refuses.
+TopP = Annotated[float, Field(ge=1e-6, le=1)]
 Penalty = Annotated[float, Field(ge=-2, le=2)]
 Stop = Annotated[str, Field(min_length=1, max_length=limits.NAME)]
 Bias = Annotated[float, Field(ge=-100, le=100)]
@@ -122,7 +124,7 @@ class Parameters(Body):
 
     # How the policy's own distribution is sampled: free.
     temperature: float | None = Field(None, ge=0, le=2)
-    top_p: float | None = Field(None, gt=0, le=1)
+    top_p: TopP | None = None
     top_k: int | None = Field(None, ge=-1, le=2**31 - 1)
     min_p: float | None = Field(None, ge=0, le=1)
     presence_penalty: Penalty | None = Field(None, description="below 0 it forces words")

@@ -16,7 +16,7 @@ from kto_ray.config import Config
 from kto_ray.serve.gateway.bodies import limits
 from kto_ray.serve.gateway.bodies.chat import ChatAsk, parse_chat
 from kto_ray.serve.gateway.bodies.messages import NOTES, of_refusal
-from kto_ray.serve.gateway.bodies.parameters import Tokens
+from kto_ray.serve.gateway.bodies.parameters import Tokens, TopP
 from kto_ray.serve.gateway.bodies.schema import Body, Name, NameOrEmpty, checked
 from kto_ray.serve.gateway.errors import ApiError
 
@@ -164,7 +164,7 @@ class ResponsesBody(Body):
     model: NameOrEmpty | None = None
     stream: bool | None = None
     temperature: float | None = Field(None, ge=0, le=2)
-    top_p: float | None = Field(None, gt=0, le=1)
+    top_p: TopP | None = None
     max_output_tokens: Tokens | None = None
     tools: list[FunctionTool] | None = Field(None, max_length=limits.TOOLS)
     tool_choice: (
