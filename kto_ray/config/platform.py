@@ -10,6 +10,7 @@ from kto_ray.config.base import Section
 
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 NAME = r"[a-z0-9][a-z0-9._-]{0,63}"  # of a principal; without "/", which stands between it and its users
+ORIGIN = r"^[a-z][a-z0-9+.-]*://[^/\s*?#@]+$"  # whole: a scheme, a host, a port
 PerMinute = Annotated[int, Field(ge=1)] | None
 
 
@@ -38,8 +39,9 @@ class HttpSection(Section):
     proxy_secret: str | None = Field(None, min_length=16, repr=False)
     proxy_user_header: str = Field("X-Forwarded-User", pattern=r"^[A-Za-z0-9-]+$")
     proxy_name: str = Field("proxy", pattern=f"^{NAME}$")
-    # Browsers' origins (https://chat.example) whose pages may call; none by default
-    cors_origins: tuple[Annotated[str, Field(pattern=r"^https?://[^/\s*]+$")], ...] = ()
+    # Origins whose pages may call, as browsers and desktop apps send them: https://chat.example, app://obsidian.md,
+    # tauri://localhost, chrome-extension://ID; none by default
+    cors_origins: tuple[Annotated[str, Field(pattern=ORIGIN)], ...] = ()
 
     @property
     def url(self) -> str:

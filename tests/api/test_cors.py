@@ -81,7 +81,30 @@ def test_no_page_may_call_by_default(api: Api) -> None:
     assert answer.status_code == 403 and "access-control-allow-origin" not in answer.headers
 
 
-@pytest.mark.parametrize("origin", ["*", "https://*.example", "chat.example", "https://chat.example/"])
+APPS = [
+    "app://obsidian.md",
+    "tauri://localhost",
+    "capacitor://localhost",
+    "chrome-extension://abcdefghijklmnopabcdefghijklmnop",
+    "vscode-webview://0a1b2c",
+    "http://tauri.localhost:1420",
+]
+
+
+@pytest.mark.parametrize("origin", APPS)
+def test_a_desktop_app_or_an_extension_may_be_named(sqlite_store: Store, tmp_path: Path, origin: str) -> None:
+    config = Config.model_validate({"home": str(tmp_path), "http": {"cors_origins": [origin]}})
+    with local(build(config, sqlite_store, StandIn().generate)) as client:
+        assert client.options(CHAT, headers=asks(origin)).headers["access-control-allow-origin"] == origin
+        assert client.post(CHAT, json={"messages": HI}, headers={"Origin": origin}).status_code == 200
+        assert client.post(CHAT, json={"messages": HI}, headers={"Origin": f"{origin}.evil"}).status_code == 403
+
+
+PARTS = ["*", "https://*.example", "chat.example", "https://chat.example/", "app://*", "*://localhost", "null", "app:"]
+PARTS += ["https://a@chat.example", "https://chat.example?a", "https://chat.example#a", "tauri://", "APP://a b"]
+
+
+@pytest.mark.parametrize("origin", PARTS)
 def test_only_whole_origins_are_named(origin: str) -> None:
     with pytest.raises(ValidationError, match="cors_origins"):
         Config.model_validate({"http": {"cors_origins": [origin]}})

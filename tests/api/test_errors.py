@@ -242,6 +242,12 @@ def test_no_error_shows_more_than_a_piece_of_a_path(api: Api, method: str, folde
         assert 400 <= answer.status_code < 500 and len(answer.text) < 500
 
 
+@pytest.mark.parametrize("encoding", ["", "identity", " Identity "])
+def test_an_empty_encoding_is_none(api: Api, encoding: str) -> None:
+    answer = api.client.post(CHAT, json={"messages": HI}, headers={"Content-Encoding": encoding})
+    assert answer.status_code == 200
+
+
 def test_what_the_engine_says_is_cut(api: Api) -> None:
     api.engine.refusal = {"message": LONG, "code": 400}
     assert len(api.chat().text) < 600

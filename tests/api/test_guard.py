@@ -279,6 +279,8 @@ def test_a_proxys_user_may_have_any_letters(proxied: Api) -> None:
         by_proxy(user=""),
         by_proxy(user="a" * 191),
         [*by_proxy().items(), ("X-Forwarded-User", "bob")],
+        [*by_proxy().items(), ("X-Kto-Proxy-Secret", SECRET)],
+        [*by_proxy().items(), ("X-Kto-Proxy-Secret", "a-guess-of-the-client")],
     ],
 )
 def test_who_does_not_prove_to_be_the_proxy_is_refused(proxied: Api, headers: Any) -> None:

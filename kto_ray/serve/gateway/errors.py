@@ -7,6 +7,7 @@ import traceback
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
+from urllib.parse import parse_qsl
 
 import sqlalchemy as sa
 from fastapi import FastAPI, Request
@@ -126,6 +127,20 @@ def unforeseen(error: Exception) -> ApiError:
     return ApiError(500, "the service failed in a way that it did not foresee; it is logged", code="internal")
 
 
+def _nul(scope: Scope) -> ApiError | None:
+    """What is told of a NUL in a path or a query: no name holds one, and a database fails on it."""
+    if "\0" in scope["path"]:
+        return ApiError(404, "the path holds a NUL character, as no name does")
+    query: bytes = scope.get("query_string", b"")
+    if b"\0" not in query and b"%00" not in query:
+        return None
+    for name, value in parse_qsl(query.decode("latin-1"), keep_blank_values=True):
+        if "\0" in name or "\0" in value:
+            shown = name.replace("\0", "\\0")[:80]
+            return ApiError(400, f"{shown} of the query holds a NUL character; take it out", shown)
+    return None
+
+
 class Unforeseen:
     """Answers what no handler knows. Starlette's last resort would hand it on to the server, which logs its text."""
 
@@ -142,8 +157,8 @@ class Unforeseen:
 
         if scope["type"] != "http":
             await self._app(scope, receive, send)
-        elif "\0" in scope["path"]:  # no name holds one, and a database fails on it
-            await answer(ApiError(404, "the path holds a NUL character, as no name does"))(scope, receive, send)
+        elif refused := _nul(scope):
+            await answer(refused)(scope, receive, send)
         else:
             try:
                 await self._app(scope, receive, watched)

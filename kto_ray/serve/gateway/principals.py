@@ -63,8 +63,10 @@ def _token(request: Request) -> str | None:
 def _by_proxy(config: Config, request: Request) -> Principal:
     http = config.http
     assert http.proxy_secret is not None
-    given = request.headers[PROXY_SECRET_HEADER].encode("latin-1")
-    if not hmac.compare_digest(given, http.proxy_secret.encode()):
+    given = request.headers.getlist(PROXY_SECRET_HEADER)
+    if len(given) != 1:  # one is the client's own
+        raise _unknown("X-Kto-Proxy-Secret must be set by the proxy, once, in place of what clients send")
+    if not hmac.compare_digest(given[0].encode("latin-1"), http.proxy_secret.encode()):
         raise _unknown("the proxy's secret is wrong")
     named = request.headers.getlist(http.proxy_user_header)
     try:

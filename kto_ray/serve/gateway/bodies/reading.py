@@ -27,8 +27,8 @@ async def read_json(request: Request) -> dict[str, Any]:
 
 
 async def _read(request: Request) -> bytes:
-    encoding = request.headers.get("content-encoding", "identity").lower()
-    if encoding != "identity":
+    encoding = request.headers.get("content-encoding", "").strip().lower()
+    if encoding not in ("", "identity"):
         words = f"the body is sent with Content-Encoding {short(encoding)}, which is not read here; send it as it is"
         raise ApiError(415, words, "Content-Encoding", "unsupported_encoding")
     announced = request.headers.get("content-length", "")
