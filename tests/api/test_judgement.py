@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import sqlalchemy as sa
 
 from kto_ray.feedback.tokens import HEADER, Claim, sign
 from kto_ray.serve.gateway.whose import token_headers
@@ -162,6 +163,30 @@ def test_a_token_speaks_of_its_answer_alone_and_is_over_at_last(api: Api) -> Non
         told = by_token(api, bad)
         assert (told.status_code, told.json()["error"]["param"]) == (401, HEADER)
     assert labels(api, "c1") == labels(api, "c2") == []
+
+
+def test_what_is_said_of_an_erased_answer_brings_nobody_back(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Feedback without its answer waits for it, with its user's name; of one that was erased it would wait for ever."""
+    carried_at = time.time() - 61
+    old = sign(api.config.salt, Claim("c1", "ann", None, carried_at + api.config.feedback.token_hours * 3600))
+    young = token_headers(api.config, "c1", "ann", None)[HEADER]
+    assert by_token(api, young).status_code == 202, "its row may be on its way"
+    with monkeypatch.context() as patch:
+        patch.setattr(type(api.door.writer), "spooled", 1)
+        assert by_token(api, old).status_code == 202, "it may be in the spool"
+    with monkeypatch.context() as patch:
+        patch.setattr(api.door, "read", unreachable)
+        assert by_token(api, old).status_code == 202, "the store may have it"
+    assert api.say("c1", user="ann").status_code == 202, "others may know an answer before the store does"
+    gone = by_token(api, old, value=False)
+    assert (gone.status_code, gone.json()["error"]["code"]) == (404, "completion_gone")
+    assert loop(api)["feedback"]["stored"] == 4
+    stored(api)
+    assert by_token(api, old, value=False).status_code == 201
+
+
+async def unreachable(_: Any) -> Any:
+    raise sa.exc.OperationalError("SELECT 1", None, Exception("away"))
 
 
 def test_a_signal_is_an_event_and_no_label(api: Api) -> None:

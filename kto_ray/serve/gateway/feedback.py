@@ -13,6 +13,7 @@ from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 
 from kto_ray.feedback.quarantine import Why
+from kto_ray.feedback.tokens import Claim
 from kto_ray.records.feedback import Feedback, Held
 from kto_ray.serve.gateway import whose
 from kto_ray.serve.gateway.arriving import read_body
@@ -21,9 +22,10 @@ from kto_ray.serve.gateway.document import IDEMPOTENT, body_of
 from kto_ray.serve.gateway.door import Door
 from kto_ray.serve.gateway.errors import ApiError, short, shortened
 from kto_ray.serve.gateway.guard import count_holder, user_of
-from kto_ray.store import feedback, quarantine
+from kto_ray.store import completions, feedback, quarantine
 from kto_ray.store.recording import KeyReused, Receipt, Recorded, TooLong, TooManyEvents
 
+SETTLED_S = 60.0  # after which an answer that a client has is in the store
 STATUS = {Recorded.RECORDED: 201, Recorded.PENDING: 202, Recorded.DUPLICATE: 200}
 
 
@@ -71,6 +73,8 @@ def router(door: Door) -> APIRouter:
             user_of(request, said.user)  # counted
         else:
             count_holder(request, whose.holder(claim), claim.principal)
+            if await _gone(door, claim):
+                raise ApiError(404, "that answer is gone", "completion_id", "completion_gone")
         event = whose.signed(door.config, said, whose.principal_of(request), claim)
         try:
             receipt = await door.record(event)
@@ -109,6 +113,17 @@ def router(door: Door) -> APIRouter:
         return Decided(feedback_id, Held.RELEASED if decision == "release" else Held.DROPPED)
 
     return routes
+
+
+async def _gone(door: Door, claim: Claim) -> bool:
+    """Whether the answer of a token was erased, so that what is said of it is not kept: any other is in the store by
+    now, unless that is away."""
+    if time.time() - whose.carried_at(door.config, claim) < SETTLED_S or door.writer.spooled:
+        return False
+    try:
+        return await door.read(lambda tx: completions.get(tx, claim.completion_id)) is None
+    except (sa.exc.SQLAlchemyError, ApiError):
+        return False
 
 
 def _unknown(feedback_id: str) -> ApiError:

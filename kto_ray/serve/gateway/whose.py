@@ -55,6 +55,11 @@ def claim_of(config: Config, known: Mapping[str, Key], request: Request) -> Clai
     return claim
 
 
+def carried_at(config: Config, claim: Claim) -> float:
+    """When its answer carried a token, in seconds since the epoch."""
+    return claim.expires_at - config.feedback.token_hours * HOUR_S
+
+
 def holder(claim: Claim) -> str:
     """Whom a token is counted as: its user, or where the answer went to nobody in particular, that answer's."""
     return claim.user or claim.completion_id
