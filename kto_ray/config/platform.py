@@ -10,6 +10,7 @@ from kto_ray.config.base import Section
 
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 NAME = r"[a-z0-9][a-z0-9._-]{0,63}"  # of a principal; without "/", which stands between it and its users
+ORIGIN = r"^[a-z][a-z0-9+.-]*://[^/\s*?#@]+$"  # whole: a scheme, a host, a port
 PerMinute = Annotated[int, Field(ge=1)] | None
 
 
@@ -38,8 +39,9 @@ class HttpSection(Section):
     proxy_secret: str | None = Field(None, min_length=16, repr=False)
     proxy_user_header: str = Field("X-Forwarded-User", pattern=r"^[A-Za-z0-9-]+$")
     proxy_name: str = Field("proxy", pattern=f"^{NAME}$")
-    # Browsers' origins (https://chat.example) whose pages may call; none by default
-    cors_origins: tuple[Annotated[str, Field(pattern=r"^https?://[^/\s*]+$")], ...] = ()
+    # Origins whose pages may call, as browsers and desktop apps send them: https://chat.example, app://obsidian.md,
+    # tauri://localhost, chrome-extension://ID; none by default
+    cors_origins: tuple[Annotated[str, Field(pattern=ORIGIN)], ...] = ()
 
     @property
     def url(self) -> str:
@@ -64,3 +66,6 @@ class LimitsSection(Section):
     feedback_per_minute_of_user: PerMinute = 240
     chats_at_once: int | None = Field(256, ge=1)  # of a principal, streams and others
     chats_in_all: int = Field(512, ge=1)  # in one gateway, of everybody, with those that wait for the engine
+    # Requests whose body is still on its way; others wait for their turn, for some seconds. A body holds up to 4 MiB
+    bodies_at_once: int = Field(32, ge=1)  # of a principal
+    bodies_in_all: int = Field(256, ge=1)  # in one gateway

@@ -85,10 +85,10 @@ def _table(rows: pa.Table, prompts: pa.Array, answers: pa.Array, faults: NDArray
 
 
 def _as_rows(rows: pa.Table) -> list[tokens.Row]:
-    names = ("messages", "answer", "ended", "created_at", "read_ids", "said_ids", "reasoned", "called")
+    names = ("messages", "answer", "ended", "created_at", "read_ids", "said_ids", "reasoned", "called", "shaped")
     return [
-        tokens.Row(json.loads(messages), answer, ended, at, _ids(read), _ids(said), reasoned, called)
-        for messages, answer, ended, at, read, said, reasoned, called in zip(
+        tokens.Row(json.loads(messages), answer, ended, at, _ids(read), _ids(said), reasoned, called, shaped)
+        for messages, answer, ended, at, read, said, reasoned, called, shaped in zip(
             *(rows[name].to_pylist() for name in names), strict=True
         )
     ]

@@ -40,7 +40,7 @@ _TEXT_SCHEMA = pa.schema(
     {
         **dict.fromkeys(("example_id", "completion_id", "user_hash", "source", "adapter"), pa.string()),
         **dict.fromkeys(("messages", "answer"), pa.string()),
-        **dict.fromkeys(("ended", "reasoned", "called"), pa.bool_()),
+        **dict.fromkeys(("ended", "reasoned", "called", "shaped"), pa.bool_()),
         **dict.fromkeys(("read_ids", "said_ids"), pa.binary()),  # of the engine; null: to be made from the texts
     }
 )
@@ -90,6 +90,7 @@ def _raw(found: Sequence[Example], config: Config) -> pa.Table:
         "ended": [e.ended for e in found],
         "reasoned": [e.reasoned and thinks for e in found],
         "called": [bool(e.tool_calls) for e in found],
+        "shaped": [e.shaped for e in found],
         "read_ids": [e.prompt_ids if own else None for e, own in zip(found, ours, strict=True)],
         "said_ids": [e.answer_ids if own else None for e, own in zip(found, ours, strict=True)],
     }

@@ -72,6 +72,7 @@ class Row:
     answer_ids: Sequence[int] | None = None
     reasoned: bool = False  # the answer's ids begin with a reasoning that is context, not answer
     called: bool = False  # it called tools: in its ids only, as the model said it
+    shaped: bool = False  # its prompt holds more than the messages, tools say: in its ids only, as the model read it
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,7 +157,7 @@ def _without_reasoning(tokenizer: PreTrainedTokenizerBase, row: Row, ids: Ids) -
 
 def _rendered(tokenizer: PreTrainedTokenizerBase, row: Row) -> str | None:
     """The prompt as text; None when the template, or we, cannot render it. It prints the day of the row, not today."""
-    messages = as_served(row.messages, str(tokenizer.chat_template))
+    messages = None if row.shaped else as_served(row.messages, str(tokenizer.chat_template))
     if messages is None:
         return None
     day = datetime.fromtimestamp(row.at, UTC)

@@ -9,8 +9,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Protocol
 
+from kto_ray.feedback.seen import seen
 from kto_ray.records.completions import Arm, Completion, Json
-from kto_ray.records.examples import Example
+from kto_ray.records.examples import OF_PROMPT, Example
 from kto_ray.records.feedback import Feedback, FeedbackKind, Held
 from kto_ray.records.labels import ANONYMOUS, Label, Verdict
 
@@ -66,7 +67,7 @@ def mute(answer: Answer) -> str | None:
         return "the client forced the answer's words, so they are not the model's"
     if answer.status != "complete":
         return f"the answer is {answer.status}: it did not come to its end"
-    if not (answer.text.strip() or answer.tool_calls):
+    if not (seen(answer.text) or answer.tool_calls):
         return "the answer is empty"
     return None
 
@@ -136,7 +137,7 @@ def _judge(answer: Answer, event: Feedback) -> str:
 def _verdict(answer: Answer, judge: str, last: dict[FeedbackKind, Feedback]) -> Label | None:
     edit = last.get(FeedbackKind.EDIT)
     text = edit.text if edit is not None else None
-    if edit is not None and text is not None and text.strip() not in ("", answer.text.strip()):
+    if edit is not None and text is not None and seen(text) not in ("", seen(answer.text)):
         return _label(answer, judge, Verdict.EDIT, edit, text)
     act = last.get(FeedbackKind.THUMB) or last.get(FeedbackKind.SIGNAL)
     if act is not None and act.value is not None:
@@ -170,5 +171,6 @@ def _example(completion: Completion, label: Label, answer: str, desirable: bool,
         answer_ids=completion.answer_ids if own else None,
         base=completion.base,
         reasoned=bool(completion.reasoning) and own,
+        shaped=not OF_PROMPT.isdisjoint(completion.params),
         tool_calls=completion.tool_calls if own else (),
     )

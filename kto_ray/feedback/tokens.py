@@ -23,6 +23,7 @@ class Claim:
     user: str | None
     principal: str | None  # whose key asked for the answer
     expires_at: float  # seconds since the epoch
+    key: str | None = None  # public id of the key that asked, with which the token ends; None: a proxy, or no keys
 
 
 class BadToken(ValueError):

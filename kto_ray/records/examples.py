@@ -7,6 +7,9 @@ from dataclasses import dataclass
 
 from kto_ray.records.completions import Json, Message
 
+# Of a completion's params, what the chat template is given beside the messages.
+OF_PROMPT = frozenset({"tools", "chat_template_kwargs", "reasoning_effort"})
+
 
 @dataclass(frozen=True, slots=True)
 class Example:
@@ -26,6 +29,7 @@ class Example:
     answer_ids: bytes | None = None
     base: str | None = None
     reasoned: bool = False  # its ids begin with a reasoning
+    shaped: bool = False  # its prompt holds more than the messages (`OF_PROMPT`); only its ids have it as it was read
     tool_calls: tuple[Json, ...] = ()  # beside the answer's text; only its ids have them as the model said them
 
     @property

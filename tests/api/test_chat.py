@@ -160,7 +160,33 @@ def test_tool_calls_are_kept_with_the_completion(api: Api) -> None:
         assert thumb.json()["label"] == "down", "what it called was judged"
 
 
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("reason", ["abort", "error", "repetition", "content_filter", "a later one"])
+def test_what_the_engine_broke_off_is_told_as_it_says_and_no_label(api: Api, reason: str, stream: bool) -> None:
+    api.engine.finish_reason = reason
+    answer = api.chat(user="ann", stream=stream)
+    told = events(answer.text)[-2] if stream else answer.json()
+    assert told["choices"][0]["finish_reason"] == reason
+    row = logged(api, answer.headers["x-kto-completion-id"])
+    assert (row.status, row.finish_reason, row.text) == ("failed", reason, "The sky is blue.")
+    thumb = api.say(row.id, user="ann").json()
+    assert thumb["label"] is None and "failed" in thumb["why"]
+
+
+@pytest.mark.parametrize("reason", ["stop", "length", "tool_calls", "function_call"])
+def test_an_answer_that_ends_is_complete(api: Api, reason: str) -> None:
+    api.engine.finish_reason = reason
+    assert logged(api, api.chat().json()["id"]).status == "complete"
+
+
 def test_an_answer_whose_words_were_forced_is_marked_for_good(api: Api) -> None:
     for stream in (False, True):
         answer = api.chat(logit_bias={"7": 100}, stream=stream)
         assert logged(api, answer.headers["x-kto-completion-id"]).forced
+
+
+def test_a_penalty_that_forces_words_is_served_and_its_thumb_is_no_label(api: Api) -> None:
+    answer = api.chat(user="ann", repetition_penalty=1e-6)
+    assert answer.status_code == 200 and logged(api, answer.json()["id"]).forced
+    thumb = api.say(answer.json()["id"], user="ann").json()
+    assert thumb["label"] is None and "forced" in thumb["why"]

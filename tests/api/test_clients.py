@@ -213,6 +213,14 @@ def test_names_are_as_long_on_every_database(door: Door) -> None:
     assert answer.status_code == 201 and answer.json()["completion_id"] == told.json()["id"]
 
 
+@pytest.mark.parametrize("query", ["user=a%00b", "why=burst&user=%00", "%00user=ann", "other=%00"])
+def test_a_nul_in_a_query_is_told_by_its_name_on_every_database(door: Door, query: str) -> None:
+    error = door.client.get(f"/v1/feedback/held?{query}")
+    assert error.status_code == 400 and "NUL" in error.json()["error"]["message"]
+    assert error.json()["error"]["param"] in ("user", "\\0user", "other")
+    assert door.client.get("/v1/feedback/held?user=a%2500b").status_code == 200
+
+
 @pytest.mark.parametrize("name", ["X-Kto-User-Id", "X-Kto-Task", "X-Kto-System", "X-Kto-Chat-Id", "X-Kto-Message-Id"])
 def test_a_long_header_is_told_by_its_name(api: Api, name: str) -> None:
     others = {"X-Kto-Chat-Id": "c", "X-Kto-Message-Id": "m"}

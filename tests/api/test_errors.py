@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 import time
@@ -18,7 +19,7 @@ from kto_ray.serve.gateway.api import build
 from kto_ray.store import Store, completions
 from tests.api.conftest import HI, Api
 from tests.support.engine import StandIn
-from tests.support.local import local
+from tests.support.local import by_hand, local
 
 SECRET = "my diagnosis"
 CHAT = "/v1/chat/completions"
@@ -62,6 +63,14 @@ def test_unknown_routes_and_methods(api: Api, method: str, path: str, status: in
     told(answer, status)
     if status == 405:
         assert answer.headers["allow"]
+
+
+@pytest.mark.parametrize(("method", "path", "status"), [("GET", "/nowhere", 404), ("PUT", "/v1/models", 405)])
+def test_bytes_that_are_no_text_are_no_fault_of_ours(api: Api, method: str, path: str, status: int) -> None:
+    for byte in (b"\xff", b"\xe9=%ff"):
+        assert by_hand(api.client.app, method, path, query=byte)[0] == status
+        assert by_hand(api.client.app, method, path, host=byte)[0] == 403
+        assert by_hand(api.client.app, "POST", "/api/public/scores", authorization=b"Basic " + byte)[0] == 404
 
 
 def test_head_has_no_body_to_shape(api: Api) -> None:
@@ -187,6 +196,61 @@ def test_the_unforeseen_is_told_and_logged_without_a_users_text(
         error = told(api.chat(), 500)
     assert (error["type"], error["code"]) == ("server_error", "internal")
     assert "unforeseen KeyError" in caplog.text and "test_errors.py" in caplog.text and SECRET not in caplog.text
+
+
+LONG = "x" * 30_000
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "param"),
+    [
+        (CHAT, {"messages": HI, "temperature": LONG}, "temperature"),
+        (CHAT, {"messages": HI, LONG: 1}, None),
+        (CHAT, {"messages": HI, "chat_template_kwargs": {LONG: 1}}, None),
+        (CHAT, {"messages": HI, "logit_bias": {LONG: 1}}, None),
+        (CHAT, {"messages": HI, "n": [LONG]}, "n"),
+        (CHAT, {"messages": HI, "model": LONG[:255]}, "model"),
+        (CHAT, {"messages": HI, "a": {LONG: {LONG: {LONG: {LONG: {LONG: float("inf")}}}}}}, None),
+        ("/v1/responses", {"input": [{"type": LONG}]}, "input[0]"),
+        ("/v1/feedback", {"completion_id": "c", "kind": LONG}, "kind"),
+        ("/v1/feedback", {"completion_id": "c", "kind": "thumb", "value": LONG}, "value"),
+        ("/v1/feedback", {"completion_id": "c", "kind": "signal", "signal": LONG}, "signal"),
+    ],
+)
+def test_no_error_shows_more_than_a_piece_of_a_value(api: Api, path: str, body: Any, param: str | None) -> None:
+    answer = api.client.post(path, content=json.dumps(body))
+    assert answer.status_code in (400, 404) and len(answer.text) < 1_200, len(answer.text)
+    assert param in (None, answer.json()["error"]["param"])
+
+
+@pytest.mark.parametrize("name", ["Host", "Origin", "Sec-Fetch-Site", "Content-Type", "Content-Encoding"])
+def test_no_error_shows_more_than_a_piece_of_a_header(api: Api, name: str) -> None:
+    answer = api.client.post(CHAT, json={"messages": HI}, headers={name: LONG})
+    assert answer.status_code in (403, 415) and len(answer.text) < 500
+    assert answer.json()["error"]["param"] == name
+
+
+FOLDERS = ["", "v1/models", "v1/completions", "v1/lineage", "v1/feedback", "v1/rollout"]
+
+
+@pytest.mark.parametrize(
+    ("method", "folder"), [*itertools.product(["GET", "POST"], FOLDERS), ("DELETE", "v1/feedback")]
+)
+def test_no_error_shows_more_than_a_piece_of_a_path(api: Api, method: str, folder: str) -> None:
+    for path in (f"/{folder}/{LONG}", f"/{folder}/{LONG}/drop"):
+        answer = api.client.request(method, path)
+        assert 400 <= answer.status_code < 500 and len(answer.text) < 500
+
+
+@pytest.mark.parametrize("encoding", ["", "identity", " Identity "])
+def test_an_empty_encoding_is_none(api: Api, encoding: str) -> None:
+    answer = api.client.post(CHAT, json={"messages": HI}, headers={"Content-Encoding": encoding})
+    assert answer.status_code == 200
+
+
+def test_what_the_engine_says_is_cut(api: Api) -> None:
+    api.engine.refusal = {"message": LONG, "code": 400}
+    assert len(api.chat().text) < 600
 
 
 def test_bodies_that_are_none(api: Api) -> None:

@@ -165,6 +165,27 @@ def test_a_revoked_key_stops_and_the_last_one_opens_nothing(api: Api) -> None:
     assert api.client.get("/v1/models").status_code == 401, "not open again"
 
 
+def test_a_feedback_token_ends_with_the_key_that_asked(api: Api) -> None:
+    key, other = (token(api, Scope.CHAT, name=name) for name in ("app", "other"))
+    thumb = {"kind": "thumb", "value": True}
+
+    def judge(answer: Any) -> Any:
+        told = {"X-Kto-Feedback-Token": answer.headers["x-kto-feedback-token"]}
+        return api.client.post("/v1/feedback", json=thumb, headers=told)
+
+    chats = [api.client.post("/v1/chat/completions", json={"messages": HI}, headers=bearer(k)) for k in (key, other)]
+    assert judge(chats[0]).status_code == 201
+    with api.store.write() as tx:
+        keys.revoke(tx, key.split("_")[1], time.time())
+    api.door.viewer.refresh()
+    told = judge(chats[0])
+    assert (told.status_code, told.json()["error"]["code"]) == (401, "invalid_feedback_token")
+    assert "revoked" in told.json()["error"]["message"]
+    assert judge(chats[1]).status_code == 201
+    gone = token_headers(api.config, "c1", "app", "app", "000000000000")
+    assert api.client.post("/v1/feedback", json=thumb, headers=gone).status_code == 401
+
+
 @pytest.mark.parametrize(("vouches", "user"), [(True, "app/ann"), (False, "app")])
 def test_a_user_is_one_of_the_keys_principal(api: Api, vouches: bool, user: str) -> None:
     key = token(api, Scope.CHAT, vouches=vouches)
@@ -258,6 +279,8 @@ def test_a_proxys_user_may_have_any_letters(proxied: Api) -> None:
         by_proxy(user=""),
         by_proxy(user="a" * 191),
         [*by_proxy().items(), ("X-Forwarded-User", "bob")],
+        [*by_proxy().items(), ("X-Kto-Proxy-Secret", SECRET)],
+        [*by_proxy().items(), ("X-Kto-Proxy-Secret", "a-guess-of-the-client")],
     ],
 )
 def test_who_does_not_prove_to_be_the_proxy_is_refused(proxied: Api, headers: Any) -> None:
@@ -421,6 +444,26 @@ def test_who_holds_a_feedback_token_is_counted_too(sqlite_store: Store, tmp_path
         assert tries(lambda: judge("app/ann"), 3) == [202, 202, 429]
         assert tries(lambda: judge("app/bob"), 1) == [202]
         assert tries(lambda: judge(None), 3) == [202, 202, 429]
+
+
+@pytest.mark.parametrize("users", [("app/ann", "app/bob", "app/cy"), ("app", "app", "app"), (None, None, None)])
+def test_tokens_do_not_dodge_the_limit_of_the_key_that_hands_them_out(
+    sqlite_store: Store, tmp_path: Path, users: tuple[str | None, ...]
+) -> None:
+    with serving(sqlite_store, tmp_path, limits={"feedback_per_minute": 2}) as api:
+        app, other = (bearer(token(api, Scope.FEEDBACK, name=name)) for name in ("app", "other"))
+
+        def judge(number: int, principal: str = "app", **headers: str) -> Any:
+            told = {**token_headers(api.config, f"c{number}", users[number], principal), **headers}
+            return api.client.post("/v1/feedback", json={"kind": "thumb", "value": True}, headers=told)
+
+        answers = [judge(number) for number in range(3)]
+        assert [answer.status_code for answer in answers] == [202, 202, 429]
+        assert "limits.feedback_per_minute)" in answers[2].json()["error"]["message"]
+        assert judge(0, "another").status_code == 202
+        assert judge(0, "app", **app).status_code == 429
+        assert judge(1, "other", **other).status_code == 202
+        assert judge(2, "other", **other).status_code == 202, "counted once, where its own key sends it"
 
 
 def test_a_proxys_user_is_counted_as_one(sqlite_store: Store, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import sqlalchemy as sa
 
 from kto_ray.feedback.tokens import HEADER, Claim, sign
 from kto_ray.serve.gateway.whose import token_headers
@@ -35,8 +36,9 @@ def stored(api: Api, name: str = "c1", **changes: Any) -> str:
 def test_an_edit_that_changes_nothing_is_taken_and_no_label_anywhere(api: Api) -> None:
     """H18"""
     name = api.chat(user="ann").json()["id"]
-    told = api.say(name, kind="edit", value=None, text="The sky is blue.", user="ann")
-    assert (told.status_code, told.json()["label"]) == (201, None) and "changes nothing" in told.json()["why"]
+    for text in ("The sky is blue.", "The sky is blue.\r\n", "\ufeffThe sky\u200b is blue."):
+        told = api.say(name, kind="edit", value=None, text=text, user="ann")
+        assert (told.status_code, told.json()["label"]) == (201, None) and "changes nothing" in told.json()["why"]
     assert labels(api, name) == [] and loop(api)["labels"] == {"desirable": 0, "undesirable": 0, "new": 0}
 
 
@@ -107,6 +109,46 @@ def test_a_browser_judges_by_the_token_that_the_answer_carried(api: Api) -> None
     assert labels(api, "c1") == [("app/ann", "down")]
 
 
+@pytest.mark.parametrize(
+    ("user", "principal", "said"),
+    [
+        ("app/ann", "app", {"user": "ann", "completion_id": "c1"}),
+        ("app/ann", "app", {"user": "app/ann", "external": {}}),
+        ("app/ann", "app", {"user": "", "external": None, "completion_id": None}),
+        ("app", "app", {"user": "ann"}),
+        ("proxy/ann", "proxy/ann", {"user": "ann"}),
+        (None, "app", {"user": ""}),
+        ("ann", None, {"user": "ann"}),
+    ],
+)
+def test_a_page_may_send_the_body_that_its_application_would(
+    api: Api, user: str | None, principal: str | None, said: dict[str, Any]
+) -> None:
+    stored(api, user=user, principal=principal)
+    told = by_token(api, token_headers(api.config, "c1", user, principal)[HEADER], **said)
+    assert (told.status_code, told.json().get("label")) == (201, "up"), told.text
+    assert labels(api, "c1") == [(user or "anonymous", "up")]
+
+
+@pytest.mark.parametrize(
+    ("user", "principal", "said"),
+    [
+        ("app/ann", "app", {"user": "bob"}),
+        ("app/ann", "app", {"user": "other/ann"}),
+        ("app/ann", "app", {"user": 7}),
+        ("app/ann", "app", {"user": ["ann"]}),
+        ("None/ann", None, {"user": "ann"}),
+        (None, "app", {"user": "ann"}),
+        ("app/ann", "app", {"completion_id": ""}),
+        ("app/ann", "app", {"external": []}),
+    ],
+)
+def test_a_page_names_nobody_else(api: Api, user: str | None, principal: str | None, said: dict[str, Any]) -> None:
+    stored(api, user=user, principal=principal)
+    told = by_token(api, token_headers(api.config, "c1", user, principal)[HEADER], **said)
+    assert (told.status_code, told.json()["error"]["code"]) == (403, "not_of_this_token")
+
+
 def test_a_token_speaks_of_its_answer_alone_and_is_over_at_last(api: Api) -> None:
     stored(api)
     stored(api, "c2")
@@ -121,6 +163,30 @@ def test_a_token_speaks_of_its_answer_alone_and_is_over_at_last(api: Api) -> Non
         told = by_token(api, bad)
         assert (told.status_code, told.json()["error"]["param"]) == (401, HEADER)
     assert labels(api, "c1") == labels(api, "c2") == []
+
+
+def test_what_is_said_of_an_erased_answer_brings_nobody_back(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Feedback without its answer waits for it, with its user's name; of one that was erased it would wait for ever."""
+    carried_at = time.time() - 61
+    old = sign(api.config.salt, Claim("c1", "ann", None, carried_at + api.config.feedback.token_hours * 3600))
+    young = token_headers(api.config, "c1", "ann", None)[HEADER]
+    assert by_token(api, young).status_code == 202, "its row may be on its way"
+    with monkeypatch.context() as patch:
+        patch.setattr(type(api.door.writer), "spooled", 1)
+        assert by_token(api, old).status_code == 202, "it may be in the spool"
+    with monkeypatch.context() as patch:
+        patch.setattr(api.door, "read", unreachable)
+        assert by_token(api, old).status_code == 202, "the store may have it"
+    assert api.say("c1", user="ann").status_code == 202, "others may know an answer before the store does"
+    gone = by_token(api, old, value=False)
+    assert (gone.status_code, gone.json()["error"]["code"]) == (404, "completion_gone")
+    assert loop(api)["feedback"]["stored"] == 4
+    stored(api)
+    assert by_token(api, old, value=False).status_code == 201
+
+
+async def unreachable(_: Any) -> Any:
+    raise sa.exc.OperationalError("SELECT 1", None, Exception("away"))
 
 
 def test_a_signal_is_an_event_and_no_label(api: Api) -> None:

@@ -1,28 +1,41 @@
-"""Clients that leave: the engine is freed, and what was answered so far leaves a row."""
+"""Clients that leave: the engine is freed, and what was answered so far leaves a row. And those whose body never comes:
+they hold up nobody."""
 
 from __future__ import annotations
 
 import asyncio
 import json
+import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from kto_ray.config import Config
 from kto_ray.records.completions import Completion
-from kto_ray.store import completions
+from kto_ray.records.keys import Scope
+from kto_ray.serve.gateway.api import build
+from kto_ray.store import Store, completions, keys
 from tests.api.conftest import HI, Api
+from tests.support.engine import StandIn
+from tests.support.local import local
 
 
 class Client:
     """An ASGI server's side of one request, whose client leaves when told to."""
 
-    def __init__(self, api: Api, path: str, body: dict[str, Any], version: str = "2.3") -> None:
+    def __init__(self, api: Api, path: str, body: dict[str, Any] | None, version: str = "2.3", **headers: str) -> None:
+        """
+        Args:
+            body: None, it never comes.
+        """
         self.app: Any = api.client.app
         self.sent: list[Any] = []
         self.left = asyncio.Event()
         self.news = asyncio.Event()
-        self._body: bytes | None = json.dumps(body).encode()
+        self._body = None if body is None else json.dumps(body).encode()
+        told = {"host": "localhost", "content-type": "application/json", **headers}
         self._refuses = version >= "2.4"
         self.scope = {
             "type": "http",
@@ -31,10 +44,11 @@ class Client:
             "path": path,
             "query_string": b"",
             "client": ("127.0.0.1", 50000),
-            "headers": [(b"host", b"localhost"), (b"content-type", b"application/json")],
+            "headers": [(name.encode(), value.encode()) for name, value in told.items()],
         }
 
     async def receive(self) -> dict[str, Any]:
+        await asyncio.sleep(0)  # as over a wire
         if self._body is not None:
             body, self._body = self._body, None
             return {"type": "http.request", "body": body, "more_body": False}
@@ -53,6 +67,10 @@ class Client:
 
     def start(self) -> asyncio.Task[None]:
         return asyncio.create_task(self.app(self.scope, self.receive, self.send))
+
+    @property
+    def status(self) -> int | None:
+        return self.sent[0]["status"] if self.sent else None
 
 
 async def row_of(api: Api, user: str) -> Completion:
@@ -166,3 +184,93 @@ def test_many_that_leave_at_once_start_no_threads_of_their_own(api: Api) -> None
 
     assert asyncio.run(leave()) < 60  # of asyncio's own pool
     assert api.engine.stopped == 100
+
+
+def with_keys(api: Api, *names: str) -> list[dict[str, str]]:
+    with api.store.write() as tx:
+        made = [keys.create(tx, name, [Scope.CHAT], False, api.config.salt, time.time())[1] for name in names]
+    api.door.viewer.refresh()
+    return [{"authorization": f"Bearer {key}"} for key in made]
+
+
+def serving(store: Store, folder: Path, **limits: int) -> Api:
+    config = Config.model_validate({"home": str(folder), "limits": limits})
+    engine = StandIn()
+    app = build(config, store, engine.generate)
+    return Api(local(app), store, engine, config, app.state.door)
+
+
+@pytest.mark.parametrize(("path", "body"), PATHS)
+def test_bodies_that_never_come_hold_up_no_chat(
+    sqlite_store: Store, tmp_path: Path, path: str, body: dict[str, Any]
+) -> None:
+    api = serving(sqlite_store, tmp_path, chats_at_once=1, chats_in_all=2)
+    one, other = with_keys(api, "a", "b")
+
+    async def run() -> list[int | None]:
+        slow = [Client(api, path, None, **key) for key in (one, one, one, other, other, other)]
+        requests = [client.start() for client in slow]
+        await asyncio.sleep(0.05)
+        assert not any(client.sent for client in slow), "they are waited for"
+        quick = [Client(api, path, body, **key) for key in (one, other)]
+        for client in quick:
+            await client.start()
+        for client in slow:
+            client.left.set()
+        await asyncio.wait(requests, timeout=5)
+        return [client.status for client in quick]
+
+    assert asyncio.run(run()) == [200, 200]
+    api.door.close()
+
+
+def test_few_bodies_of_one_sender_are_on_their_way_at_once(
+    sqlite_store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("kto_ray.serve.gateway.arriving.TURN_S", 0.1)
+    api = serving(sqlite_store, tmp_path, bodies_at_once=2, bodies_in_all=3)
+    one, two, three = with_keys(api, "a", "b", "c")
+    path, body = PATHS[0]
+
+    async def told(key: dict[str, str]) -> tuple[int | None, str]:
+        client = Client(api, path, body, **key)
+        await client.start()
+        return client.status, client.sent[1]["body"].decode()
+
+    async def run() -> None:
+        slow = [Client(api, path, None, **one) for _ in range(2)]
+        requests = [client.start() for client in slow]
+        await asyncio.sleep(0.02)
+        status, words = await told(one)
+        assert status == 429 and "limits.bodies_at_once" in words
+        assert (await told(two))[0] == 200
+        slow.append(Client(api, path, None, **two))
+        requests.append(slow[-1].start())
+        await asyncio.sleep(0.02)
+        status, words = await told(three)
+        assert status == 503 and "limits.bodies_in_all" in words
+        waiting = asyncio.create_task(told(one))
+        await asyncio.sleep(0.02)
+        slow[0].left.set()
+        assert (await waiting)[0] == 200, "its turn came"
+        for client in slow:
+            client.left.set()
+        await asyncio.wait(requests, timeout=5)
+
+    asyncio.run(run())
+    api.door.close()
+
+
+def test_many_that_come_at_once_wait_their_turn(sqlite_store: Store, tmp_path: Path) -> None:
+    """Who sends whole bodies meets no bound of those on their way."""
+    api = serving(sqlite_store, tmp_path, bodies_at_once=1, bodies_in_all=1)
+    [key] = with_keys(api, "a")
+    path, body = PATHS[0]
+
+    async def run() -> list[int | None]:
+        clients = [Client(api, path, body, **key) for _ in range(50)]
+        await asyncio.gather(*(client.start() for client in clients))
+        return [client.status for client in clients]
+
+    assert asyncio.run(run()) == [200] * 50
+    api.door.close()

@@ -22,12 +22,13 @@ from kto_ray.serve.gateway.bodies import ChatAsk
 from kto_ray.serve.gateway.capture import DONE, Capture
 from kto_ray.serve.gateway.door import Door
 from kto_ray.serve.gateway.errors import ApiError
-from kto_ray.serve.gateway.guard import user_of
+from kto_ray.serve.gateway.guard import begin_chat, user_of
 
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
+ENGINES_WORDS = 400  # characters of what the engine says, which may hold what was asked
 TRIES = 2  # a request that kills its replica is given one more
 
 
@@ -40,12 +41,14 @@ class Answer:
             kind: what its id begins with.
 
         Raises:
-            ApiError: 404, the model is not served here; 429, this user asks too often.
+            ApiError: 404, the model is not served here; 429, this user asks too often; 429 and 503, too many chats are
+                under way.
         """
         ask = replace(ask, user=user_of(request, ask.user))
         name = uuid.uuid4().hex
         route = door.view.route(ask.model, ask.user, door.config.model.served_name)
         principal = whose.principal_of(request).name
+        begin_chat(request)
         self.capture = Capture(f"{kind}{name}", ask, route, base=door.config.model.mark, principal=principal)
         self._door, self._request = door, request
         self._events = _asked(door, ask.upstream(name), route.adapter)
@@ -57,7 +60,8 @@ class Answer:
     def headers(self) -> dict[str, str]:
         """What names the answer to whoever judges it, and lets a browser do so."""
         made = self.capture
-        token = whose.token_headers(self._door.config, made.id, made.ask.user, made.principal)
+        key: str | None = self._request.state.key
+        token = whose.token_headers(self._door.config, made.id, made.ask.user, made.principal, key)
         return {"x-kto-completion-id": made.id, **token}
 
     async def whole(self) -> dict[str, Any]:
@@ -134,7 +138,7 @@ class Answer:
 
     async def _store(self) -> None:
         self._told = True  # a client that leaves now does not stop it
-        await self._door.keep(self.capture.completion("complete"))
+        await self._door.keep(self.capture.completion("complete" if self.capture.ended else "failed"))
 
     async def _unless_left(self, awaited: Awaitable[T]) -> T:
         async def left() -> None:
@@ -199,8 +203,8 @@ def refusal(error: Any) -> ApiError:
         log.error("the engine failed: code %s, type %s", code, told.get("type"))
         return ApiError(503, "the engine failed; ask again", code="engine_failed")
     word = code if isinstance(code, str) and not code.isdecimal() else told.get("type")
-    param = told.get("param")
-    return ApiError(status, str(told.get("message")), None if param is None else str(param), word and str(word))
+    param, words = told.get("param"), str(told.get("message"))[:ENGINES_WORDS]
+    return ApiError(status, words, None if param is None else str(param), word and str(word))
 
 
 def _failed(name: str, error: RayError | RayServeException) -> ApiError:

@@ -17,6 +17,9 @@ DONE = "data: [DONE]\n\n"
 # What the engine tells us and not the client: of a response, and of its choice.
 OURS = ("prompt_token_ids", "prompt_text", "prompt_logprobs", "kv_transfer_params", "ec_transfer_params", "metrics")
 OURS_OF_CHOICE = ("token_ids", "routed_experts")
+# How an answer ends by the policy's choice or at a limit. What else an engine says (abort, error, repetition,
+# content_filter, or what a later one comes up with) broke it off.
+ENDS = frozenset({"stop", "length", "tool_calls", "function_call"})
 
 
 @dataclass
@@ -57,6 +60,11 @@ class Capture:
             self._tokens_and_end(chunk, choice)
         self._usage(chunk.get("usage"))
         return self._sign(chunk)
+
+    @property
+    def ended(self) -> bool:
+        """Whether the answer came to an end that can be judged."""
+        return self.finish_reason in ENDS
 
     def completion(self, status: str) -> Completion:
         return Completion(

@@ -11,7 +11,7 @@ from fastapi import APIRouter
 from kto_ray.data import archive
 from kto_ray.provenance.lineage import trained_on
 from kto_ray.serve.gateway.door import Door
-from kto_ray.serve.gateway.errors import ApiError
+from kto_ray.serve.gateway.errors import ApiError, short
 from kto_ray.status import completions
 from kto_ray.store import archives
 
@@ -25,14 +25,14 @@ def router(door: Door) -> APIRouter:
     async def completion(completion_id: str) -> completions.ShownCompletion:
         found = await door.read(lambda tx: completions.one(tx, completion_id))
         if found is None:
-            raise ApiError(404, f"completion {completion_id!r} does not exist", param="completion_id")
+            raise ApiError(404, f"completion {short(completion_id)} does not exist", param="completion_id")
         if found.feedback:  # of what nobody judged nothing was learnt
             found = replace(found, trained=await door.aside(lambda: _trained(door, completion_id)))
         if found.archive is None:
             return found
         kept = await door.read(lambda tx: archives.get(tx, found.archive))
         if kept is None:  # erased between the two reads
-            raise ApiError(404, f"completion {completion_id!r} does not exist", param="completion_id")
+            raise ApiError(404, f"completion {short(completion_id)} does not exist", param="completion_id")
         whole = await door.aside(lambda: archive.restored(found, kept))
         return replace(whole, prompt_ids=None, answer_ids=None)  # as of one that is in the store
 

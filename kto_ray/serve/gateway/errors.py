@@ -7,6 +7,7 @@ import traceback
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
+from urllib.parse import parse_qsl
 
 import sqlalchemy as sa
 from fastapi import FastAPI, Request
@@ -64,6 +65,27 @@ class ApiError(Exception):
         return asdict(ErrorBody(Error(str(self), kind, self.param, self.code)))
 
 
+def later(status: int, wait_s: int, words: str) -> ApiError:
+    """What was too much now, and when to ask again."""
+    told = f"{words}; try again in {wait_s} s"
+    return ApiError(status, told, code="rate_limit_exceeded", headers={"retry-after": str(wait_s)})
+
+
+def short(value: Any) -> str:
+    """A value as an error shows it: a client knows what it sent, and a page of it hides the words."""
+    text = repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+def shortened(words: str, value: Any) -> str:
+    """The words of a room below, which show a value whole."""
+    return words.replace(repr(value), short(value))
+
+
+def request_line(scope: Scope) -> str:
+    return f"{scope['method']} {scope['path']}"
+
+
 def install(app: FastAPI) -> None:
     """Have an app answer errors in this shape."""
     app.router.redirect_slashes = False  # a redirect has no such shape
@@ -75,14 +97,14 @@ def install(app: FastAPI) -> None:
 
     @app.exception_handler(HTTPException)
     async def _http(request: Request, error: HTTPException) -> JSONResponse:
-        words = f"{request.method} {request.url.path}: {error.detail}"
+        words = f"{short(request_line(request.scope))}: {error.detail}"
         return answer(ApiError(error.status_code, words, headers=error.headers))
 
     @app.exception_handler(RequestValidationError)
     async def _invalid(_: Request, error: RequestValidationError) -> JSONResponse:
         first = error.errors()[0]
         param = str(first["loc"][-1])
-        return answer(ApiError(400, f"{param}: {first['msg']}, got {first['input']!r}"[:400], param))
+        return answer(ApiError(400, f"{param}: {first['msg']}, got {short(first['input'])}", param))
 
     @app.exception_handler(sa.exc.SQLAlchemyError)
     async def _store(_: Request, error: sa.exc.SQLAlchemyError) -> JSONResponse:
@@ -105,6 +127,20 @@ def unforeseen(error: Exception) -> ApiError:
     return ApiError(500, "the service failed in a way that it did not foresee; it is logged", code="internal")
 
 
+def _nul(scope: Scope) -> ApiError | None:
+    """What is told of a NUL in a path or a query: no name holds one, and a database fails on it."""
+    if "\0" in scope["path"]:
+        return ApiError(404, "the path holds a NUL character, as no name does")
+    query: bytes = scope.get("query_string", b"")
+    if b"\0" not in query and b"%00" not in query:
+        return None
+    for name, value in parse_qsl(query.decode("latin-1"), keep_blank_values=True):
+        if "\0" in name or "\0" in value:
+            shown = name.replace("\0", "\\0")[:80]
+            return ApiError(400, f"{shown} of the query holds a NUL character; take it out", shown)
+    return None
+
+
 class Unforeseen:
     """Answers what no handler knows. Starlette's last resort would hand it on to the server, which logs its text."""
 
@@ -121,8 +157,8 @@ class Unforeseen:
 
         if scope["type"] != "http":
             await self._app(scope, receive, send)
-        elif "\0" in scope["path"]:  # no name holds one, and a database fails on it
-            await answer(ApiError(404, "the path holds a NUL character, as no name does"))(scope, receive, send)
+        elif refused := _nul(scope):
+            await answer(refused)(scope, receive, send)
         else:
             try:
                 await self._app(scope, receive, watched)

@@ -13,16 +13,19 @@ from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 
 from kto_ray.feedback.quarantine import Why
+from kto_ray.feedback.tokens import Claim
 from kto_ray.records.feedback import Feedback, Held
 from kto_ray.serve.gateway import whose
-from kto_ray.serve.gateway.bodies import FeedbackBody, parse_feedback, read_json
+from kto_ray.serve.gateway.arriving import read_body
+from kto_ray.serve.gateway.bodies import FeedbackBody, parse_feedback
 from kto_ray.serve.gateway.document import IDEMPOTENT, body_of
 from kto_ray.serve.gateway.door import Door
-from kto_ray.serve.gateway.errors import ApiError
+from kto_ray.serve.gateway.errors import ApiError, short, shortened
 from kto_ray.serve.gateway.guard import count_holder, user_of
-from kto_ray.store import feedback, quarantine
+from kto_ray.store import completions, feedback, quarantine
 from kto_ray.store.recording import KeyReused, Receipt, Recorded, TooLong, TooManyEvents
 
+SETTLED_S = 60.0  # after which an answer that a client has is in the store
 STATUS = {Recorded.RECORDED: 201, Recorded.PENDING: 202, Recorded.DUPLICATE: 200}
 
 
@@ -63,18 +66,21 @@ def router(door: Door) -> APIRouter:
         openapi_extra=body_of(FeedbackBody.__name__, *IDEMPOTENT),
     )
     async def give(request: Request) -> Response:
-        claim = whose.claim_of(door.config, request)
-        body = await read_json(request)
+        claim = whose.claim_of(door.config, door.view.keys, request)
+        body = await read_body(request, whose.holder(claim) if claim else whose.principal_of(request).name)
         said = parse_feedback(whose.by_token(claim, body) if claim else body, request.headers)
         if claim is None:
             user_of(request, said.user)  # counted
         else:
-            count_holder(request, claim.user or claim.completion_id)
+            count_holder(request, whose.holder(claim), claim.principal)
+            if await _gone(door, claim):
+                raise ApiError(404, "that answer is gone", "completion_id", "completion_gone")
         event = whose.signed(door.config, said, whose.principal_of(request), claim)
         try:
             receipt = await door.record(event)
         except KeyReused as error:
-            raise ApiError(409, str(error), param="Idempotency-Key", code="idempotency_key_reused") from None
+            words = shortened(str(error), event.idempotency_key)
+            raise ApiError(409, words, param="Idempotency-Key", code="idempotency_key_reused") from None
         except TooLong as error:
             raise ApiError(400, str(error), param=error.field) from None
         except TooManyEvents as error:
@@ -103,11 +109,22 @@ def router(door: Door) -> APIRouter:
     async def decide(feedback_id: str, decision: Literal["release", "drop"]) -> Decided:
         act = quarantine.release if decision == "release" else quarantine.drop
         if not await door.write(lambda tx: act(tx, [feedback_id])):
-            raise ApiError(409, f"feedback {feedback_id!r} does not wait for that", param="feedback_id")
+            raise ApiError(409, f"feedback {short(feedback_id)} does not wait for that", param="feedback_id")
         return Decided(feedback_id, Held.RELEASED if decision == "release" else Held.DROPPED)
 
     return routes
 
 
+async def _gone(door: Door, claim: Claim) -> bool:
+    """Whether the answer of a token was erased, so that what is said of it is not kept: any other is in the store by
+    now, unless that is away."""
+    if time.time() - whose.carried_at(door.config, claim) < SETTLED_S or door.writer.spooled:
+        return False
+    try:
+        return await door.read(lambda tx: completions.get(tx, claim.completion_id)) is None
+    except (sa.exc.SQLAlchemyError, ApiError):
+        return False
+
+
 def _unknown(feedback_id: str) -> ApiError:
-    return ApiError(404, f"feedback {feedback_id!r} does not exist", param="feedback_id")
+    return ApiError(404, f"feedback {short(feedback_id)} does not exist", param="feedback_id")

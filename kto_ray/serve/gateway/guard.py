@@ -16,8 +16,9 @@ from starlette.types import Scope as Asked
 
 from kto_ray.feedback import tokens
 from kto_ray.records.keys import STRANGER, Principal, Scope
+from kto_ray.serve.gateway.arriving import Arrivals
 from kto_ray.serve.gateway.door import Door
-from kto_ray.serve.gateway.errors import ApiError, answer
+from kto_ray.serve.gateway.errors import ApiError, answer, later, request_line, short
 from kto_ray.serve.gateway.limits import Full, Limits, Meter
 from kto_ray.serve.gateway.principals import who_asks
 
@@ -83,10 +84,11 @@ ABSENT = Rule(frozenset(Scope))  # no route answers; whoever has a key may learn
 
 
 class Guard:
-    """Stands in front of all routes, leaves `request.state.principal` to them, and counts."""
+    """Stands in front of all routes, leaves `request.state.principal` and `key` to them, and counts."""
 
     def __init__(self, app: ASGIApp, door: Door, limits: Limits) -> None:
         self._app, self._door, self._limits = app, door, limits
+        self._arrivals = Arrivals(limits.config)
 
     async def __call__(self, scope: Asked, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -95,24 +97,26 @@ class Guard:
         request = Request(scope)
         try:
             rule = rule_of(scope["app"].routes, scope)
-            who = self._admit(request, rule)
+            who, key = self._admit(request, rule)
             chats = rule.meters is CHATS
-            request.state.principal, request.state.rule, request.state.limits = who, rule, self._limits
+            request.state.principal, request.state.key, request.state.rule = who, key, rule
+            request.state.limits = self._limits
+            request.state.arrivals = self._arrivals
             if rule.meters is not None:
                 self._count(who, rule.meters)
-            if chats:
-                self._begin(who)
+            if chats:  # before its body is read, which is much for a chat that cannot begin
+                _refuse(self._limits, self._limits.full(who.name), who)
         except ApiError as error:
             await answer(error)(scope, receive, send)
             return
         if chats:
-            await self._chat(who, scope, receive, send)
+            await self._chat(request, scope, receive, send)
         else:
             await self._app(scope, receive, send)
 
-    async def _chat(self, who: Principal, scope: Asked, receive: Receive, send: Send) -> None:
+    async def _chat(self, request: Request, scope: Asked, receive: Receive, send: Send) -> None:
         with ExitStack() as under_way:
-            under_way.callback(self._limits.end, who.name)
+            request.state.under_way = under_way
 
             async def watched(message: Message) -> None:
                 if message["type"] == "http.response.body" and not message.get("more_body"):
@@ -121,44 +125,48 @@ class Guard:
 
             await self._app(scope, receive, watched)
 
-    def _admit(self, request: Request, rule: Rule) -> Principal:
-        """Who asks, where they may.
+    def _admit(self, request: Request, rule: Rule) -> tuple[Principal, str | None]:
+        """Who asks, where they may, and the public id of their key.
 
         Raises:
             ApiError: 401, 403 and 415, with what is missing.
         """
         by_token = rule.token and TOKEN_HEADER in request.headers
         try:
-            who, by_key = who_asks(self._door.config, self._door.view.keys, request)
+            who, key = who_asks(self._door.config, self._door.view.keys, request)
         except ApiError:
             if not rule.open and not by_token:
                 raise
-            who, by_key = STRANGER, False
+            who, key = STRANGER, None
         if rule.open:
-            return who
+            return who, key
         if not by_token and not rule.scopes & who.scopes:
             words = f"needs a key with the scope {' or '.join(sorted(rule.scopes)) or 'that no key has'}"
-            raise ApiError(403, f"{request.method} {request.url.path} {words}", code="insufficient_scope")
+            raise ApiError(403, f"{short(request_line(request.scope))} {words}", code="insufficient_scope")
         kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
         if rule.json and kind != "application/json":
-            words = f"Content-Type must be application/json, got {kind!r}"
+            words = f"Content-Type must be application/json, got {short(kind)}"
             raise ApiError(415, words, "Content-Type", "unsupported_media_type")
-        if rule.act and not by_key and ACT_HEADER not in request.headers:
+        if rule.act and key is None and ACT_HEADER not in request.headers:
             words = "send the header X-Kto-Act: 1, which shows that no other page asks"
             raise ApiError(403, words, "X-Kto-Act", "act_header_missing")
-        return who
+        return who, key
 
     def _count(self, who: Principal, meters: tuple[Meter, Meter]) -> None:
         if who.name:  # neither this machine's own nor a stranger
-            _measure(self._limits, meters[1] if "/" in who.name else meters[0], who.name)  # a proxy's user has a "/"
+            _measure(self._limits, meters[1] if _of_proxy(who.name) else meters[0], who.name)
 
-    def _begin(self, who: Principal) -> None:
-        match self._limits.begin(who.name):
-            case Full.PRINCIPAL:
-                most = self._limits.config.chats_at_once
-                raise _later(429, 1, f"{most} chats of {who.name!r} are under way (limits.chats_at_once)")
-            case Full.GATEWAY:
-                raise _later(503, 1, "too many chats wait for the model")
+
+def begin_chat(request: Request) -> None:
+    """Count a chat as under way until its answer has ended: one that is valid, for a body on its way costs no engine.
+
+    Raises:
+        ApiError: 429 and 503, too many are.
+    """
+    who: Principal = request.state.principal
+    limits: Limits = request.state.limits
+    _refuse(limits, limits.begin(who.name), who)
+    request.state.under_way.callback(limits.end, who.name)
 
 
 def user_of(request: Request, claimed: str | None) -> str | None:
@@ -176,13 +184,17 @@ def user_of(request: Request, claimed: str | None) -> str | None:
     return user
 
 
-def count_holder(request: Request, holder: str) -> None:
-    """Count a request by a feedback token, of whoever holds it.
+def count_holder(request: Request, holder: str, principal: str | None) -> None:
+    """Count a request by a feedback token: of whoever holds it, and of the principal that asked for its answer, whose
+    limit is not dodged by handing tokens out. Where that sends the request itself, it is counted already.
 
     Raises:
         ApiError: 429.
     """
-    _measure(request.state.limits, Meter.FEEDBACK_OF_USER, holder)
+    limits: Limits = request.state.limits
+    _measure(limits, Meter.FEEDBACK_OF_USER, holder)
+    if principal is not None and principal != request.state.principal.name and not _of_proxy(principal):
+        _measure(limits, Meter.FEEDBACK, principal)
 
 
 def named(method: str, path: str) -> str:
@@ -198,13 +210,22 @@ def rule_of(routes: list[BaseRoute], asked: Asked) -> Rule:
     return ABSENT
 
 
+def _of_proxy(principal: str) -> bool:
+    """Whether it is a user whom a proxy names; keys are of names without "/"."""
+    return "/" in principal
+
+
 def _measure(limits: Limits, meter: Meter, name: str) -> None:
     wait_s = limits.wait_s(meter, name, time.monotonic())
     if wait_s > 0:
         most = getattr(limits.config, meter.value)
-        raise _later(429, math.ceil(wait_s), f"{name!r} may send {most} a minute (limits.{meter.value})")
+        raise later(429, math.ceil(wait_s), f"{short(name)} may send {most} a minute (limits.{meter.value})")
 
 
-def _later(status: int, wait_s: int, words: str) -> ApiError:
-    told = f"{words}; try again in {wait_s} s"
-    return ApiError(status, told, code="rate_limit_exceeded", headers={"retry-after": str(wait_s)})
+def _refuse(limits: Limits, full: Full | None, who: Principal) -> None:
+    match full:
+        case Full.PRINCIPAL:
+            most = limits.config.chats_at_once
+            raise later(429, 1, f"{most} chats of {short(who.name)} are under way (limits.chats_at_once)")
+        case Full.GATEWAY:
+            raise later(503, 1, "too many chats wait for the model")

@@ -63,15 +63,21 @@ class Limits:
             buckets.popitem(last=False)
         return wait_s
 
-    def begin(self, principal: str | None) -> Full | None:
-        """Count a chat under way, unless there are too many. Without keys everybody is one: the sum alone binds."""
+    def full(self, principal: str | None) -> Full | None:
+        """Whether there are too many chats for one more. Without keys everybody is one: the sum alone binds."""
         most = self.config.chats_at_once
         if self._chats.total() >= self.config.chats_in_all:
             return Full.GATEWAY
         if principal is not None and most is not None and self._chats[principal] >= most:
             return Full.PRINCIPAL
-        self._chats[principal] += 1
         return None
+
+    def begin(self, principal: str | None) -> Full | None:
+        """Count a chat under way, unless there are too many."""
+        full = self.full(principal)
+        if full is None:
+            self._chats[principal] += 1
+        return full
 
     def end(self, principal: str | None) -> None:
         self._chats[principal] -= 1

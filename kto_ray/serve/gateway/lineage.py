@@ -7,7 +7,7 @@ from fastapi import APIRouter
 from kto_ray.provenance.lineage import lineage
 from kto_ray.records.lineage import AdapterLineage, RowLineage
 from kto_ray.serve.gateway.door import Door
-from kto_ray.serve.gateway.errors import ApiError
+from kto_ray.serve.gateway.errors import ApiError, shortened
 
 
 def router(door: Door) -> APIRouter:
@@ -18,6 +18,6 @@ def router(door: Door) -> APIRouter:
         try:
             return await door.aside(lambda: lineage(door.store, door.config, name))
         except ValueError as error:
-            raise ApiError(404, str(error), param="name") from None
+            raise ApiError(404, shortened(str(error), name), param="name") from None
 
     return routes

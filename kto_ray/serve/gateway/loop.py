@@ -12,7 +12,7 @@ from fastapi.responses import JSONResponse, Response
 
 from kto_ray.records.requests import Act, Refused
 from kto_ray.serve.gateway.door import Door
-from kto_ray.serve.gateway.errors import ApiError
+from kto_ray.serve.gateway.errors import ApiError, short
 from kto_ray.status import adapters, rollouts, rounds
 from kto_ray.store import requests
 
@@ -61,7 +61,7 @@ def router(door: Door) -> APIRouter:
     @routes.post("/v1/rollout/{action}", response_model=Acted, responses=LATER)
     async def steer(action: str) -> Response:
         if action not in ON_ROLLOUTS:
-            raise ApiError(404, f"rollout action {action!r} does not exist; use one of: {', '.join(ON_ROLLOUTS)}")
+            raise ApiError(404, f"rollout action {short(action)} does not exist; use one of: {', '.join(ON_ROLLOUTS)}")
         return await _ask(door, Act(action))
 
     return routes

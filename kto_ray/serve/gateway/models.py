@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from fastapi import APIRouter
 
 from kto_ray.serve.gateway.door import Door
-from kto_ray.serve.gateway.errors import ApiError
+from kto_ray.serve.gateway.errors import ApiError, short
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +36,7 @@ def router(door: Door) -> APIRouter:
     @routes.get("/v1/models/{model:path}")  # a name may hold a slash, and comes percent-encoded or not
     async def one(model: str) -> Model:
         if model not in (names := _names(door)):
-            words = f"model {model!r} does not exist; served are: {', '.join(names)}"
+            words = f"model {short(model)} does not exist; served are: {', '.join(names)}"
             raise ApiError(404, words, "model", "model_not_found")
         return Model(model)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import binascii
 import hmac
 import re
 from collections.abc import Mapping
@@ -12,7 +11,7 @@ from fastapi import Request
 
 from kto_ray.config import Config
 from kto_ray.records.keys import HERE, Key, Principal, Scope, id_of
-from kto_ray.serve.gateway.errors import ApiError
+from kto_ray.serve.gateway.errors import ApiError, short
 
 PROXY_SECRET_HEADER = "x-kto-proxy-secret"
 LONGEST_USER = 190  # of a proxy, in characters: with its principal's name it is a principal
@@ -21,8 +20,8 @@ LOCAL_HOST = re.compile(r"(127\.0\.0\.1|localhost|\[::1\])(:\d+)?", re.ASCII | r
 CHALLENGE = {"www-authenticate": 'Bearer realm="kto_ray"'}
 
 
-def who_asks(config: Config, known: Mapping[str, Key], request: Request) -> tuple[Principal, bool]:
-    """Who asks, and whether a key says so, which no page has.
+def who_asks(config: Config, known: Mapping[str, Key], request: Request) -> tuple[Principal, str | None]:
+    """Who asks, and the public id of the key that says so, which no page has; None without one.
 
     Raises:
         ApiError: 401 and 403, with what is missing.
@@ -33,9 +32,9 @@ def who_asks(config: Config, known: Mapping[str, Key], request: Request) -> tupl
         key = known.get(public)
         if key is None or not key.opens(config.salt, token):
             raise _unknown("this API key does not exist, or was revoked")
-        return key.principal, True
+        return key.principal, key.id
     if config.http.proxy_secret is not None and PROXY_SECRET_HEADER in request.headers:
-        return _by_proxy(config, request), False
+        return _by_proxy(config, request), None
     if known or config.http.proxy_secret is not None:
         missing = "an API key is missing" if token is None else "this is no API key of this service"
         raise _unknown(f"{missing}; send `Authorization: Bearer kto_...` (`kto-ray keys create` makes one)")
@@ -45,7 +44,7 @@ def who_asks(config: Config, known: Mapping[str, Key], request: Request) -> tupl
             "`kto-ray keys create NAME --scope chat`"
         )
     _demand_from_here(config, request)
-    return HERE, False
+    return HERE, None
 
 
 def _token(request: Request) -> str | None:
@@ -53,10 +52,10 @@ def _token(request: Request) -> str | None:
     scheme, _, given = request.headers.get("authorization", "").partition(" ")
     if scheme.lower() == "bearer":
         return given.strip()
-    if scheme.lower() == "basic" and request.url.path.startswith("/api/public/"):
+    if scheme.lower() == "basic" and request.scope["path"].startswith("/api/public/"):
         try:
             return base64.b64decode(given, validate=True).decode().partition(":")[2]
-        except (binascii.Error, UnicodeDecodeError):
+        except ValueError:  # no base64, no ASCII, or no text within
             return None
     return None
 
@@ -64,8 +63,10 @@ def _token(request: Request) -> str | None:
 def _by_proxy(config: Config, request: Request) -> Principal:
     http = config.http
     assert http.proxy_secret is not None
-    given = request.headers[PROXY_SECRET_HEADER].encode("latin-1")
-    if not hmac.compare_digest(given, http.proxy_secret.encode()):
+    given = request.headers.getlist(PROXY_SECRET_HEADER)
+    if len(given) != 1:  # one is the client's own
+        raise _unknown("X-Kto-Proxy-Secret must be set by the proxy, once, in place of what clients send")
+    if not hmac.compare_digest(given[0].encode("latin-1"), http.proxy_secret.encode()):
         raise _unknown("the proxy's secret is wrong")
     named = request.headers.getlist(http.proxy_user_header)
     try:
@@ -91,14 +92,15 @@ def _demand_from_here(config: Config, request: Request) -> None:
     if request.client is None or request.client.host not in LOCAL_PEERS:
         raise ApiError(403, "without API keys only this machine itself is answered; make a key", code="not_local")
     if not LOCAL_HOST.fullmatch(host):
-        raise ApiError(403, f"without API keys Host must be 127.0.0.1 or localhost, got {host!r}", "Host", "not_local")
+        words = f"without API keys Host must be 127.0.0.1 or localhost, got {short(host)}"
+        raise ApiError(403, words, "Host", "not_local")
     if origin in config.http.cors_origins:
         return
     if origin is not None and origin != f"http://{host}":
-        words = f"Origin {origin!r} is another page's; name it in http.cors_origins if it may"
+        words = f"Origin {short(origin)} is another page's; name it in http.cors_origins if it may"
         raise ApiError(403, words, "Origin", "cross_origin")
     if site not in ("none", "same-origin"):
-        raise ApiError(403, f"Sec-Fetch-Site is {site!r}: another page asks", "Sec-Fetch-Site", "cross_origin")
+        raise ApiError(403, f"Sec-Fetch-Site is {short(site)}: another page asks", "Sec-Fetch-Site", "cross_origin")
 
 
 def _unknown(words: str) -> ApiError:

@@ -9,12 +9,14 @@ from typing import Any
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 
+from kto_ray.serve.gateway import whose
 from kto_ray.serve.gateway.answer import Answer, EventStream
-from kto_ray.serve.gateway.bodies import ResponsesBody, parse_responses, read_json
+from kto_ray.serve.gateway.arriving import read_body
+from kto_ray.serve.gateway.bodies import ResponsesBody, parse_responses
 from kto_ray.serve.gateway.capture import Capture, as_event
 from kto_ray.serve.gateway.document import NAMED, body_of
 from kto_ray.serve.gateway.door import Door
-from kto_ray.serve.gateway.errors import ApiError, unforeseen
+from kto_ray.serve.gateway.errors import ApiError, short, unforeseen
 
 ANSWERS: dict[int | str, dict[str, Any]] = {
     200: {
@@ -24,13 +26,15 @@ ANSWERS: dict[int | str, dict[str, Any]] = {
     }
 }
 
+INCOMPLETE = {"length": "max_output_tokens", "content_filter": "content_filter"}  # what an end is called there
+
 
 def router(door: Door) -> APIRouter:
     routes = APIRouter()
 
     @routes.post("/v1/responses", responses=ANSWERS, openapi_extra=body_of(ResponsesBody.__name__, *NAMED))
     async def respond(request: Request) -> Response:
-        ask = parse_responses(await read_json(request), request.headers, door.config)
+        ask = parse_responses(await read_body(request, whose.principal_of(request).name), request.headers, door.config)
         answer = Answer(door, request, ask.chat, "resp_")
         if ask.chat.stream:
             await answer.open()
@@ -167,8 +171,8 @@ class Reply:
 
     def _ended(self) -> dict[str, Any]:
         capture = self._capture
-        cut = capture.finish_reason == "length"
-        told = self._response("incomplete" if cut else "completed")
+        cut = INCOMPLETE.get(capture.finish_reason or "")
+        told = self._response("incomplete" if cut else "completed" if capture.ended else "failed")
         usage = {
             "input_tokens": capture.prompt_tokens,
             "input_tokens_details": {"cached_tokens": 0, "cache_write_tokens": 0},
@@ -176,8 +180,10 @@ class Reply:
             "output_tokens_details": {"reasoning_tokens": 0},
             "total_tokens": capture.prompt_tokens + capture.completion_tokens,
         }
-        details = {"reason": "max_output_tokens"} if cut else None
-        return {**told, "output": self._items, "usage": usage, "incomplete_details": details}
+        if told["status"] == "failed":
+            words = f"the engine ended the answer by {short(capture.finish_reason)}; ask again"
+            told["error"] = {"code": "server_error", "message": words}
+        return {**told, "output": self._items, "usage": usage, "incomplete_details": cut and {"reason": cut}}
 
     def _response(self, status: str) -> dict[str, Any]:
         """OpenAI's fields; what the client said of them, or what holds without."""

@@ -13,7 +13,7 @@ from kto_ray.records.keys import Key
 from kto_ray.records.replicas import held_by_all
 from kto_ray.records.rollouts import RolloutState
 from kto_ray.rollout import assignment
-from kto_ray.serve.gateway.errors import ApiError
+from kto_ray.serve.gateway.errors import ApiError, shortened
 from kto_ray.status.readiness import Readiness, readiness
 from kto_ray.store import Store, adapters, keys, rollouts
 from kto_ray.store.database import first_line
@@ -38,7 +38,7 @@ class View:
         try:
             return assignment.route(model, user, served_name, self.aliases, self.rollout, self.servable)
         except assignment.UnknownModel as error:
-            raise ApiError(404, str(error), param="model", code="model_not_found") from None
+            raise ApiError(404, shortened(str(error), model), param="model", code="model_not_found") from None
 
 
 class Viewer:

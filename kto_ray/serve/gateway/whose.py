@@ -13,7 +13,7 @@ from kto_ray.feedback import tokens
 from kto_ray.feedback.quarantine import DAY_S
 from kto_ray.feedback.tokens import BadToken, Claim
 from kto_ray.records.feedback import Feedback, FeedbackKind
-from kto_ray.records.keys import Principal, Scope
+from kto_ray.records.keys import Key, Principal, Scope
 from kto_ray.serve.gateway.errors import ApiError
 
 HOUR_S = DAY_S / 24
@@ -25,15 +25,20 @@ def principal_of(request: Request) -> Principal:
     return found
 
 
-def token_headers(config: Config, completion_id: str, user: str | None, principal: str | None) -> Mapping[str, str]:
+def token_headers(
+    config: Config, completion_id: str, user: str | None, principal: str | None, key: str | None = None
+) -> Mapping[str, str]:
     """What an answer carries, for a browser to judge it by."""
     expires_at = time.time() + config.feedback.token_hours * HOUR_S
-    claim = Claim(completion_id, user, principal, expires_at)
+    claim = Claim(completion_id, user, principal, expires_at, key)
     return {tokens.HEADER: tokens.sign(config.salt, claim)}
 
 
-def claim_of(config: Config, request: Request) -> Claim | None:
+def claim_of(config: Config, known: Mapping[str, Key], request: Request) -> Claim | None:
     """What the token of a request lets it do; None without one.
+
+    Args:
+        known: every key by its public id: what a key handed out ends with it.
 
     Raises:
         ApiError: 401, the token is none of ours, or over.
@@ -42,9 +47,22 @@ def claim_of(config: Config, request: Request) -> Claim | None:
     if token is None:
         return None
     try:
-        return tokens.verify(config.salt, token, time.time())
+        claim = tokens.verify(config.salt, token, time.time())
     except BadToken as error:
-        raise ApiError(401, str(error), param=tokens.HEADER, code="invalid_feedback_token") from None
+        raise _bad_token(str(error)) from None
+    if claim.key is not None and (claim.key not in known or known[claim.key].revoked_at is not None):
+        raise _bad_token("the key by which this answer was asked for was revoked; judge by the application")
+    return claim
+
+
+def carried_at(config: Config, claim: Claim) -> float:
+    """When its answer carried a token, in seconds since the epoch."""
+    return claim.expires_at - config.feedback.token_hours * HOUR_S
+
+
+def holder(claim: Claim) -> str:
+    """Whom a token is counted as: its user, or where the answer went to nobody in particular, that answer's."""
+    return claim.user or claim.completion_id
 
 
 def by_token(claim: Claim, body: dict[str, object]) -> dict[str, object]:
@@ -53,11 +71,26 @@ def by_token(claim: Claim, body: dict[str, object]) -> dict[str, object]:
     Raises:
         ApiError: 403, it names another.
     """
-    for field, mine in (("completion_id", claim.completion_id), ("user", claim.user), ("external", None)):
-        if body.get(field) not in (None, mine):
+    mine = {
+        "completion_id": body.get("completion_id") in (None, claim.completion_id),
+        "user": _is_holder(claim, body.get("user")),
+        "external": body.get("external") in (None, {}),
+    }
+    for field, right in mine.items():
+        if not right:
             words = f"{field}: the feedback token is of one answer and its user; leave {field} out"
             raise ApiError(403, words, param=field, code="not_of_this_token")
     return {**body, "completion_id": claim.completion_id, "user": None, "external": None}
+
+
+def _is_holder(claim: Claim, user: object) -> bool:
+    """Whether a body names the token's user: as the store does, or as the application does that vouches for them. What
+    the users of one that does not are called counts for nothing, with a token as with its key."""
+    if user in (None, "", claim.user):
+        return True
+    if claim.principal is None or not isinstance(user, str):
+        return False
+    return claim.user in (claim.principal, f"{claim.principal}/{user}")
 
 
 def signed(config: Config, event: Feedback, principal: Principal, claim: Claim | None) -> Feedback:
@@ -76,6 +109,10 @@ def signed(config: Config, event: Feedback, principal: Principal, claim: Claim |
 def may_withdraw(principal: Principal, event: Feedback) -> bool:
     """Who sent an event, or an operator. A key that vouches for nobody sent what bears its name."""
     return Scope.ADMIN in principal.scopes or event.principal == principal.name
+
+
+def _bad_token(words: str) -> ApiError:
+    return ApiError(401, words, tokens.HEADER, "invalid_feedback_token")
 
 
 def _owner(event: Feedback) -> str:

@@ -23,7 +23,8 @@ def apply_top_k_top_p(logits: Tensor, k: Tensor | None, p: Tensor | None) -> Ten
     Args:
         logits: (rows, vocabulary), fp32.
         k: (rows,) or None; where any row asks for top-k, vLLM's own way is taken.
-        p: (rows,) or None. A token stays when the tokens that are likelier hold less than p of the mass.
+        p: (rows,) or None. A token stays when the tokens that are likelier hold less than p of the mass, and the
+            likeliest stays in any case: fp32 has no p as small as some that are asked for, but 0.
     """
     if p is None or k is not None:
         return vllm_apply(logits, k, p)
@@ -39,7 +40,9 @@ def _top_p(logits: Tensor, total: Tensor, p: Tensor, looked_at: tuple[int, ...])
     reached = mass.cumsum(dim=-1)
     open_rows = (reached[:, -1] < p).nonzero().flatten()
     others = logits[open_rows]
-    values[reached - mass >= p[:, None]] = -torch.inf
+    out = reached - mass >= p[:, None]
+    out[:, 0] = False
+    values[out] = -torch.inf
     logits.fill_(-torch.inf).scatter_(-1, tokens, values)
     if len(open_rows):
         logits[open_rows] = _top_p(others, total[open_rows], p[open_rows], looked_at[1:])

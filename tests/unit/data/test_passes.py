@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from kto_ray.data import encoded, passes
 from kto_ray.data.tokens import load_tokenizer
 from kto_ray.feedback.labels import examples
 from kto_ray.model import resolve_model
+from kto_ray.records.feedback import FeedbackKind
 from tests.support.rows import completion, thumb
 
 
@@ -77,6 +79,27 @@ def test_calls_are_taken_from_the_engines_ids_or_not_at_all() -> None:
     faults = {row["completion_id"]: encoded.FAULTS[row["fault"]] for row in rows}
     assert faults == {"c0": "", "c1": "unrenderable", "c2": "unrenderable", "c3": "unrenderable"}
     assert [row["completion_ids"] for row in rows if row["completion_id"] == "c0"] == [[7, 2]]
+
+
+@pytest.mark.parametrize(
+    "params", [{"tools": [{"type": "function"}]}, {"chat_template_kwargs": {"a": 1}}, {"reasoning_effort": "low"}]
+)
+def test_a_prompt_of_more_than_its_messages_is_taken_from_the_engines_ids_or_not_at_all(params: dict[str, Any]) -> None:
+    path, mark = resolve_model(ModelSection()), Config().model.mark
+    ids = dict(prompt_ids=pack(5, 6), answer_ids=pack(7, 2))
+    made = [
+        completion("c0", **ids, base=mark, params=params),
+        completion("c1", **ids, base="another model", params=params),
+        completion("c2", params=params),
+        completion("c3", **ids, base="another model", params={"temperature": 0.3}),
+    ]
+    edit: dict[str, Any] = {"kind": FeedbackKind.EDIT, "value": None, "text": "Better."}
+    found = [e for c in made for e in examples(c, [thumb("f", c.id, **edit)])]
+    rows = encoded.block(passes._raw(found, Config()), lambda: load_tokenizer(path, None), 64).to_pylist()
+    faults = {(row["completion_id"], row["label"]): encoded.FAULTS[row["fault"]] for row in rows}
+    lost = {(name, label): "unrenderable" for name in ("c1", "c2") for label in (True, False)}
+    assert faults == {**lost, **{(name, label): "" for name in ("c0", "c3") for label in (True, False)}}
+    assert [row["prompt_ids"] for row in rows if row["completion_id"] == "c0"] == [[5, 6]] * 2, "edited or not"
 
 
 def pack(*ids: int) -> bytes:

@@ -76,6 +76,12 @@ def test_a_template_that_fails_costs_a_row_and_no_more(tokenizer: Any, template:
     assert lost is None and kept is not None
 
 
+def test_a_prompt_that_holds_tools_is_not_made_of_its_messages(tokenizer: Any) -> None:
+    rows = [Row(HI, "Hello.", shaped=True), Row(HI, "Hello.", shaped=True, prompt_ids=[1])]
+    lost, kept = encode_many(tokenizer, rows)
+    assert lost is None and kept is not None and kept[0] == [1]
+
+
 def test_messages_are_rendered_as_the_engine_does() -> None:
     call = {"id": "c1", "type": "function", "function": {"name": "tide", "arguments": '{"port": "Hull"}'}}
     odd = {"id": "c2", "type": "function", "function": {"name": "tide", "arguments": "[1]"}}

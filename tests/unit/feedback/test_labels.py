@@ -89,11 +89,20 @@ def test_only_who_received_the_answer_judges_it_or_a_reviewer(owner: Any, said: 
     assert (silence(answer, event("f1", 1.0, value=True, **said)) is None) == (judge is not None)
 
 
-@pytest.mark.parametrize("text", ["By the shore.", "  By the shore.\n", "", "  "])
+@pytest.mark.parametrize(
+    "text", ["By the shore.", "  By the shore.\n", "", "  ", "\u200bBy the shore.\ufeff", "\u200b"]
+)
 def test_an_edit_that_changes_nothing_leaves_the_thumb(text: str) -> None:
     assert facts(examples(COMPLETION, [event("f1", 2.0, text=text)])) == []
     events = [event("f1", 2.0, text=text), event("f2", 1.0, value=True)]
     assert facts(examples(COMPLETION, events)) == [("ann", "By the shore.", True, "thumb")]
+
+
+def test_an_edit_that_only_ends_lines_or_writes_accents_otherwise_changes_nothing() -> None:
+    answer = dataclasses.replace(COMPLETION, text="Café.\nOpen.")
+    for text in ("Cafe\u0301.\nOpen.", "Café.\r\nOpen.\r\n"):
+        assert labels(answer, [event("f1", 1.0, text=text)]) == ()
+    assert labels(answer, [event("f1", 1.0, text="Café.\n\nOpen.")]) != ()
 
 
 def test_an_edit_taken_back_by_a_later_edit_is_no_edit() -> None:
@@ -113,7 +122,15 @@ def test_comments_are_no_label() -> None:
 
 
 @pytest.mark.parametrize(
-    "change", [{"task": "title"}, {"status": "aborted"}, {"status": "failed"}, {"text": " \n"}, {"forced": True}]
+    "change",
+    [
+        {"task": "title"},
+        {"status": "aborted"},
+        {"status": "failed"},
+        {"text": " \n"},
+        {"text": "\u200b\n"},
+        {"forced": True},
+    ],
 )
 def test_completions_that_never_train(change: Any) -> None:
     completion = dataclasses.replace(COMPLETION, **change)

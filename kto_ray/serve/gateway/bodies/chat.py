@@ -15,8 +15,8 @@ from kto_ray.serve.gateway.bodies import limits
 from kto_ray.serve.gateway.bodies.headers import header
 from kto_ray.serve.gateway.bodies.messages import ChatMessage, normalised
 from kto_ray.serve.gateway.bodies.parameters import Parameters, forces, sent
-from kto_ray.serve.gateway.bodies.schema import Body, NameOrEmpty, checked, short
-from kto_ray.serve.gateway.errors import ApiError
+from kto_ray.serve.gateway.bodies.schema import Body, NameOrEmpty, checked
+from kto_ray.serve.gateway.errors import ApiError, short
 
 DEFAULT_SYSTEM = "default"
 

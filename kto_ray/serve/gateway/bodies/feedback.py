@@ -9,15 +9,16 @@ import uuid
 from collections.abc import Mapping
 from typing import Annotated, Any
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
+from kto_ray.feedback.seen import seen, with_line_feeds
 from kto_ray.records.completions import ExternalRef
 from kto_ray.records.feedback import Feedback, FeedbackKind, Signal
 from kto_ray.serve.gateway.bodies import limits
 from kto_ray.serve.gateway.bodies.chat import DEFAULT_SYSTEM
 from kto_ray.serve.gateway.bodies.headers import IDEMPOTENCY_KEY, header
-from kto_ray.serve.gateway.bodies.schema import Body, Name, NameOrEmpty, checked
-from kto_ray.serve.gateway.errors import ApiError
+from kto_ray.serve.gateway.bodies.schema import Body, Name, NameOrEmpty, checked, rule
+from kto_ray.serve.gateway.errors import ApiError, short
 
 
 class External(Body):
@@ -40,23 +41,30 @@ class FeedbackBody(Body):
     user: NameOrEmpty | None = None
     tags: dict[str, Any] | None = Field(None, description=f"at most {limits.TAGS_CHARACTERS} characters of JSON")
 
+    @field_validator("text")
+    @classmethod
+    def _by_any_system(cls, text: str | None) -> str | None:
+        """An edit typed on Windows is the same edit: the policy ends its lines by line feeds."""
+        return None if text is None else with_line_feeds(text)
+
     @model_validator(mode="after")
     def _whole(self) -> FeedbackBody:
         kinds = [kind.value for kind in FeedbackKind]
         if self.kind not in kinds:
-            raise ValueError(f"kind must be one of {', '.join(kinds)}, got {self.kind!r}")
+            raise rule("kind", f"kind must be one of {', '.join(kinds)}, got {short(self.kind)}")
         if (self.completion_id is None) == (self.external is None):
-            raise ValueError("give either completion_id or external, to say which completion is meant")
+            words = "give either completion_id or external, to say which completion is meant"
+            raise rule("completion_id", words)
         if self.kind == "thumb" and self.value is None:
-            raise ValueError("a thumb needs value: true (up) or false (down)")
-        if self.kind == "edit" and not (self.text or "").strip():
-            raise ValueError("an edit needs text: the answer as it should have been")
+            raise rule("value", "a thumb needs value: true (up) or false (down)")
+        if self.kind == "edit" and not seen(self.text or ""):
+            raise rule("text", "an edit needs text: the answer as it should have been")
         if self.kind == "edit" and self.external is not None and self.external.message is None:
-            raise ValueError("an edit speaks of one answer, so external needs message")
-        if self.kind == "comment" and not (self.comment or self.text or "").strip():
-            raise ValueError("a comment needs comment: what the user said")
+            raise rule("external.message", "an edit speaks of one answer, so external needs message")
+        if self.kind == "comment" and not seen(self.comment or self.text or ""):
+            raise rule("comment", "a comment needs comment: what the user said")
         if (self.kind == "signal") != (self.signal is not None) or self.signal not in (None, *Signal):
-            raise ValueError(f"a signal, and nothing else, needs signal: one of {', '.join(Signal)}")
+            raise rule("signal", f"a signal, and nothing else, needs signal: one of {', '.join(Signal)}")
         return self
 
 

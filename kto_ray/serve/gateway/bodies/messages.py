@@ -12,12 +12,21 @@ from pydantic_core import PydanticCustomError
 from kto_ray.records.completions import Message
 from kto_ray.serve.gateway.bodies import limits
 from kto_ray.serve.gateway.bodies.reading import inspect
-from kto_ray.serve.gateway.bodies.schema import Body, Name, short
-from kto_ray.serve.gateway.errors import ApiError
+from kto_ray.serve.gateway.bodies.schema import Body, Name
+from kto_ray.serve.gateway.errors import ApiError, short
+
+# Notes that SDKs and proxies keep with an answer (ours, or OpenAI's) and send back with the history: what they parsed
+# of it, where it came from, what may be cached. They are in neither the prompt nor the log.
+NOTES = frozenset(
+    {"id", "index", "status", "phase", "annotations", "logprobs", "cache_control", "prompt_cache_breakpoint"}
+    | {"parsed", "parsed_arguments", "reasoning_details", "thinking_blocks"}
+    | {"provider_specific_fields", "provider_data", "extra_content"}
+    | {"namespace", "async", "caller", "created_by"}
+)
 
 
 class TextPart(Body):
-    ignored: ClassVar[frozenset[str]] = frozenset({"annotations", "cache_control", "logprobs"})
+    ignored: ClassVar[frozenset[str]] = NOTES
     type: Literal["text"]
     text: str
 
@@ -25,9 +34,17 @@ class TextPart(Body):
     @classmethod
     def _text(cls, data: Any) -> Any:
         """An unknown part is told as a whole: which of its fields is wrong depends on what it was meant to be."""
+        data = of_refusal(data, "text")
         if not isinstance(data, dict) or data.get("type") != "text" or not isinstance(data.get("text"), str):
             raise PydanticCustomError("part", 'must be {"type": "text", "text": "..."}: no other part is read here')
         return data
+
+
+def of_refusal(part: Any, kind: str) -> Any:
+    """A part in which OpenAI's model refused, as the text that it is; any other part as it is."""
+    if isinstance(part, dict) and part.get("type") == "refusal" and isinstance(part.get("refusal"), str):
+        return {"type": kind, "text": part["refusal"]}
+    return part
 
 
 def _branch(content: Any) -> str | None:
@@ -45,21 +62,22 @@ Content = Annotated[
 
 
 class Function(Body):
+    ignored: ClassVar[frozenset[str]] = NOTES
     name: Name
     arguments: str = Field(description="JSON text, as the model wrote it")
 
 
 class ToolCall(Body):
-    ignored: ClassVar[frozenset[str]] = frozenset({"index"})
+    ignored: ClassVar[frozenset[str]] = NOTES - {"id"}
     id: Name
     type: Literal["function"] = "function"
     function: Function
 
 
 class Turn(Body):
-    """What all messages have. What SDKs dump with them (nulls, annotations) is in neither the prompt nor the log."""
+    """What all messages have."""
 
-    ignored: ClassVar[frozenset[str]] = frozenset({"annotations", "cache_control", "id", "parsed"})
+    ignored: ClassVar[frozenset[str]] = NOTES
     name: Name | None = None
 
 
@@ -82,6 +100,9 @@ class Answered(Turn):
     role: Literal["assistant"]
     content: Content | None = None
     tool_calls: list[ToolCall] | None = None
+    refusal: str | None = Field(
+        None, description="what it said in place of a content: taken as one where there is none"
+    )
     reasoning: str | None = Field(None, description="what it thought; some templates show it")
     reasoning_content: str | None = Field(None, description="an older name of reasoning")
 
@@ -123,6 +144,8 @@ def _normal(message: ChatMessage, where: str) -> Message:
         _readable(call["function"]["arguments"], f"{where}.tool_calls[{number}].function.arguments")
     if not said.get("tool_calls"):
         said.pop("tool_calls", None)
+    if (refusal := said.pop("refusal", None)) and not said.get("content"):
+        said["content"] = refusal
     if reasoning := said.pop("reasoning_content", None):
         said.setdefault("reasoning", reasoning)
     return said

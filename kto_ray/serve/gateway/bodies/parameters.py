@@ -1,7 +1,9 @@
 """What a client may ask of the engine: every parameter that passes, with its type and range; no other does. Pure.
 
 An answer whose words the client forced or biased is no judgement on the policy: `forces` says so of a request, and such
-a completion is kept apart for good (it never trains and counts in no arm).
+a completion is kept apart for good (it never trains and counts in no arm). What only sharpens or flattens the policy's
+own distribution (temperature, top_p, top_k, min_p, of which 0 and 1 give its likeliest words) is free; a penalty moves
+the tokens that are in the prompt or the answer already, so it is free only as far as it keeps off repetition.
 """
 
 from __future__ import annotations
@@ -12,14 +14,19 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Discriminator, Field, Tag
 
 from kto_ray.serve.gateway.bodies import limits
-from kto_ray.serve.gateway.bodies.schema import Body, Name, NameOrEmpty, short
-from kto_ray.serve.gateway.errors import ApiError
+from kto_ray.serve.gateway.bodies.schema import Body, Name, NameOrEmpty
+from kto_ray.serve.gateway.errors import ApiError, short
 
 Tokens = Annotated[int, Field(ge=1, le=2**31 - 1)]
+# As small as this it is the likeliest word alone, and much below it is 0 in the samplers' fp32; 0 the engine refuses.
+TopP = Annotated[float, Field(ge=1e-6, le=1)]
 Penalty = Annotated[float, Field(ge=-2, le=2)]
 Stop = Annotated[str, Field(min_length=1, max_length=limits.NAME)]
 Bias = Annotated[float, Field(ge=-100, le=100)]
 TokenId = Annotated[str, Field(pattern=r"^[0-9]{1,7}$")]
+
+# Beyond these a penalty forces words: below, the tokens of the prompt are said again and again; above, none of them is.
+REPETITION = (1.0, 1.5)
 
 BEAMS = "is of beam search, which answers with words that the policy would not have chosen; leave it out"
 FORCED = "forces the words of an answer in ways that are not served here; use response_format"
@@ -106,6 +113,7 @@ class Parameters(Body):
             "metadata",
             "service_tier",
             "prompt_cache_key",
+            "prompt_cache_options",
             "prompt_cache_retention",
             "prediction",
             "verbosity",
@@ -116,12 +124,12 @@ class Parameters(Body):
 
     # How the policy's own distribution is sampled: free.
     temperature: float | None = Field(None, ge=0, le=2)
-    top_p: float | None = Field(None, gt=0, le=1)
+    top_p: TopP | None = None
     top_k: int | None = Field(None, ge=-1, le=2**31 - 1)
     min_p: float | None = Field(None, ge=0, le=1)
-    presence_penalty: Penalty | None = None
-    frequency_penalty: Penalty | None = None
-    repetition_penalty: float | None = Field(None, gt=0, le=10)
+    presence_penalty: Penalty | None = Field(None, description="below 0 it forces words")
+    frequency_penalty: Penalty | None = Field(None, description="below 0 it forces words")
+    repetition_penalty: float | None = Field(None, gt=0, le=10, description="1 to 1.5; beyond, it forces words")
     seed: int | None = Field(None, ge=-(2**63), le=2**63 - 1)
 
     # Where it ends. The row keeps the reason, and an end that the policy did not choose is not taught.
@@ -198,8 +206,11 @@ def sent(parameters: Parameters, limit: int) -> dict[str, Any]:
 
 def forces(said: Mapping[str, Any]) -> bool:
     """Whether the client forced or biased the words of the answer, by what `sent` made of its request."""
+    least, most = REPETITION
     return bool(
         said.get("logit_bias")
+        or not least <= said.get("repetition_penalty", least) <= most
+        or min(said.get("presence_penalty", 0), said.get("frequency_penalty", 0)) < 0
         or said.get("ignore_eos")
         or said.get("min_tokens")
         or said.get("continue_final_message")
@@ -219,7 +230,7 @@ def _tools(said: dict[str, Any]) -> None:
     elif isinstance(choice := said.get("tool_choice"), dict):
         names = [tool["function"]["name"] for tool in said["tools"]]
         if choice["function"]["name"] not in names:
-            raise _wrong("tool_choice", f"names {choice['function']['name']!r}, which is none of tools")
+            raise _wrong("tool_choice", f"names {short(choice['function']['name'])}, which is none of tools")
 
 
 def _logprobs(said: dict[str, Any]) -> None:

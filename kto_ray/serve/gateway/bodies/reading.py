@@ -11,8 +11,9 @@ from fastapi import Request
 from starlette.requests import ClientDisconnect
 
 from kto_ray.serve.gateway.bodies import limits
-from kto_ray.serve.gateway.errors import ApiError
+from kto_ray.serve.gateway.errors import ApiError, short
 
+KEY, PLACE = 80, 300  # characters of a key, and of a place, that an error names
 Trail = tuple[Any, str | int] | None  # where a value stands: the trail of what holds it, and its key there
 
 
@@ -26,9 +27,9 @@ async def read_json(request: Request) -> dict[str, Any]:
 
 
 async def _read(request: Request) -> bytes:
-    encoding = request.headers.get("content-encoding", "identity").lower()
-    if encoding != "identity":
-        words = f"the body is sent with Content-Encoding {encoding!r}, which is not read here; send it as it is"
+    encoding = request.headers.get("content-encoding", "").strip().lower()
+    if encoding not in ("", "identity"):
+        words = f"the body is sent with Content-Encoding {short(encoding)}, which is not read here; send it as it is"
         raise ApiError(415, words, "Content-Encoding", "unsupported_encoding")
     announced = request.headers.get("content-length", "")
     if len(announced) > 18 or (announced.isascii() and announced.isdecimal() and int(announced) > limits.BODY_BYTES):
@@ -131,8 +132,13 @@ def _path(name: str, trail: Trail) -> str:
 
 
 def path(keys: Any) -> str:
-    """A place in a JSON document as clients write it: messages[0].content."""
-    return "".join(f"[{key}]" if isinstance(key, int) else f".{key}" for key in keys).removeprefix(".")
+    """A place in a JSON document as clients write it: messages[0].content. Keys are the client's, and may be long."""
+    steps = (f"[{key}]" if isinstance(key, int) else f".{_cut(key, KEY)}" for key in keys)
+    return _cut("".join(steps).removeprefix("."), PLACE)
+
+
+def _cut(text: str, length: int) -> str:
+    return text if len(text) <= length else f"{text[: length - 3]}..."
 
 
 def _unfit(where: str, fault: str) -> ApiError:

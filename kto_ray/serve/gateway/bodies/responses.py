@@ -6,7 +6,7 @@ It is served without a memory: an input holds the whole conversation, and what w
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Discriminator, Field, Tag, model_validator
@@ -15,7 +15,8 @@ from pydantic_core import PydanticCustomError
 from kto_ray.config import Config
 from kto_ray.serve.gateway.bodies import limits
 from kto_ray.serve.gateway.bodies.chat import ChatAsk, parse_chat
-from kto_ray.serve.gateway.bodies.parameters import Tokens
+from kto_ray.serve.gateway.bodies.messages import NOTES, of_refusal
+from kto_ray.serve.gateway.bodies.parameters import Tokens, TopP
 from kto_ray.serve.gateway.bodies.schema import Body, Name, NameOrEmpty, checked
 from kto_ray.serve.gateway.errors import ApiError
 
@@ -27,7 +28,6 @@ REFUSED = {
     "top_logprobs": "is told of chats only; use POST /v1/chat/completions",
     "max_tool_calls": "counts tools that the service calls itself, and it calls none; leave it out",
 }
-NOTES = frozenset({"id", "status", "phase", "annotations", "logprobs", "cache_control"})  # that SDKs dump with items
 # A chat's names of what goes by another name here.
 RENAMED = {
     "response_format.json_schema": "text.format",
@@ -46,6 +46,7 @@ class InputText(Body):
     @model_validator(mode="before")
     @classmethod
     def _text(cls, data: Any) -> Any:
+        data = of_refusal(data, "output_text")
         told = isinstance(data, dict) and data.get("type") in ("input_text", "output_text")
         if not told or not isinstance(data.get("text"), str):
             words = 'must be {"type": "input_text", "text": "..."} (or output_text): no other part is read here'
@@ -155,7 +156,7 @@ class ResponsesBody(Body):
 
     ignored: ClassVar[frozenset[str]] = frozenset(
         {"store", "metadata", "service_tier", "include", "truncation", "stream_options"}
-        | {"prompt_cache_key", "prompt_cache_retention"}
+        | {"prompt_cache_key", "prompt_cache_options", "prompt_cache_retention"}
     )
     refused: ClassVar[Mapping[str, str]] = REFUSED
     input: Input
@@ -163,7 +164,7 @@ class ResponsesBody(Body):
     model: NameOrEmpty | None = None
     stream: bool | None = None
     temperature: float | None = Field(None, ge=0, le=2)
-    top_p: float | None = Field(None, gt=0, le=1)
+    top_p: TopP | None = None
     max_output_tokens: Tokens | None = None
     tools: list[FunctionTool] | None = Field(None, max_length=limits.TOOLS)
     tool_choice: (
@@ -193,34 +194,52 @@ def parse_responses(body: dict[str, Any], headers: Mapping[str, str], config: Co
         ApiError: 400 that names the field.
     """
     parsed = checked(ResponsesBody, body)
-    messages, origins = _messages(parsed)
+    turns = _turns(parsed)
+    messages = [turn.message for turn in turns]
     try:
         chat = parse_chat({**_parameters(parsed), "messages": messages}, headers, config)
     except ApiError as error:
-        raise _renamed(error, origins) from None
+        raise _renamed(error, turns) from None
     return ResponsesAsk(chat, parsed.model_dump(exclude={"input", "stream"}, exclude_none=True, by_alias=True))
 
 
-def _messages(parsed: ResponsesBody) -> tuple[list[dict[str, Any]], list[str]]:
-    """A chat's messages, and which field each is of."""
+@dataclass(frozen=True, slots=True)
+class _Turn:
+    """A chat's message, and which fields of the request it and its calls are of."""
+
+    message: dict[str, Any]
+    origin: str
+    calls: list[str] = field(default_factory=list)
+
+
+def _turns(parsed: ResponsesBody) -> list[_Turn]:
     if isinstance(parsed.input, str):
-        told: list[tuple[dict[str, Any], str]] = [({"role": "user", "content": parsed.input}, "input")]
+        turns = [_Turn({"role": "user", "content": parsed.input}, "input")]
     else:
-        told = []
-        for number, item in enumerate(parsed.input):
-            last = told[-1][0] if told else None
-            if isinstance(item, FunctionCall) and last is not None and last["role"] == "assistant":
-                last.setdefault("tool_calls", []).append(_call(item))  # what the assistant did in one turn
-            elif not isinstance(item, Reasoning):
-                told.append((_message(item), f"input[{number}]"))
+        turns = _of_items(parsed.input)
     if parsed.instructions:
-        told.insert(0, ({"role": "system", "content": parsed.instructions}, "instructions"))
-    return [message for message, _ in told], [origin for _, origin in told]
+        turns.insert(0, _Turn({"role": "system", "content": parsed.instructions}, "instructions"))
+    return turns
 
 
-def _message(item: InputMessage | FunctionCall | FunctionCallOutput) -> dict[str, Any]:
-    if isinstance(item, FunctionCall):
-        return {"role": "assistant", "content": None, "tool_calls": [_call(item)]}
+def _of_items(items: list[Item]) -> list[_Turn]:
+    turns: list[_Turn] = []
+    for number, item in enumerate(items):
+        origin = f"input[{number}]"
+        if isinstance(item, FunctionCall):
+            if not turns or turns[-1].message["role"] != "assistant":
+                turns.append(_Turn({"role": "assistant", "content": None}, origin))
+            turns[-1].message.setdefault("tool_calls", []).append(_call(item))  # what it did in one turn
+            turns[-1].calls.append(origin)
+        elif not isinstance(item, Reasoning):
+            turns.append(_Turn(_message(item), origin))
+    if not turns:
+        words = "input holds nothing but reasoning, which is not read again; send the messages that it belongs to"
+        raise ApiError(400, words, "input")
+    return turns
+
+
+def _message(item: InputMessage | FunctionCallOutput) -> dict[str, Any]:
     if isinstance(item, FunctionCallOutput):
         return {"role": "tool", "tool_call_id": item.call_id, "content": _content(item.output)}
     return {"role": item.role, "content": _content(item.content)}
@@ -255,9 +274,14 @@ def _parameters(parsed: ResponsesBody) -> dict[str, Any]:
     return said
 
 
-def _renamed(error: ApiError, origins: list[str]) -> ApiError:
+def _renamed(error: ApiError, turns: list[_Turn]) -> ApiError:
     param = error.param or ""
-    places = {f"messages[{number}]": origin for number, origin in enumerate(origins)}
+    places = {
+        f"messages[{number}].tool_calls[{nth}].function": origin
+        for number, turn in enumerate(turns)
+        for nth, origin in enumerate(turn.calls)
+    }
+    places |= {f"messages[{number}]": turn.origin for number, turn in enumerate(turns)}
     for chats, ours in {**places, **RENAMED}.items():
         if param.startswith(chats):
             renamed = param.replace(chats, ours, 1)

@@ -6,10 +6,11 @@ from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import PydanticCustomError
 
 from kto_ray.serve.gateway.bodies import limits
 from kto_ray.serve.gateway.bodies.reading import path
-from kto_ray.serve.gateway.errors import ApiError
+from kto_ray.serve.gateway.errors import ApiError, short
 
 T = TypeVar("T", bound="Body")
 
@@ -57,9 +58,9 @@ def checked(model: type[T], body: dict[str, Any]) -> T:
         raise _told(error) from None
 
 
-def short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else text[:77] + "..."
+def rule(param: str, words: str) -> PydanticCustomError:
+    """What a body breaks as a whole, told by the field that mends it."""
+    return PydanticCustomError("rule", "{words}", {"words": words, "param": param})
 
 
 def _told(error: ValidationError) -> ApiError:
@@ -67,6 +68,8 @@ def _told(error: ValidationError) -> ApiError:
     # A part in brackets is no field, but the branch of a union or a mapping's key.
     where = path(part for part in first["loc"] if not str(part).startswith(("<", "["))) or None
     message = first["msg"].removeprefix("Value error, ")
+    if first["type"] == "rule":
+        return ApiError(400, message, first["ctx"]["param"])
     if first["type"] == "missing":
         return ApiError(400, f"{where} is missing", where)
     if first["type"] == "extra_forbidden":

@@ -15,14 +15,14 @@ SECRET = "0123456789abcdef-of-the-proxy"
 CONFIG = Config.model_validate({"http": {"proxy_secret": SECRET, "proxy_user_header": "Remote-User"}})
 
 
-def asked(**headers: bytes) -> Request:
+def asked(path: str = "/", **headers: bytes) -> Request:
     raw: Any = [(name.replace("_", "-").encode(), value) for name, value in headers.items()]
-    return Request({"type": "http", "method": "GET", "path": "/", "headers": raw, "client": ("192.0.2.7", 1)})
+    return Request({"type": "http", "method": "GET", "path": path, "headers": raw, "client": ("192.0.2.7", 1)})
 
 
 def test_a_proxys_user_is_text_in_utf_8() -> None:
-    who, by_key = who_asks(CONFIG, {}, asked(x_kto_proxy_secret=SECRET.encode(), remote_user="Zoë".encode()))
-    assert (who.name, who.user("bob"), by_key) == ("proxy/Zoë", "proxy/Zoë", False)
+    who, key = who_asks(CONFIG, {}, asked(x_kto_proxy_secret=SECRET.encode(), remote_user="Zoë".encode()))
+    assert (who.name, who.user("bob"), key) == ("proxy/Zoë", "proxy/Zoë", None)
 
 
 @pytest.mark.parametrize("user", [b"\xff\xfe", b"a\x00b", b"a\tb", "a\u2028b".encode()])
@@ -32,8 +32,12 @@ def test_what_is_no_name_is_refused(user: bytes) -> None:
     assert told.value.status == 401
 
 
-@pytest.mark.parametrize("given", [b"Bearer \xff\xfe", b"Bearer", b"Basic !", b"\x00", b"Bearer kto_" + b"\xe9" * 80])
-def test_a_key_that_is_no_text_is_refused(given: bytes) -> None:
+BASIC = [b"Basic !", b"Basic \xe9", b"Basic \xff\xfe=", b"Basic 6Q==", b"Basic", b"Basic " + "½".encode()]
+
+
+@pytest.mark.parametrize("path", ["/", "/api/public/scores"])
+@pytest.mark.parametrize("given", [b"Bearer \xff\xfe", b"Bearer", b"\x00", b"Bearer kto_" + b"\xe9" * 80, *BASIC])
+def test_a_key_that_is_no_text_is_refused(given: bytes, path: str) -> None:
     with pytest.raises(ApiError) as told:
-        who_asks(CONFIG, {}, asked(authorization=given))
+        who_asks(CONFIG, {}, asked(path, authorization=given))
     assert told.value.status == 401

@@ -248,6 +248,15 @@ def test_top_p_keeps_the_tokens_that_a_whole_sort_keeps() -> None:
     torch.testing.assert_close(cpu_sampler.apply_top_k_top_p(tiny.clone(), None, p[:3]), agreed)
 
 
+@pytest.mark.parametrize("looked_at", [(64, 1024), (2,), ()])
+def test_top_p_never_leaves_a_row_without_its_likeliest_token(looked_at: tuple[int, ...]) -> None:
+    logits = torch.randn(5, 3000)
+    p = torch.tensor([0.0, 1e-300, 1e-45, 1e-6, 0.9])
+    ours = cpu_sampler._top_p(logits.clone(), logits.logsumexp(dim=-1, keepdim=True), p, looked_at)
+    assert ours.argmax(dim=1).tolist() == logits.argmax(dim=1).tolist()
+    assert ours.isfinite().sum(dim=1).tolist()[:4] == [1, 1, 1, 1]
+
+
 def test_top_k_and_no_filter_are_left_to_vllm() -> None:
     logits, k, p = torch.randn(2, 300), torch.tensor([5, 300]), torch.tensor([0.9, 0.9])
     for top_k, top_p in ((k, p), (k, None), (None, None)):

@@ -41,7 +41,9 @@ def test_the_body_hash_is_of_the_meaning() -> None:
         ({"completion_id": "c", "kind": "thumb", "value": 1}, "value"),
         ({"completion_id": "c", "kind": "stars", "value": True}, "'stars'"),
         ({"completion_id": "c", "kind": "edit", "text": "  "}, "needs text"),
+        ({"completion_id": "c", "kind": "edit", "text": "\u200b \ufeff"}, "needs text"),
         ({"completion_id": "c", "kind": "comment"}, "needs comment"),
+        ({"completion_id": "c", "kind": "comment", "comment": "\u200b"}, "needs comment"),
         ({"completion_id": "c", "kind": "thumb", "value": True, "valeu": 1}, "valeu"),
         ({"completion_id": "", "kind": "thumb", "value": True}, "completion_id"),
     ],
@@ -50,6 +52,12 @@ def test_bad_feedback_says_what_is_missing(body: dict[str, Any], told: str) -> N
     with pytest.raises(ApiError) as error:
         parse_feedback(body, {})
     assert error.value.status == 400 and told in str(error.value)
+
+
+def test_an_edit_has_line_feeds_and_is_the_same_from_every_system() -> None:
+    told = [{"completion_id": "c", "kind": "edit", "text": text} for text in ("a\nb\u200b ", "a\r\nb\u200b ")]
+    one, two = (parse_feedback(body, {}) for body in told)
+    assert one.text == two.text == "a\nb\u200b " and one.body_hash == two.body_hash
 
 
 def test_a_long_idempotency_key_is_refused() -> None:
@@ -72,6 +80,16 @@ THUMB = {"completion_id": "c", "kind": "thumb", "value": True}
         ({"completion_id": "c" * 256}, "completion_id"),
         ({"kind": ["thumb"]}, "kind"),
         ({"value": "true"}, "value"),
+        ({"value": None}, "value"),
+        ({"kind": "stars"}, "kind"),
+        ({"kind": "x" * 5_000}, "kind"),
+        ({"kind": "edit"}, "text"),
+        ({"kind": "edit", "text": " "}, "text"),
+        ({"kind": "comment"}, "comment"),
+        ({"kind": "signal"}, "signal"),
+        ({"signal": "copied"}, "signal"),
+        ({"external": EXTERNAL}, "completion_id"),
+        ({"completion_id": None}, "completion_id"),
         ({"value": 0}, "value"),
         ({"text": "x" * (limits.TEXT + 1)}, "text"),
         ({"comment": "x" * (limits.COMMENT + 1)}, "comment"),
@@ -83,7 +101,7 @@ THUMB = {"completion_id": "c", "kind": "thumb", "value": True}
         ({"tags": []}, "tags"),
         ({"tags": {"a": "x" * limits.TAGS_CHARACTERS}}, "tags"),
         ({"completion_id": None, "external": "m"}, "external"),
-        ({"completion_id": None, "external": {"conversation": "k"}, "kind": "edit", "text": "x"}, None),
+        ({"completion_id": None, "external": {"conversation": "k"}, "kind": "edit", "text": "x"}, "external.message"),
         ({"completion_id": None, "external": {**EXTERNAL, "system": "s" * 65}}, "external.system"),
         ({"completion_id": None, "external": {**EXTERNAL, "system": ""}}, "external.system"),
         ({"completion_id": None, "external": {**EXTERNAL, "message": ""}}, "external.message"),
@@ -94,7 +112,7 @@ THUMB = {"completion_id": "c", "kind": "thumb", "value": True}
 def test_bad_feedback_names_the_field(change: dict[str, Any], param: str) -> None:
     with pytest.raises(ApiError) as error:
         parse_feedback({**THUMB, **change}, {})
-    assert (error.value.status, error.value.param) == (400, param)
+    assert (error.value.status, error.value.param) == (400, param) and len(str(error.value)) < 300
 
 
 @pytest.mark.parametrize("change", [{"kind": "signal"}, {"kind": "signal", "signal": "stared"}, {"signal": "copied"}])

@@ -49,6 +49,30 @@ def test_calls_of_tools_and_their_answers_pass() -> None:
     assert normal({"role": "assistant", "tool_calls": [untyped]})[0]["tool_calls"] == [CALL]
 
 
+def test_notes_that_sdks_keep_with_an_answer_are_neither_sent_nor_logged() -> None:
+    notes = {"parsed": {"port": "Hull"}, "reasoning_details": [{"type": "reasoning.text"}], "id": "m1", "index": 0}
+    function = {"name": "tide", "arguments": '{"port": "Hull"}', "parsed_arguments": {"port": "Hull"}}
+    call = {**CALL, "function": function, "index": 0, "extra_content": {"a": 1}, "provider_specific_fields": {}}
+    parts = [{"type": "text", "text": "Hi.", "id": "p", "index": 0, "annotations": [], "parsed": {}}]
+    answered = {"role": "assistant", "content": parts, "tool_calls": [call], **notes}
+    told = {"role": "tool", "tool_call_id": "c1", "content": "high at 4", "status": "completed"}
+    assert normal(USER, answered, told) == [
+        USER,
+        {"role": "assistant", "content": [{"type": "text", "text": "Hi."}], "tool_calls": [CALL]},
+        {"role": "tool", "tool_call_id": "c1", "content": "high at 4"},
+    ]
+
+
+def test_a_refusal_is_what_was_said_where_nothing_else_was() -> None:
+    refused = {"role": "assistant", "content": None, "refusal": "I cannot."}
+    part = {"type": "refusal", "refusal": "I cannot."}
+    assert normal(refused, USER)[0] == {"role": "assistant", "content": "I cannot."}
+    assert normal({**refused, "content": "Red."}, USER)[0] == {"role": "assistant", "content": "Red."}
+    assert normal({"role": "assistant", "content": [part]}, USER)[0]["content"] == [
+        {"type": "text", "text": "I cannot."}
+    ]
+
+
 def test_parts_names_and_roles_pass() -> None:
     parts = [{"type": "text", "text": "Read this."}, {"type": "text", "text": ""}]
     cached = [{**parts[0], "cache_control": {"type": "ephemeral"}}, parts[1]]
@@ -108,7 +132,8 @@ def calling(arguments: Any) -> dict[str, Any]:
         ({"role": "user", "content": "Hi", "name": ""}, "messages[0].name"),
         ({"role": "user", "content": "Hi", "name": "n" * 256}, "messages[0].name"),
         ({"role": "user", "content": "Hi", "date": "today"}, "messages[0].date"),
-        ({"role": "assistant", "content": "Hi", "refusal": "No."}, "messages[0].refusal"),
+        ({"role": "assistant", "content": "Hi", "refusal": 7}, "messages[0].refusal"),
+        ({"role": "user", "content": "Hi", "refusal": "No."}, "messages[0].refusal"),
         ({"role": "assistant", "content": "Hi", "prefix": True}, "messages[0].prefix"),
         ({"role": "user", "content": "Hi", "tool_calls": [CALL]}, "messages[0].tool_calls"),
         ({"role": "user", "content": "Hi", "tool_call_id": "c"}, "messages[0].tool_call_id"),

@@ -24,8 +24,11 @@ def ask(**body: Any) -> ChatAsk:
 @pytest.mark.parametrize(
     "said",
     [
-        {"temperature": 0.0, "top_p": 1.0, "presence_penalty": -2.0, "frequency_penalty": 2.0},
+        {"temperature": 0.0, "top_p": 1.0, "presence_penalty": 2.0, "frequency_penalty": 2.0},
         {"top_k": 40, "min_p": 0.05, "repetition_penalty": 1.1},
+        {"top_k": 1, "presence_penalty": 0.0, "repetition_penalty": 1.0},
+        {"min_p": 1.0, "repetition_penalty": 1.5},
+        {"temperature": 2.0, "top_p": 1e-6},
         {"seed": -7},
         {"stop": ","},
         {"stop": ["\n", "User:"]},
@@ -54,6 +57,12 @@ def test_what_is_free_goes_to_the_engine_as_it_is(said: dict[str, Any]) -> None:
         {"tools": [TOOL], "tool_choice": NAMED},
         {"ignore_eos": True},
         {"min_tokens": 5},
+        {"repetition_penalty": 1e-6},
+        {"repetition_penalty": 0.99},
+        {"repetition_penalty": 1.51},
+        {"repetition_penalty": 10.0},
+        {"presence_penalty": -0.1},
+        {"frequency_penalty": -2.0, "presence_penalty": 2.0},
     ],
 )
 def test_what_forces_words_is_served_and_marked(said: dict[str, Any]) -> None:
@@ -83,6 +92,7 @@ def test_a_begun_answer_is_forced() -> None:
         {"logit_bias": {}, "stop": [], "bad_words": [], "stop_token_ids": [], "chat_template_kwargs": {}},
         {"stop": ""},
         {"store": True, "metadata": {"a": "b"}, "service_tier": "auto", "prompt_cache_key": "k", "verbosity": "low"},
+        {"prompt_cache_options": {"mode": "explicit", "ttl": "30m"}, "prompt_cache_retention": "24h"},
         {"skip_special_tokens": True, "modalities": ["text"], "add_generation_prompt": True},
         {"continue_final_message": False, "min_tokens": 0},
         {"stream_options": {"include_usage": True, "include_obfuscation": False}},
@@ -105,6 +115,8 @@ def test_what_says_nothing_is_dropped(said: dict[str, Any]) -> None:
         ({"temperature": 2.1}, "temperature"),
         ({"temperature": [1]}, "temperature"),
         ({"top_p": 0}, "top_p"),
+        ({"top_p": 1e-300}, "top_p"),
+        ({"top_p": 9e-7}, "top_p"),
         ({"top_p": 1.1}, "top_p"),
         ({"top_k": 1.5}, "top_k"),
         ({"top_k": True}, "top_k"),
