@@ -14,11 +14,13 @@ from k8s_pods import head_pod, ray_pods
 from k8s_references import Around, mounted_config_errors, secret_errors, spec_errors
 from k8s_serve import serve_errors, without_replicas
 
+from kto_ray.config.serving import ServeSection
+
 NAME_LIMIT = 47  # beyond, KubeRay's generated names would not fit
 REQUIRED_ENV = ("KTO_RAY__STORE_URL", "KTO_RAY__SALT")
 SET_BY_KUBERAY = {"RAY_REDIS_ADDRESS", "REDIS_PASSWORD", "RAY_AUTH_MODE", "RAY_AUTH_TOKEN"}
 DRAIN = "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S"
-LONGEST_ANSWER_S = 120  # that gateways and policies wait for: graceful_shutdown_timeout_s of their deployments
+LONGEST_ANSWER_S = ServeSection().grace_s  # no config of ours changes it
 SLACK_S = 10  # between the end of a drain and SIGKILL
 DEFAULT_GRACE_S = 30  # Kubernetes'
 
@@ -105,7 +107,7 @@ def end_errors(cluster: Document) -> Iterator[str]:
                 f"terminationGracePeriodSeconds {grace}: SIGKILL would come in the middle"
             )
         if group in serving and drain < LONGEST_ANSWER_S:
-            yield f"{group}: {DRAIN} is {drain}, and an answer may take {LONGEST_ANSWER_S} s; raise it"
+            yield f"{group}: {DRAIN} is {drain}, and an answer may take {LONGEST_ANSWER_S:g} s; raise it"
         if group in serving and not pause:
             yield f"{group}: lifecycle.preStop does not sleep: chat would still be sent to a pod that drains"
         if group == "headGroupSpec" and drain:
