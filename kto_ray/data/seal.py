@@ -46,7 +46,7 @@ def seal(config: Config, until: int | None = None, tell: Callable[[str], None] =
             del dropped["newest_at"], dropped["newest_seq"]
             read = partial(read_examples, config.database_url, until=out.newest_seq)
             model, newest = resolve_model(config.model), (out.newest_at, out.newest_seq)
-            return freeze(config, model, ranges, read, dropped, *newest, begin, files.publish)
+            return freeze(config, model, ranges, read, dropped, *newest, begin, files.publishing)
     finally:
         store.close()
 

@@ -33,7 +33,7 @@ from kto_ray.records.rounds import Judging, Loading, Round, Sealing, Training
 from kto_ray.records.snapshots import SnapshotManifest
 from kto_ray.records.users import user_hash
 from kto_ray.store import Store, adapters, archives, requests, rounds, snapshots, users
-from kto_ray.store.custody import Work, custody
+from kto_ray.store.custody import Custody, Work, custody
 from kto_ray.store.scrub import scrub
 
 PATIENCE_S = 60.0  # that one erasure waits for another, and for a snapshot that is being published
@@ -110,19 +110,20 @@ def erase(store: Store, config: Config, subject: Subject) -> Erasure:
 
     Raises:
         Unknown: as `reach_of`.
-        Busy: another erasure, or the publishing of a snapshot, goes on for too long.
+        Busy: another erasure, or the publishing of a snapshot, goes on for too long; or another has taken the files
+            while this stood still (`Lost`).
         ValueError: an archive that holds their texts is damaged.
     """
     left = spooled.bring(store, Path(config.spool), subject, config.feedback)
-    with custody(store, Work.ERASING, PATIENCE_S):
+    with custody(store, Work.ERASING, PATIENCE_S) as files:
         with store.read() as tx:
             reach = reach_of(tx, config, subject)
         _bury(config, subject, reach.snapshots)
         with store.write() as tx:
             asked = _ask_the_loop(tx, config, reach)
-        archived = _from_archives(store, config, reach.completions)
+        archived = _from_archives(store, config, files, reach.completions)
         rows = _rows(store, subject)
-        _sweep(store, config)
+        _sweep(config, files)
     remains = (*left, *scrub(store))
     with store.read() as tx:  # an adapter may have come of a training that was at its end
         learnt = learnt_from(adapters.every(tx), {h.snapshot for h in reach.snapshots})
@@ -200,7 +201,7 @@ def _bury(config: Config, subject: Subject, snapshots: Sequence[Held]) -> None:
         purge_rows(held.uri, load_manifest(held.uri), grave)
 
 
-def _from_archives(store: Store, config: Config, ids: Sequence[str]) -> int:
+def _from_archives(store: Store, config: Config, files: Custody, ids: Sequence[str]) -> int:
     """Write the archives that hold texts of these completions anew without them; how many texts that were."""
     gone = 0
     with store.read() as tx:
@@ -208,7 +209,7 @@ def _from_archives(store: Store, config: Config, ids: Sequence[str]) -> int:
     for old in touched:
         new, rows = archive.without(config.home, old, ids)
         if rows:
-            with store.write() as tx:
+            with files.naming() as tx:  # the file of an erasure that has lost them is swept by the next
                 archives.replace(tx, new)
             archive.delete(old)
             gone += rows
@@ -233,21 +234,20 @@ def _snapshots(tx: sa.Connection, config: Config) -> list[tuple[str, str]]:
     return list(({name: home.snapshot(name) for name in sealed} | dict(snapshots.every(tx))).items())
 
 
-def _sweep(store: Store, config: Config) -> None:
+def _sweep(config: Config, files: Custody) -> None:
     """Delete what was staged and never published, what killed purges left, and files of archives that no row names: it
     may hold anyone's rows."""
     home = Paths(config.home)
     fs, folder = filesystem(home.snapshots())
-    parts = fs.ls(folder, detail=False) if fs.exists(folder) else []
-    torn = [str(part) for part in parts if not fs.exists(join(part, SNAPSHOT_MANIFEST))]
-    leftovers = [filesystem(home.staging())[1], *torn]
-    for leftover in leftovers:
-        if fs.exists(leftover):
-            fs.rm(leftover, recursive=True)
+    with files.naming() as tx:
+        parts = fs.ls(folder, detail=False) if fs.exists(folder) else []
+        torn = [str(part) for part in parts if not fs.exists(join(part, SNAPSHOT_MANIFEST))]
+        leftovers = [filesystem(home.staging())[1], *torn]
+        for leftover in leftovers:
+            if fs.exists(leftover):
+                fs.rm(leftover, recursive=True)
+        archive.sweep(config.home, archives.every(tx))
     for name in (str(part).split("/")[-1] for part in parts if str(part) not in leftovers):
         uri = home.snapshot(name)
         if grave := read_tombstone(uri):
             purge_rows(uri, load_manifest(uri), grave)
-    with store.read() as tx:
-        known = archives.every(tx)
-    archive.sweep(config.home, known)
