@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import sqlalchemy as sa
@@ -14,9 +14,10 @@ from kto_ray.records.completions import Completion
 from kto_ray.records.feedback import Feedback
 from kto_ray.store import completions, feedback, tallies
 from kto_ray.store.database import Store, is_away, lost_a_race
+from kto_ray.store.spool import Entry
 
 Change = Callable[[sa.Connection], Any]
-Work = Completion | Feedback | Change
+Work = Entry | Change
 
 RACES = 4  # times that a transaction is tried when others are in its way
 
@@ -35,6 +36,22 @@ def commit(store: Store, works: Sequence[Work], rules: FeedbackSection) -> list[
         if len(works) == 1:
             return [error]
     return _transact(store, lambda tx: [_alone(tx, work, rules) for work in works])
+
+
+def runs(entries: Sequence[Entry], most: int) -> Iterator[Sequence[Entry]]:
+    """Entries that came one after the other, as they may be committed together. In a transaction completions go first,
+    so one is cut where a completion follows an event on its conversation: that event means the turn that was the last
+    when it was given."""
+    begin, spoken = 0, set[tuple[str, str]]()
+    for at, entry in enumerate(entries):
+        talk = (entry.external.system, entry.external.conversation) if entry.external is not None else None
+        if at - begin == most or (isinstance(entry, Completion) and talk in spoken):
+            yield entries[begin:at]
+            begin, spoken = at, set()
+        if isinstance(entry, Feedback) and talk is not None:
+            spoken.add(talk)
+    if begin < len(entries):
+        yield entries[begin:]
 
 
 def _transact(store: Store, act: Callable[[sa.Connection], list[Any]]) -> list[Any]:

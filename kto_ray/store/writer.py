@@ -22,7 +22,7 @@ from kto_ray.records.feedback import Feedback
 from kto_ray.store.database import Store, first_line, is_away
 from kto_ray.store.recording import Receipt, Recorded
 from kto_ray.store.spool import Entry, Spool, SpoolFailed, orphans
-from kto_ray.store.together import Change, Work, commit
+from kto_ray.store.together import Change, Work, commit, runs
 
 log = logging.getLogger(__name__)
 
@@ -227,8 +227,7 @@ def drain_one(store: Store, spool: Spool, rules: FeedbackSection) -> bool:
     segment = spool.oldest()
     if segment is None:
         return False
-    for begin in range(0, len(segment.entries), TOGETHER):
-        some: Sequence[Entry] = segment.entries[begin : begin + TOGETHER]
+    for some in runs(segment.entries, TOGETHER):
         for entry, outcome in zip(some, commit(store, some, rules), strict=True):
             if isinstance(outcome, Exception):
                 spool.refuse(entry, f"{type(outcome).__name__}: {outcome}")

@@ -12,12 +12,16 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
-from kto_ray.store import Store, completions, feedback, open_store, schema, tallies, writer
+from kto_ray.config.capture import FeedbackSection
+from kto_ray.records.completions import Completion, ExternalRef
+from kto_ray.records.feedback import Feedback
+from kto_ray.store import Store, completions, feedback, labels, open_store, schema, tallies, writer
 from kto_ray.store.database import Patience
 from kto_ray.store.recording import KeyReused, Recorded
-from kto_ray.store.spool import REFUSED, Spool
+from kto_ray.store.spool import REFUSED, Entry, Spool
 from kto_ray.store.tallies import Tally
-from kto_ray.store.writer import Writer, WriterBusy
+from kto_ray.store.together import runs
+from kto_ray.store.writer import Writer, WriterBusy, drain_one
 from tests.support.rows import completion, thumb
 
 HASTY = Patience(statement_s=5, lock_s=0.2)
@@ -239,6 +243,34 @@ def test_what_the_store_refuses_from_the_spool_is_set_aside(hasty: Store, store:
     assert arrived(store, Tally(completions=1, stored=1, up=1, came=1))
     pen.close()
     assert '"f2"' in (spool.folder / REFUSED).read_text()
+
+
+def turn(number: int) -> Completion:
+    return completion(f"c{number}", external=ExternalRef("web", "chat", f"m{number}"))
+
+
+def of_the_chat(name: str, value: bool) -> Feedback:
+    return thumb(name, None, value, external=ExternalRef("web", "chat"))
+
+
+def test_what_was_said_of_a_conversation_means_the_turn_that_was_the_last_then(store: Store, spool: Spool) -> None:
+    spool.append([turn(1)])
+    spool.append([of_the_chat("f1", False), turn(2), of_the_chat("f2", True)])
+    while drain_one(store, spool, FeedbackSection()):
+        pass
+    with store.read() as tx:
+        assert [one.verdict.value for name in ("c1", "c2") for one in labels.of(tx, name)] == ["down", "up"]
+
+
+def test_a_batch_is_cut_where_an_order_within_it_counts_and_nowhere_else() -> None:
+    def sizes(*entries: Entry) -> list[int]:
+        return [len(some) for some in runs(entries, 4)]
+
+    other = completion("d1", external=ExternalRef("web", "other", "m1"))
+    assert sizes(turn(1), turn(2), of_the_chat("f1", True), other) == [4]
+    assert sizes(turn(1), of_the_chat("f1", True), turn(2), of_the_chat("f2", True), turn(3)) == [2, 2, 1]
+    assert sizes(*[completion(f"c{i}") for i in range(9)]) == [4, 4, 1]
+    assert sizes() == []
 
 
 def test_what_is_drained_twice_is_stored_once(hasty: Store, store: Store, tmp_path: Path) -> None:
