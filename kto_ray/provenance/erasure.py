@@ -1,15 +1,16 @@
 """Take a user, or one completion, out of all that is kept, while the service runs; and train again what learnt from it.
 
-Rows leave the store and its files, texts leave archives and spools, and affected snapshots lose their shards. Adapters
-keep their weights: one may be answering at this moment. The loop is asked to let go of what it holds of a snapshot that
-is gone, and the config says whether affected adapters go on serving (`retention.after_erasure`). What replaces one is
-trained on the snapshot that would have been sealed then, had the user never been there.
+With a completion go the later turns that quote it. Rows leave the store and its files, texts leave archives and spools,
+and affected snapshots lose their shards. Adapters keep their weights: one may be answering at this moment. The loop is
+asked to let go of what it holds of a snapshot that is gone, and the config says whether affected adapters go on serving
+(`retention.after_erasure`). What replaces one is trained on the snapshot that would have been sealed then, had the user
+never been there.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import astuple, dataclass, replace
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from kto_ray.data.seal import seal
 from kto_ray.data.tombstone import Tombstone, purge_rows, read_tombstone
 from kto_ray.paths import SNAPSHOT_MANIFEST, Paths, filesystem, join
 from kto_ray.provenance import spooled
+from kto_ray.provenance.later import quoting
 from kto_ray.provenance.lineage import Held, held_rows
 from kto_ray.provenance.taint import learnt_from
 from kto_ray.records.adapters import AdapterVersion
@@ -45,13 +47,14 @@ class Unknown(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Reach:
-    """How far a user or a completion reaches. `completions` are the ids of what goes, `adapters` those that learnt from
-    one of `snapshots`, oldest first; `unknown` are the snapshots purged for another's sake before, which cannot be
-    asked any more."""
+    """How far a user or a completion reaches. `completions` are the ids of what goes, and `later` those of the turns
+    that quote a completion and go too; `adapters` learnt from one of `snapshots`, oldest first; `unknown` are the
+    snapshots purged for another's sake before, which cannot be asked any more."""
 
     subject: Subject
     rows: ErasedRows
     completions: Sequence[str]
+    later: tuple[str, ...]
     snapshots: tuple[Held, ...]
     adapters: tuple[AdapterVersion, ...]
     aliases: Mapping[str, str]  # alias -> adapter name
@@ -71,6 +74,7 @@ class Reach:
             snapshots=tuple(RowsIn(h.snapshot, dict(h.rows or {}), h.purged_at) for h in self.snapshots),
             adapters=tuple(AffectedAdapter(v.name, tuple(self.served_as(v))) for v in self.adapters),
             rounds=rounds,
+            later=self.later,
             unknown=self.unknown,
             asked=tuple(asked),
             remains=tuple(remains),
@@ -82,9 +86,12 @@ def reach_of(tx: sa.Connection, config: Config, subject: Subject) -> Reach:
 
     Raises:
         Unknown: neither the store nor a snapshot knows the user or the completion.
+        ValueError: an archive that may hold a turn that quotes the completion is damaged.
     """
-    found, asked = users.rows_of(tx, subject), users.completions_of(tx, subject)
-    ids = asked if subject.kind == "user" else [subject.name]
+    asked = users.completions_of(tx, subject)
+    later = quoting(tx, subject.name) if subject.kind == "completion" else ()
+    found = _sum(users.rows_of(tx, each) for each in (*map(_completion, later), subject))
+    ids = asked if subject.kind == "user" else [subject.name, *later]
     held = held_rows(_snapshots(tx, config), _hash(config, subject), ids)
     theirs = tuple(h for h in held if h.rows)
     if found == users.NOTHING and not theirs:
@@ -94,6 +101,7 @@ def reach_of(tx: sa.Connection, config: Config, subject: Subject) -> Reach:
         subject=subject,
         rows=found,
         completions=asked,
+        later=later,
         snapshots=theirs,
         adapters=learnt_from(adapters.every(tx), purged),
         aliases=adapters.aliases(tx, config.base_name),
@@ -121,14 +129,17 @@ def erase(store: Store, config: Config, subject: Subject) -> Erasure:
         _bury(config, subject, reach.snapshots)
         with store.write() as tx:
             asked = _ask_the_loop(tx, config, reach)
-        archived = _from_archives(store, config, files, reach.completions)
-        rows = _rows(store, subject)
+        archived, rows = 0, []
+        # A completion's own text last: it is how the turns that quote it are found again.
+        for ids, subjects in ((reach.later, [*map(_completion, reach.later)]), (reach.completions, [subject])):
+            archived += _from_archives(store, config, files, ids)
+            rows += [_rows(store, each) for each in subjects]
         _sweep(config, files)
     remains = (*left, *scrub(store))
     with store.read() as tx:  # an adapter may have come of a training that was at its end
         learnt = learnt_from(adapters.every(tx), {h.snapshot for h in reach.snapshots})
         aliases = adapters.aliases(tx, config.base_name)
-    return replace(reach, rows=rows, adapters=learnt, aliases=aliases).told(archived, asked, remains)
+    return replace(reach, rows=_sum(rows), adapters=learnt, aliases=aliases).told(archived, asked, remains)
 
 
 def to_replace(reach: Reach) -> list[AdapterVersion]:
@@ -217,13 +228,21 @@ def _from_archives(store: Store, config: Config, files: Custody, ids: Sequence[s
 
 
 def _rows(store: Store, subject: Subject) -> ErasedRows:
-    total = users.NOTHING
+    gone: list[ErasedRows] = []
     while True:
         with store.write() as tx:
             some = users.erase_some(tx, subject)
         if some == users.NOTHING:
-            return total
-        total = ErasedRows(*(a + b for a, b in zip(astuple(total), astuple(some), strict=True)))
+            return _sum(gone)
+        gone.append(some)
+
+
+def _sum(rows: Iterable[ErasedRows]) -> ErasedRows:
+    return ErasedRows(*map(sum, zip(*map(astuple, (users.NOTHING, *rows)), strict=True)))
+
+
+def _completion(name: str) -> Subject:
+    return Subject("completion", name)
 
 
 def _snapshots(tx: sa.Connection, config: Config) -> list[tuple[str, str]]:
