@@ -29,15 +29,16 @@ def bring(store: Store, root: Path, subject: Subject, rules: FeedbackSection) ->
     if not root.is_dir():
         return ()
     folders = [folder for folder in sorted(root.iterdir()) if folder.is_dir()]
+    unread: list[str] = []
     for folder in folders:
         _drain(store, folder, rules)
-        _blot(folder / REFUSED, subject)
+        unread += _blot(folder / REFUSED, subject)
     deadline = time.monotonic() + PATIENCE_S
     while (waiting := _holding(root, SEGMENT, subject)) and time.monotonic() < deadline:
         time.sleep(POLL_S)
     said = [f"{path} has not come to the store, and holds some of it: erase again when it has" for path in waiting]
     damaged = _holding(root, DAMAGED, subject)
-    return (*said, *(f"{path} is damaged, and holds some of it: look at it and delete it" for path in damaged))
+    return (*said, *unread, *(f"{path} is damaged, and holds some of it: look at it and delete it" for path in damaged))
 
 
 def _drain(store: Store, folder: Path, rules: FeedbackSection) -> None:
@@ -68,24 +69,32 @@ def _concerns(entry: Entry, subject: Subject) -> bool:
     return subject.name == (entry.id if isinstance(entry, Completion) else entry.completion_id)
 
 
-def _blot(path: Path, subject: Subject) -> None:
-    """Overwrite lines in their place: the process whose file it is may append at this moment."""
+def _blot(path: Path, subject: Subject) -> list[str]:
+    """Overwrite lines in their place: the process whose file it is may append at this moment. Returns what cannot be
+    read, in words."""
+    unread: list[str] = []
     if not path.exists():
-        return
+        return unread
     with path.open("r+b") as file:
         for begin, line in _lines(file.read()):
-            told: dict[str, Any] = json.loads(line)
+            try:
+                told: dict[str, Any] = json.loads(line)
+            except ValueError:
+                words = "cannot be read, and may hold some of it: look at it and delete it"
+                unread.append(f"{path}, from byte {begin}: {len(line)} bytes {words}")
+                continue
             names = ("user",) if subject.kind == "user" else ("id", "completion_id", "named_completion")
             if subject.name in (told.get(name) for name in names):
                 file.seek(begin)
                 file.write(b" " * len(line))
         file.flush()
         os.fsync(file.fileno())
+    return unread
 
 
 def _lines(data: bytes) -> Iterator[tuple[int, bytes]]:
     begin = 0
     for line in data.splitlines(keepends=True):
-        if line.strip() and line.endswith(b"\n"):
-            yield begin, line[:-1]
+        if line.strip():
+            yield begin, line.rstrip(b"\n")
         begin += len(line)

@@ -119,10 +119,12 @@ class Spool:
     def refuse(self, entry: Entry, why: str) -> None:
         """Set aside an entry that the store will never take, so that those behind it can go on."""
         log.error("the store refuses %s from the spool: %s; it is kept in %s", entry.id, why, self.folder / REFUSED)
-        fd = os.open(self.folder / REFUSED, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+        line = json.dumps({"why": why, **_plain(entry)}).encode() + b"\n"
+        fd = os.open(self.folder / REFUSED, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
         try:
-            os.write(fd, json.dumps({"why": why, **_plain(entry)}).encode() + b"\n")
-            os.fdatasync(fd)
+            end = os.lseek(fd, 0, os.SEEK_END)
+            torn = end > 0 and os.pread(fd, 1, end - 1) != b"\n"  # the machine stopped while a line was written
+            _append(fd, b"\n" + line if torn else line)
         finally:
             os.close(fd)
 
@@ -140,18 +142,11 @@ class Spool:
         return fd, path
 
     def _write(self, fd: int, data: bytes) -> None:
-        """All of it, durably, or nothing; after an error the next entries go to another segment."""
-        end = os.lseek(fd, 0, os.SEEK_CUR)
+        """After an error the next entries go to another segment."""
         try:
-            view = memoryview(data)
-            while view:
-                view = view[os.write(fd, view) :]
-            os.fdatasync(fd)
+            _append(fd, data)
         except OSError:
-            try:
-                os.ftruncate(fd, end)
-            finally:
-                self._end()
+            self._end()
             raise
 
     def _end(self) -> None:
@@ -213,6 +208,19 @@ def read(path: Path) -> Segment:
     if damaged:
         log.error("%s is damaged: %d bytes are not what was written; it is kept as *%s", path, damaged, DAMAGED)
     return Segment(path, tuple(entries), damaged, torn)
+
+
+def _append(fd: int, data: bytes) -> None:
+    """All of it, durably, or nothing: a disk that is nearly full takes a part and says so by a number alone."""
+    end = os.lseek(fd, 0, os.SEEK_END)
+    try:
+        view = memoryview(data)
+        while view:
+            view = view[os.write(fd, view) :]
+        os.fdatasync(fd)
+    except OSError:
+        os.ftruncate(fd, end)
+        raise
 
 
 def _framed(entry: Entry) -> bytes:

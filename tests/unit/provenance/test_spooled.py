@@ -69,3 +69,16 @@ def test_what_the_store_refused_is_blotted_out_and_what_is_damaged_told(sqlite_s
     assert left["id"] == "other" and "secret" not in refused.read_text()
     spooled.bring(sqlite_store, Path(config.spool), Subject("completion", "other"), config.feedback)
     assert refused.read_text().strip() == ""
+
+
+def test_a_line_that_cannot_be_read_is_told(sqlite_store: Store, config: Config) -> None:
+    held = Spool(Path(config.spool) / "0")
+    held.refuse(completion("bad", "ann"), "too long")
+    refused = held.folder / "refused.jsonl"
+    whole = refused.read_bytes()
+    refused.write_bytes(b'{"why": "to\n' + whole + b"{")
+    held.close()
+    said, torn = spooled.bring(sqlite_store, Path(config.spool), ANN, config.feedback)
+    assert "refused.jsonl, from byte 0: 11 bytes cannot be read" in said
+    assert f"refused.jsonl, from byte {12 + len(whole)}: 1 bytes cannot be read" in torn
+    assert refused.read_bytes() == b'{"why": "to\n' + b" " * (len(whole) - 1) + b"\n{"

@@ -4,6 +4,7 @@ before anybody is acknowledged."""
 from __future__ import annotations
 
 import errno
+import json
 import os
 import resource
 from collections.abc import Iterator
@@ -15,7 +16,7 @@ import pytest
 
 from kto_ray.records.completions import ExternalRef
 from kto_ray.records.feedback import FeedbackKind, Signal
-from kto_ray.store.spool import DAMAGED, HEAD, LOCK, SEGMENT, Spool, SpoolFailed, orphans, own, read
+from kto_ray.store.spool import DAMAGED, HEAD, LOCK, REFUSED, SEGMENT, Spool, SpoolFailed, orphans, own, read
 from tests.support.rows import completion, thumb
 
 WHOLE = completion(
@@ -153,6 +154,32 @@ def test_a_disk_that_fails_is_told(spool: Spool, monkeypatch: pytest.MonkeyPatch
             spool.append([completion("c1")])
     spool.append([completion("c2")])
     assert [entry.id for path in segments(spool) for entry in read(path).entries] == ["c2"]
+
+
+def refused(spool: Spool) -> list[str]:
+    return [json.loads(line)["id"] for line in (spool.folder / REFUSED).read_text().splitlines()]
+
+
+def test_what_is_refused_is_written_whole_where_the_disk_takes_a_part_at_a_time(
+    spool: Spool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = os.write
+    monkeypatch.setattr(os, "write", lambda fd, data: write(fd, data[:100]))
+    spool.refuse(WHOLE, "too long")
+    assert refused(spool) == [WHOLE.id]
+
+
+def test_what_cannot_be_set_aside_leaves_no_part_and_what_follows_a_torn_line_begins_its_own(spool: Spool) -> None:
+    spool.refuse(SAID, "key reused")
+    with full_disk(), pytest.raises(OSError, match="File too large"):
+        spool.refuse(completion("c2", text="long" * 1000), "too long")
+    spool.refuse(completion("c3"), "why")
+    assert refused(spool) == [SAID.id, "c3"]
+    with (spool.folder / REFUSED).open("ab") as file:
+        file.write(b'{"why": "to')  # the machine stopped
+    spool.refuse(completion("c4"), "why")
+    lines = (spool.folder / REFUSED).read_text().splitlines()
+    assert len(lines) == 4 and json.loads(lines[3])["id"] == "c4"
 
 
 def test_each_process_has_a_folder_of_its_own_and_adopts_what_the_dead_left(tmp_path: Path) -> None:
