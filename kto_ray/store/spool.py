@@ -40,8 +40,9 @@ class SpoolFailed(RuntimeError):
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """What a file holds. `damaged`: bytes in its middle that are not what was written; `torn`: bytes at its end of what
-    was never acknowledged, for the machine stopped while it was written."""
+    """What a file holds. `damaged`: bytes in its middle that are not what was written, or that a program wrote which is
+    newer than this one; `torn`: bytes at its end of what was never acknowledged, for the machine stopped while it was
+    written."""
 
     path: Path
     entries: tuple[Entry, ...]
@@ -63,10 +64,11 @@ class Spool:
         try:
             fcntl.flock(self._lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             self._sizes = {path: len(read(path).entries) for path in sorted(folder.glob(f"*{SEGMENT}"))}
-        except OSError:
+            named = (*self._sizes, *folder.glob(f"*{DAMAGED}"))  # which another of the same number would overwrite
+            self._next = 1 + max((int(path.stem) for path in named), default=0)
+        except BaseException:
             os.close(self._lock_fd)
             raise
-        self._next = 1 + max((int(path.stem) for path in self._sizes), default=0)
         self._mutex = threading.Lock()
         self._file: tuple[int, Path] | None = None  # the segment that is written
 
@@ -174,6 +176,9 @@ def orphans(root: Path, mine: Spool) -> Iterator[Spool]:
             spool = Spool(folder)
         except BlockingIOError:
             continue
+        except OSError as error:
+            log.error("the spool %s cannot be looked at: %s; what it holds stays there", folder, error)
+            continue
         try:
             yield spool
         finally:
@@ -198,15 +203,16 @@ def read(path: Path) -> Segment:
         if end > len(data):
             torn = len(data) - at
             break
-        if zlib.crc32(data[begin:end]) == checksum:
-            entries.append(_entry(json.loads(data[begin:end])))
+        entry = _entry(data[begin:end]) if zlib.crc32(data[begin:end]) == checksum else None
+        if entry is not None:
+            entries.append(entry)
         else:
             damaged += end - at
         at = end
     if torn:
         log.warning("%s ends in the middle of an entry that nobody was told of; its %d bytes are dropped", path, torn)
     if damaged:
-        log.error("%s is damaged: %d bytes are not what was written; it is kept as *%s", path, damaged, DAMAGED)
+        log.error("%s is damaged: %d bytes of it cannot be read; it is kept as *%s", path, damaged, DAMAGED)
     return Segment(path, tuple(entries), damaged, torn)
 
 
@@ -239,10 +245,16 @@ def _plain(entry: Entry) -> dict[str, Any]:
     return {"kind_of_entry": kind, "binary": sorted(binary), **columns, **binary}
 
 
-def _entry(plain: dict[str, Any]) -> Entry:
-    kind, binary = plain.pop("kind_of_entry"), plain.pop("binary")
-    row = {**plain, **{name: base64.b64decode(plain[name]) for name in binary}}
-    return completion_of(row) if kind == "completion" else feedback_of(row)
+def _entry(data: bytes) -> Entry | None:
+    """None where it is whole and this program cannot read it, as where a newer one wrote it."""
+    try:
+        plain = json.loads(data)
+        kind, binary = plain.pop("kind_of_entry"), plain.pop("binary")
+        row = {**plain, **{name: base64.b64decode(plain[name]) for name in binary}}
+        return completion_of(row) if kind == "completion" else feedback_of(row)
+    except Exception as error:  # whatever it is that a later program may write
+        log.error("an entry of the spool cannot be read (%s): did a newer program write it?", type(error).__name__)
+        return None
 
 
 def _sync(folder: Path) -> None:

@@ -204,17 +204,27 @@ class Writer:
                         while drain_one(self._store, spool, self._rules):
                             pass
             for left in orphans(spool.folder.parent, spool):
-                while drain_one(self._store, left, self._rules):
-                    pass
+                self._adopt(left)
         except sa.exc.SQLAlchemyError as error:
             if is_away(error):
                 self._away = error
             log.warning("%d entries wait in the spool: %s", spool.depth, first_line(error))
             return False
-        except OSError as error:
-            log.error("the spool cannot be drained: %s", error)
+        except Exception as error:  # a full disk, or a bug of ours: whoever drains must not end of it
+            log.error("the spool cannot be drained: %s: %s", type(error).__name__, first_line(error))
             return False
         return True
+
+    def _adopt(self, left: Spool) -> None:
+        """Bring in what a process that is no more has left. What is wrong with one such spool holds up no other."""
+        try:
+            while drain_one(self._store, left, self._rules):
+                pass
+        except sa.exc.SQLAlchemyError:
+            raise
+        except Exception as error:
+            words = "the spool %s, which nobody has, cannot be drained: %s: %s"
+            log.error(words, left.folder, type(error).__name__, first_line(error))
 
 
 def drain_one(store: Store, spool: Spool, rules: FeedbackSection) -> bool:

@@ -7,6 +7,7 @@ import errno
 import json
 import os
 import resource
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,7 +17,22 @@ import pytest
 
 from kto_ray.records.completions import ExternalRef
 from kto_ray.records.feedback import FeedbackKind, Signal
-from kto_ray.store.spool import DAMAGED, HEAD, LOCK, REFUSED, SEGMENT, Spool, SpoolFailed, orphans, own, read
+from kto_ray.store.spool import (
+    CHECK,
+    DAMAGED,
+    HEAD,
+    HEADER,
+    LOCK,
+    REFUSED,
+    SEGMENT,
+    Spool,
+    SpoolFailed,
+    _framed,
+    _plain,
+    orphans,
+    own,
+    read,
+)
 from tests.support.rows import completion, thumb
 
 WHOLE = completion(
@@ -119,6 +135,41 @@ def test_a_damaged_length_is_told_and_kept(tmp_path: Path) -> None:
     path, data = three(tmp_path)
     found = read_cut(path, b"\xff\xff" + data[2:])
     assert found.entries == () and found.damaged == len(data) and not found.torn
+
+
+def of_a_newer_program(folder: Path) -> Path:
+    """A segment whose second of three entries has a field that this program does not know."""
+    folder.mkdir(parents=True)
+    newer = json.dumps({**_plain(completion("c2")), "mood": "new"}).encode()
+    head = HEADER.pack(len(newer), zlib.crc32(newer))
+    path = folder / f"000000000001{SEGMENT}"
+    whole = head + CHECK.pack(zlib.crc32(head)) + newer
+    path.write_bytes(_framed(completion("c1")) + whole + _framed(completion("c3")))
+    return path
+
+
+def test_what_a_newer_program_wrote_is_kept_and_what_can_be_read_is_read(tmp_path: Path) -> None:
+    path = of_a_newer_program(tmp_path / "0")
+    for number in range(2):  # and nothing set aside is overwritten later
+        spool = Spool(path.parent)
+        if number:
+            spool.append([completion("c4")])
+        segment = spool.oldest()
+        assert segment is not None and [e.id for e in segment.entries] == (["c4"] if number else ["c1", "c3"])
+        assert bool(segment.damaged) is not bool(number)
+        spool.drop(segment)
+        spool.close()
+    assert [p.name for p in path.parent.glob("*0*")] == ["000000000001.damaged"]
+
+
+def test_a_folder_that_cannot_be_read_is_locked_by_nobody(tmp_path: Path) -> None:
+    Spool(tmp_path).close()
+    odd = tmp_path / f"odd{SEGMENT}"
+    odd.touch()
+    with pytest.raises(ValueError, match="odd"):
+        Spool(tmp_path)
+    odd.unlink()
+    Spool(tmp_path).close()
 
 
 @contextmanager

@@ -18,7 +18,7 @@ from kto_ray.records.feedback import Feedback
 from kto_ray.store import Store, completions, feedback, labels, open_store, schema, tallies, writer
 from kto_ray.store.database import Patience
 from kto_ray.store.recording import KeyReused, Recorded
-from kto_ray.store.spool import REFUSED, Entry, Spool
+from kto_ray.store.spool import LOCK, REFUSED, Entry, Spool
 from kto_ray.store.tallies import Tally
 from kto_ray.store.together import runs
 from kto_ray.store.writer import Writer, WriterBusy, drain_one
@@ -271,6 +271,30 @@ def test_a_batch_is_cut_where_an_order_within_it_counts_and_nowhere_else() -> No
     assert sizes(turn(1), of_the_chat("f1", True), turn(2), of_the_chat("f2", True), turn(3)) == [2, 2, 1]
     assert sizes(*[completion(f"c{i}") for i in range(9)]) == [4, 4, 1]
     assert sizes() == []
+
+
+def test_what_is_wrong_with_one_dead_spool_holds_up_neither_the_others_nor_ours(
+    hasty: Store, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("a-bad", "b-good"):
+        left = Spool(tmp_path / name)
+        left.append([completion(name)])
+        left.close()
+    drain = writer.drain_one
+
+    def odd(store: Store, left: Spool, rules: FeedbackSection) -> bool:
+        if left.folder.name == "a-bad":
+            raise KeyError("a bug")
+        return drain(store, left, rules)
+
+    monkeypatch.setattr(writer, "drain_one", odd)
+    (tmp_path / "c-unreadable").mkdir()
+    (tmp_path / "c-unreadable" / "1.log").touch()
+    (tmp_path / "c-unreadable" / LOCK).mkdir()
+    pen = Writer(hasty, Spool(tmp_path / "ours"))
+    assert arrived(store, Tally(completions=1))
+    assert pen._drainer.is_alive() and pen.keep(completion("c1")).result(10) is None
+    pen.close()
 
 
 def test_what_is_drained_twice_is_stored_once(hasty: Store, store: Store, tmp_path: Path) -> None:
