@@ -13,7 +13,7 @@ from kto_ray.config.capture import FeedbackSection
 from kto_ray.records.completions import Completion
 from kto_ray.records.feedback import Feedback
 from kto_ray.store import completions, feedback, tallies
-from kto_ray.store.database import Store, is_away, lost_a_race
+from kto_ray.store.database import Store, is_away, is_own_fault, lost_a_race
 from kto_ray.store.spool import Entry
 
 Change = Callable[[sa.Connection], Any]
@@ -26,7 +26,8 @@ def commit(store: Store, works: Sequence[Work], rules: FeedbackSection) -> list[
     """Make all changes durable at once; returns what each is told: its result, or the error that is its own fault.
 
     Raises:
-        sqlalchemy.exc.SQLAlchemyError: the store is away. Whether it committed is not known.
+        sqlalchemy.exc.SQLAlchemyError: the store is away, or does not take an entry that is not at fault. Whether it
+            committed is not known.
     """
     try:
         return _transact(store, lambda tx: _all(tx, works, rules))
@@ -34,7 +35,7 @@ def commit(store: Store, works: Sequence[Work], rules: FeedbackSection) -> list[
         if isinstance(error, sa.exc.SQLAlchemyError) and is_away(error):
             raise
         if len(works) == 1:
-            return [error]
+            return [_its_own(works[0], error)]
     return _transact(store, lambda tx: [_alone(tx, work, rules) for work in works])
 
 
@@ -88,9 +89,13 @@ def _alone(tx: sa.Connection, work: Work, rules: FeedbackSection) -> Any:
     try:
         with tallies.savepoint(tx):
             return _all(tx, (work,), rules)[0]
-    except sa.exc.SQLAlchemyError as error:
-        if is_away(error):
-            raise
-        return error
-    except Exception as error:  # whatever a change raises is for whoever asked for it
-        return error
+    except Exception as error:
+        return _its_own(work, error)
+
+
+def _its_own(work: Work, error: Exception) -> Exception:
+    """An error that is for whoever asked: whatever a change raises, but what is the store's. An entry was promised to
+    be kept, so that it waits unless it is at fault itself."""
+    if isinstance(error, sa.exc.SQLAlchemyError) and (is_away(error) or not (callable(work) or is_own_fault(error))):
+        raise error
+    return error

@@ -19,7 +19,7 @@ import sqlalchemy as sa
 from kto_ray.config.capture import FeedbackSection
 from kto_ray.records.completions import Completion
 from kto_ray.records.feedback import Feedback
-from kto_ray.store.database import Store, first_line, is_away
+from kto_ray.store.database import Store, first_line, is_away, is_own_fault
 from kto_ray.store.recording import Receipt, Recorded
 from kto_ray.store.spool import Entry, Spool, SpoolFailed, orphans
 from kto_ray.store.together import Change, Work, commit, runs
@@ -149,12 +149,10 @@ class Writer:
         try:
             return commit(self._store, works, self._rules)
         except sa.exc.SQLAlchemyError as error:
-            if not is_away(error):
-                raise
-            log.warning("the store is away: %s", first_line(error))
+            log.warning("the store takes nothing: %s", first_line(error))
             if self._spool is None:
                 return [error] * len(works)
-            self._away = error
+            self._away = error if is_away(error) else None
             return self._aside(self._spool, works)
 
     def _aside(self, spool: Spool, works: Sequence[Work]) -> list[Any]:
@@ -176,8 +174,6 @@ class Writer:
         try:
             return commit(self._store, changes, self._rules) if changes else []
         except sa.exc.SQLAlchemyError as error:
-            if not is_away(error):
-                raise
             return [error] * len(changes)
 
     # ---- the drainer's thread
@@ -206,8 +202,7 @@ class Writer:
             for left in orphans(spool.folder.parent, spool):
                 self._adopt(left)
         except sa.exc.SQLAlchemyError as error:
-            if is_away(error):
-                self._away = error
+            self._away = error if is_away(error) else None
             log.warning("%d entries wait in the spool: %s", spool.depth, first_line(error))
             return False
         except Exception as error:  # a full disk, or a bug of ours: whoever drains must not end of it
@@ -231,7 +226,8 @@ def drain_one(store: Store, spool: Spool, rules: FeedbackSection) -> bool:
     """Bring the oldest segment of a spool into the store; False where there is none.
 
     Raises:
-        sqlalchemy.exc.SQLAlchemyError: the store is away. The segment stays; what of it came in will be known.
+        sqlalchemy.exc.SQLAlchemyError: the store is away, or does not take what is not at fault. The segment stays;
+            what of it came in will be known.
         OSError: the segment cannot be read or removed.
     """
     segment = spool.oldest()
@@ -240,6 +236,8 @@ def drain_one(store: Store, spool: Spool, rules: FeedbackSection) -> bool:
     for some in runs(segment.entries, TOGETHER):
         for entry, outcome in zip(some, commit(store, some, rules), strict=True):
             if isinstance(outcome, Exception):
+                if not is_own_fault(outcome):
+                    raise outcome
                 spool.refuse(entry, f"{type(outcome).__name__}: {outcome}")
     spool.drop(segment)
     return True

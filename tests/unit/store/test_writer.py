@@ -3,6 +3,8 @@ while the store is away."""
 
 from __future__ import annotations
 
+import json
+import re
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
@@ -271,6 +273,44 @@ def test_a_batch_is_cut_where_an_order_within_it_counts_and_nowhere_else() -> No
     assert sizes(turn(1), of_the_chat("f1", True), turn(2), of_the_chat("f2", True), turn(3)) == [2, 2, 1]
     assert sizes(*[completion(f"c{i}") for i in range(9)]) == [4, 4, 1]
     assert sizes() == []
+
+
+@pytest.mark.parametrize("table", ["completions", "feedback"])
+def test_what_the_store_cannot_take_for_its_own_reasons_waits(pen: Writer, store: Store, table: str) -> None:
+    """As where a table is moved by hand, or a grant taken away: nothing that was acknowledged is refused for it."""
+    pen.keep(completion("c1")).result(10)
+    rename(store, table, "gone")
+    assert pen.record(thumb("f1", "c1")).result(10).status is Recorded.PENDING
+    assert pen.keep(completion("c2")).result(10) is None
+    if not store.sqlite:  # which tells a missing table as it tells a missing file
+        assert pen.change(lambda tx: 1).result(10) == 1
+    threading.Event().wait(0.3)
+    assert pen.spooled == 2 and pen._spool is not None and not (pen._spool.folder / REFUSED).exists()
+    rename(store, "gone", table)
+    assert arrived(store, Tally(completions=2, stored=1, up=1, came=1))
+
+
+def rename(store: Store, table: str, to: str) -> None:
+    with store.write() as tx:
+        tx.exec_driver_sql(f"ALTER TABLE {table} RENAME TO {to}")
+
+
+@pytest.mark.parametrize(
+    ("entry", "why"),
+    [
+        (completion("c\0"), "NUL"),
+        (completion("c2", prompt_tokens=2**70), "int"),
+        (completion("c2", model=None), "NULL|null"),
+    ],
+)
+def test_what_no_store_takes_is_refused(store: Store, spool: Spool, entry: Completion, why: str) -> None:
+    if store.sqlite and "\0" in entry.id:
+        pytest.skip("SQLite takes it")
+    spool.append([entry, completion("c1")])
+    while drain_one(store, spool, FeedbackSection()):
+        pass
+    assert re.search(why, json.loads((spool.folder / REFUSED).read_text())["why"])
+    assert arrived(store, Tally(completions=1))
 
 
 def test_what_is_wrong_with_one_dead_spool_holds_up_neither_the_others_nor_ours(
