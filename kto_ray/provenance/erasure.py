@@ -123,6 +123,7 @@ def erase(store: Store, config: Config, subject: Subject) -> Erasure:
         ValueError: an archive that holds their texts is damaged.
     """
     left = spooled.bring(store, Path(config.spool), subject, config.feedback)
+    left += () if config.embedded else (spooled.ELSEWHERE,)
     with custody(store, Work.ERASING, PATIENCE_S) as files:
         with store.read() as tx:
             reach = reach_of(tx, config, subject)

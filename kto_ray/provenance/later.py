@@ -14,24 +14,45 @@ AT_ONCE = 500  # completions that are looked at
 
 
 def quoting(tx: sa.Connection, name: str) -> tuple[str, ...]:
-    """The ids of what the same user asked later (where nobody in particular asked: in the same conversation) with the
-    text of a completion among its messages, in the order of the store. Of an empty answer there are none.
+    """The ids of the later turns that quote a completion, in the order of the store.
 
     Raises:
         ValueError: an archive that may hold one is damaged.
     """
-    own = completions.get(tx, name)
-    said = _whole(tx, [own] if own is not None else []).get(name)
-    if said is None or not said.text.strip():
-        return ()
+    behind = one = said(tx, name)
     found: list[str] = []
-    behind = said
-    while some := completions.asked_after(tx, behind, said.text.strip(), AT_ONCE):
+    while one and behind and (some := completions.asked_after(tx, behind, one.text.strip(), AT_ONCE)):
         whole = _whole(tx, some)
         # One that its archive does not hold is what an erasure left that was killed before it came to the row.
-        found += [one.id for one in some if one.id not in whole or quotes(whole[one.id].messages, said.text)]
+        found += [each.id for each in some if each.id not in whole or continues(one, whole[each.id])]
         behind = some[-1]
     return tuple(found)
+
+
+def said(tx: sa.Connection, name: str) -> Completion | None:
+    """A completion with its text; None where it has none that could be quoted.
+
+    Raises:
+        ValueError: the archive of its text is damaged.
+    """
+    own = completions.get(tx, name)
+    found = _whole(tx, [own] if own is not None else []).get(name)
+    return found if found is not None and found.text.strip() else None
+
+
+def continues(one: Completion, other: Completion) -> bool:
+    """Whether another completion, which came later, is of the same user (where nobody in particular asked: of the same
+    conversation) and has exactly this one's text among its messages."""
+    return (one.principal, one.user, _talk(one)) == (other.principal, other.user, _talk(other)) and quotes(
+        other.messages, one.text
+    )
+
+
+def _talk(one: Completion) -> tuple[str, str] | str | None:
+    """Which conversation of nobody in particular; one without a name is like no other."""
+    if one.user is not None:
+        return None
+    return (one.external.system, one.external.conversation) if one.external is not None else one.id
 
 
 def quotes(messages: Sequence[Message], text: str) -> bool:

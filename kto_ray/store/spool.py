@@ -203,7 +203,7 @@ def read(path: Path) -> Segment:
         if end > len(data):
             torn = len(data) - at
             break
-        entry = _entry(data[begin:end]) if zlib.crc32(data[begin:end]) == checksum else None
+        entry = entry_of(data[begin:end]) if zlib.crc32(data[begin:end]) == checksum else None
         if entry is not None:
             entries.append(entry)
         else:
@@ -245,10 +245,12 @@ def _plain(entry: Entry) -> dict[str, Any]:
     return {"kind_of_entry": kind, "binary": sorted(binary), **columns, **binary}
 
 
-def _entry(data: bytes) -> Entry | None:
-    """None where it is whole and this program cannot read it, as where a newer one wrote it."""
+def entry_of(data: bytes) -> Entry | None:
+    """The entry of a payload, or of a line of what was refused; None where this program cannot read it, as where a
+    newer one wrote it."""
     try:
         plain = json.loads(data)
+        plain.pop("why", None)
         kind, binary = plain.pop("kind_of_entry"), plain.pop("binary")
         row = {**plain, **{name: base64.b64decode(plain[name]) for name in binary}}
         return completion_of(row) if kind == "completion" else feedback_of(row)
