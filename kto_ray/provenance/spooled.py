@@ -14,6 +14,7 @@ from kto_ray.records.completions import Completion
 from kto_ray.records.erasure import Subject
 from kto_ray.store import Store, users
 from kto_ray.store.spool import DAMAGED, REFUSED, SEGMENT, Entry, Spool, entry_of, read
+from kto_ray.store.together import commit
 from kto_ray.store.writer import drain_one
 
 PATIENCE_S = 60.0
@@ -60,6 +61,21 @@ def bring(store: Store, root: Path, subject: Subject, rules: FeedbackSection) ->
         *unread,
         *(f"{path} is damaged, and {holds} of it: look at it and delete it" for path, holds in damaged),
     )
+
+
+def retry(store: Store, root: Path, rules: FeedbackSection) -> tuple[int, int]:
+    """Give what the store refused from the spools under `root` to it once more; how much it took, which is blotted out
+    there, and how much it did not, or cannot be read."""
+    taken = left = 0
+    for path in sorted(root.glob(f"*/{REFUSED}")):
+        for begin, line in _lines(path.read_bytes()):
+            entry = entry_of(line)
+            if entry is None or isinstance(commit(store, [entry], rules)[0], Exception):
+                left += 1
+            else:
+                taken += 1
+                _overwrite(path, begin, len(line))
+    return taken, left
 
 
 def _drain(store: Store, folder: Path, rules: FeedbackSection) -> None:

@@ -13,7 +13,7 @@ from kto_ray.provenance import spooled
 from kto_ray.provenance.erasure import erase
 from kto_ray.records.erasure import ErasedRows, Subject
 from kto_ray.records.feedback import Feedback, FeedbackKind
-from kto_ray.store import Store, completions
+from kto_ray.store import Store, completions, feedback
 from kto_ray.store.spool import Spool
 from tests.support.provenance import completion, thumb
 
@@ -144,3 +144,18 @@ def test_spools_of_other_machines_are_told(
         completions.insert(tx, completion("older", "ann"))
     remains = erase(store, config.model_copy(update={"embedded": embedded}), ANN).remains
     assert any("spools of gateways on other machines" in said for said in remains) is not embedded
+
+
+def test_what_was_refused_is_given_to_the_store_once_more(sqlite_store: Store, config: Config) -> None:
+    held = Spool(Path(config.spool) / "0")
+    for entry in (thumb("f1", "of-ann", "ann"), completion("of-ann", "ann"), thumb("f2", "of-ann", "ann")):
+        held.refuse(entry, "the table was odd")
+    held.refuse(replace(thumb("f3", "of-ann", "ann"), comment="long" * 9999), "too long")
+    with (held.folder / "refused.jsonl").open("a") as file:
+        file.write("{torn\n")
+    assert spooled.retry(sqlite_store, Path(config.spool), config.feedback) == (3, 2)
+    assert spooled.retry(sqlite_store, Path(config.spool), config.feedback) == (0, 2)
+    with sqlite_store.read() as tx:
+        assert [event.id for event in feedback.events(tx, "of-ann")] == ["f1", "f2"]
+    assert spooled.retry(sqlite_store, Path(config.spool) / "none", config.feedback) == (0, 0)
+    held.close()
