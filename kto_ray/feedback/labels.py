@@ -105,8 +105,9 @@ def theirs(answer: Answer, event: Feedback) -> bool:
 
 
 def attributed(answer: Answer, event: Feedback) -> Feedback:
-    """The event with its user, where it names none and belongs to the completion's."""
-    return replace(event, user=answer.user) if event.user is None and theirs(answer, event) else event
+    """The event as its user's, where it is of who received the answer: named, and no reviewer's, though their key may
+    judge any."""
+    return replace(event, user=answer.user, reviewer=False) if theirs(answer, event) else event
 
 
 def of_conversation(event: Feedback) -> bool:

@@ -157,7 +157,7 @@ def _join(tx: sa.Connection, pairs: Sequence[tuple[Feedback, Sequence[Judged]]],
     for event, answers in sorted(pairs, key=lambda pair: pair[0].seq or 0):
         placed = place(looking, event, answers[0])
         held = {"held": placed.held and placed.held.value, "held_why": placed.held_why}
-        values = {"completion_id": answers[0].id, "user": placed.user, **held}
+        values = {"completion_id": answers[0].id, "user": placed.user, "reviewer": placed.reviewer, **held}
         if tx.execute(feedback.update().where(PENDING, f.id == event.id).values(**values)).rowcount:
             change += Tally(pending=-1) + marks(placed) + spread(tx, placed, answers, rules)
     return change + labels.refresh(tx, {answer.id for _, answers in pairs for answer in answers})

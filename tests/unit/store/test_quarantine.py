@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from random import Random
+from typing import Any
 
 import pytest
 import sqlalchemy as sa
@@ -11,29 +12,29 @@ import sqlalchemy as sa
 from kto_ray.config.capture import FeedbackSection
 from kto_ray.feedback.quarantine import DAY_S, Why, held
 from kto_ray.records.feedback import Feedback, FeedbackKind, Held
-from kto_ray.store import Store, completions, feedback, quarantine, tallies
+from kto_ray.store import Store, completions, feedback, labels, quarantine, tallies
 from tests.support.rows import completion, thumb
 
 RULES = FeedbackSection(burst_events=4, flood_events=8, flips=2, newcomer_edits=2, same_text=3, max_events=1000)
 
 
 def history(chance: Random, number: int) -> list[Feedback]:
-    """A month of some users with habits of their own, on answers of their own."""
+    """A month of some users with habits of their own, on answers of their own; and of a reviewer, on theirs."""
     at, said = 0.0, []
     for i in range(number):
         at += (1.0, 600.0, 0.1 * DAY_S, DAY_S)[i // 8 % 4] * chance.random()
         user = chance.choice(("ann", "ann", "ann", "bob", f"new{i}", None))
-        edit = chance.random() < 0.3
+        edit, reviewed = chance.random() < 0.3, chance.random() < 0.1
         said.append(
             Feedback(
                 id=f"f{i}",
                 created_at=at,
                 kind=FeedbackKind.EDIT if edit else FeedbackKind.THUMB,
                 completion_id=f"{user}-{chance.randrange(3)}",
-                user=user,
+                user="judge" if reviewed else user,
                 value=None if edit else chance.random() < 0.5,
                 text=chance.choice(("Better.", *[f"{i}."] * 4)) if edit else None,
-                reviewer=chance.random() < 0.1,
+                reviewer=reviewed,
                 seq=i,
             )
         )
@@ -56,7 +57,8 @@ def test_the_store_holds_what_the_pure_function_holds(store: Store, seed: int) -
     with store.write() as tx:
         for event in said:
             if completions.get(tx, str(event.completion_id)) is None:
-                completions.insert(tx, completion(str(event.completion_id), user=event.user))
+                owner = str(event.completion_id).rpartition("-")[0]
+                completions.insert(tx, completion(str(event.completion_id), user=None if owner == "None" else owner))
             feedback.record(tx, replace(event, seq=None), RULES)
         sweep(tx)
         expected = held(said, RULES)
@@ -95,6 +97,22 @@ def test_what_can_never_count_is_not_released(store: Store) -> None:
         completions.insert(tx, completion())
         feedback.record(tx, thumb("f1", user="mallory"))
         assert quarantine.release(tx, ["f1"]) == 0 and tallies.total(tx).labels == 0
+
+
+@pytest.mark.parametrize("first", ["answer", "thumb"])
+def test_what_a_reviewer_says_of_their_own_answer_is_a_users_word(store: Store, first: str) -> None:
+    theirs: dict[str, Any] = {"user": "app/ann", "principal": "app"}
+    with store.write() as tx:
+        for i in range(8):
+            if first == "answer":
+                completions.insert(tx, completion(f"c{i}", **theirs), RULES)
+            feedback.record(tx, thumb(f"f{i}", f"c{i}", reviewer=True, **theirs), RULES)
+            completions.insert(tx, completion(f"c{i}", **theirs), RULES)
+        completions.insert(tx, completion("of-bob", user="app/bob", principal="app"))
+        feedback.record(tx, thumb("review", "of-bob", reviewer=True, **theirs), RULES)
+        assert [event.id for event in quarantine.waiting(tx, Why.BURST)] == ["f4", "f5", "f6", "f7"]
+        assert not any(event.reviewer for i in range(8) for event in feedback.events(tx, f"c{i}"))
+        assert [label.reviewer for label in labels.of(tx, "of-bob")] == [True]
 
 
 def test_who_comes_back_frees_what_they_said(store: Store) -> None:
