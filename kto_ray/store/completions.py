@@ -31,7 +31,7 @@ def insert_all(tx: sa.Connection, come: Sequence[Completion], rules: FeedbackSec
     fresh = [completion for completion in come if completion.id not in known]
     if not fresh:
         return
-    numbers = sequence.take(tx, len(fresh))
+    numbers = sequence.take(tx, len(fresh), events=False)
     rows = [{**columns_of(completion), "seq": seq} for completion, seq in zip(fresh, numbers, strict=True)]
     tx.execute(completions.insert(), rows)
     tallies.add(tx, Tally(completions=len(fresh)) + joining.arrived(tx, fresh, rules))
