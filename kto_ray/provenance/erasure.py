@@ -3,8 +3,8 @@
 With a completion go the later turns that quote it. Rows leave the store and its files, texts leave archives and spools,
 and affected snapshots lose their shards. Adapters keep their weights: one may be answering at this moment. The loop is
 asked to let go of what it holds of a snapshot that is gone, and the config says whether affected adapters go on serving
-(`retention.after_erasure`). What replaces one is trained on the snapshot that would have been sealed then, had the user
-never been there.
+(`retention.after_erasure`). What replaces one is trained on the feedback up to the same number in the
+order of the store, as it stands now: see `kto_ray.data.seal`.
 """
 
 from __future__ import annotations

@@ -7,7 +7,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 import pytest
 
-from kto_ray.store import Store, completions, feedback, sequence
+from kto_ray.feedback.quarantine import Why
+from kto_ray.store import Store, completions, feedback, labels, quarantine, sequence
 from tests.support.rows import completion, thumb
 
 
@@ -48,3 +49,18 @@ def test_nobody_waits_while_what_has_settled_is_read(store: Store) -> None:
 
         pool.submit(say).result(5)
         assert feedback.left_out(reading, number).newest_at == 0.0, "what comes later is behind the number"
+
+
+def test_under_one_number_comes_in_what_is_joined_or_released_later_and_nothing_else(store: Store) -> None:
+    with store.write() as tx:
+        completions.insert(tx, completion("c1"))
+        for name, of in (("f1", "c1"), ("early", "c2")):
+            feedback.record(tx, thumb(name, of))
+        quarantine.hold(tx, ["f1"], Why.BURST)
+        until = sequence.settled(tx)
+        assert labels.examples(tx, ("", None), until) == []
+        quarantine.release(tx, ["f1"])
+        for name in ("c2", "c3"):
+            completions.insert(tx, completion(name))
+        feedback.record(tx, thumb("late", "c3"))
+        assert [one.completion_id for one in labels.examples(tx, ("", None), until)] == ["c1", "c2"]
