@@ -115,6 +115,19 @@ def test_what_a_reviewer_says_of_their_own_answer_is_a_users_word(store: Store, 
         assert [label.reviewer for label in labels.of(tx, "of-bob")] == [True]
 
 
+def test_a_second_thought_that_is_held_suspends_the_first(store: Store) -> None:
+    for how, expected in ((quarantine.release, "down"), (quarantine.drop, "up")):
+        with store.write() as tx:
+            name = f"of-{expected}"
+            completions.insert(tx, completion(name, user=name))
+            feedback.record(tx, thumb(f"1-{name}", name, user=name), RULES)
+            feedback.record(tx, thumb(f"2-{name}", name, False, user=name), RULES)
+            quarantine.hold(tx, [f"2-{name}"], Why.BURST)
+            assert labels.of(tx, name) == []
+            assert how(tx, [f"2-{name}"]) == 1
+            assert [label.verdict.value for label in labels.of(tx, name)] == [expected]
+
+
 def test_who_comes_back_frees_what_they_said(store: Store) -> None:
     with store.write() as tx:
         for name, user, day in (("c1", "ann", 0), ("c2", "new", 20), ("c3", "new", 28), ("c4", "other", 28)):
