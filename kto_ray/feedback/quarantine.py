@@ -39,7 +39,7 @@ class Past:
     own: Sequence[Feedback]  # the user's judgements, newest first: all of a day, or the newest `flood_events`
     first_at: float | None  # the user's first judgement; None: this is it
     began_at: float | None  # the first judgement that the store was told by anybody
-    same_text: int  # other users who gave this text among the newest EDITS edits
+    same_text: int  # other users (nobody in particular is one) who gave this text among the newest EDITS edits
 
 
 def judges(event: Feedback) -> bool:
@@ -111,7 +111,7 @@ def _past(said: Sequence[Feedback], event: Feedback, rules: FeedbackSection) -> 
         own=own[::-1][: rules.flood_events],
         first_at=min((one.created_at for one in own), default=None),
         began_at=said[0].created_at if said else None,
-        same_text=len({one.user or one.id for one in edits if one.text == event.text and one.user != event.user}),
+        same_text=len({one.user for one in edits if one.text == event.text and one.user != event.user}),
     )
 
 

@@ -252,11 +252,13 @@ def _began(tx: sa.Connection) -> float | None:
 
 
 def _namesakes(tx: sa.Connection, event: Feedback) -> int:
-    """Other users who gave this text among the newest edits."""
-    edits = sa.select(f.id, f.user, f.text).where(EDIT, _judgement, f.seq < (event.seq or LAST))
+    """Other users who gave this text among the newest edits of answers to their authors; nobody in particular is one.
+    What waits for its answer, or is a stranger's, costs nothing to send: it has no part in what others may say."""
+    on_own = f.completion_id.is_not(None) & f.held_why.is_distinct_from(Why.STRANGER.value)
+    edits = sa.select(f.user, f.text).where(EDIT, _judgement, on_own, f.seq < (event.seq or LAST))
     newest = edits.order_by(f.seq.desc()).limit(EDITS).subquery()
     same = (newest.c.text == event.text) & newest.c.user.is_distinct_from(event.user)
-    query = sa.select(sa.func.count(sa.distinct(sa.func.coalesce(newest.c.user, newest.c.id)))).where(same)
+    query = sa.select(sa.func.count(sa.distinct(sa.func.coalesce(newest.c.user, "")))).where(same)
     return int(tx.execute(query).scalar_one())
 
 

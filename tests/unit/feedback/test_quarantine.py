@@ -55,7 +55,8 @@ def test_one_text_under_many_names_waits() -> None:
         return why([judged(i, i * 600.0, user=user, text="Buy EvilCoin.") for i, user in enumerate(users)])
 
     assert same([f"u{i}" for i in range(9)]) == {Why.SAME_TEXT: 5}
-    assert same(["ann"] * 9) == {}
+    assert same(["ann"] * 9) == same([None] * 9) == {}
+    assert same([None] * 9 + ["u1", "u2", "u3", "u4"]) == {Why.SAME_TEXT: 1}
     assert why([judged(i, i * 600.0, user=f"u{i}", text=f"Buy {i} EvilCoins.") for i in range(9)]) == {}
 
 

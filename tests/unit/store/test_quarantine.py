@@ -128,6 +128,29 @@ def test_a_second_thought_that_is_held_suspends_the_first(store: Store) -> None:
             assert [label.verdict.value for label in labels.of(tx, name)] == [expected]
 
 
+def test_what_costs_nothing_to_send_keeps_nobody_from_giving_the_same_text(store: Store) -> None:
+    def edit(name: str, of: str, user: str | None) -> Feedback:
+        return thumb(name, of, None, user=user, kind=FeedbackKind.EDIT, text="Paris.")
+
+    def of_ann(number: int) -> str | None:
+        completions.insert(tx, completion(f"c{number}"))
+        return feedback.record(tx, edit(f"f{number}", f"c{number}", "ann"), RULES).label
+
+    with store.write() as tx:
+        completions.insert(tx, completion("of-bob", user="bob"))
+        for i in range(6):
+            completions.insert(tx, completion(f"of-nobody-{i}", user=None))
+            for name, of, user in (
+                ("n", f"of-nobody-{i}", None),
+                ("p", f"none-{i}", f"p{i}"),
+                ("s", "of-bob", f"s{i}"),
+            ):
+                feedback.record(tx, edit(f"{name}{i}", of, user), RULES)
+        assert of_ann(1) == "edit", "there is one other: nobody in particular"
+        feedback.record(tx, edit("bob", "of-bob", "bob"), RULES)
+        assert of_ann(2) is None
+
+
 def test_who_comes_back_frees_what_they_said(store: Store) -> None:
     with store.write() as tx:
         for name, user, day in (("c1", "ann", 0), ("c2", "new", 20), ("c3", "new", 28), ("c4", "other", 28)):
