@@ -56,8 +56,9 @@ def place(looking: Looking, event: Feedback, answer: Judged) -> Feedback:
     """An event on its completion: whose it is, and whether it counts. A stranger's is kept and never does."""
     event = attributed(answer, event)
     if not theirs(answer, event) and not event.reviewer:
+        event = replace(event, held=Held.DROPPED, held_why=Why.STRANGER.value)
         looking.saw(event)
-        return replace(event, held=Held.DROPPED, held_why=Why.STRANGER.value)
+        return event
     return looking.at(event, answer.arm)
 
 

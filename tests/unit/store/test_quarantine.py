@@ -128,6 +128,31 @@ def test_a_second_thought_that_is_held_suspends_the_first(store: Store) -> None:
             assert [label.verdict.value for label in labels.of(tx, name)] == [expected]
 
 
+@pytest.mark.parametrize("how", ["pending", "stranger", "withdrawn", "dropped", "on their own"])
+def test_a_user_grows_older_by_what_stands_on_answers_of_theirs(store: Store, how: str) -> None:
+    first = {"pending": "none", "stranger": "of-ann-1"}.get(how, "of-new-20")
+    with store.write() as tx:
+        for day, user in (*((d, "ann") for d in range(20)), (20, "new"), (28, "new")):
+            completions.insert(tx, completion(f"of-{user}-{day}", user=user))
+            of = first if (day, user) == (20, "new") else f"of-{user}-{day}"
+            feedback.record(tx, thumb(f"{user}-{day}", of, user=user, created_at=day * DAY_S), RULES)
+            if of == "of-new-20" and how == "withdrawn":
+                feedback.withdraw(tx, "new-20", 30 * DAY_S)
+            if of == "of-new-20" and how == "dropped":
+                quarantine.drop(tx, ["new-20"])
+        assert bool(labels.of(tx, "of-new-28")) is (how == "on their own")
+
+
+def test_what_waits_for_its_answer_is_not_held_for_its_users_age(store: Store) -> None:
+    with store.write() as tx:
+        feedback.record(tx, thumb("early", "none", user="new"), RULES)
+        for day in range(20):
+            completions.insert(tx, completion(f"c{day}"))
+            feedback.record(tx, thumb(f"f{day}", f"c{day}", created_at=300 + day * DAY_S), RULES)
+        sweep(tx)
+        assert quarantine.waiting(tx) == [] and tallies.total(tx).pending == 1
+
+
 def test_what_costs_nothing_to_send_keeps_nobody_from_giving_the_same_text(store: Store) -> None:
     def edit(name: str, of: str, user: str | None) -> Feedback:
         return thumb(name, of, None, user=user, kind=FeedbackKind.EDIT, text="Paris.")
