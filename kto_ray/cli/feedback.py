@@ -48,6 +48,19 @@ def feedback_import(
     tell({"rows": len(rows), "imported": added, "already_there": len(rows) - added}, as_json)
 
 
+@app.command("retry")
+def feedback_retry(as_json: AsJson = False, config: ConfigFile = None, set_: Overrides = None) -> None:
+    """Give the store once more what it refused from the spools of this machine, as when the cause is mended."""
+    settings = settings_of(config, set_)
+    from kto_ray.provenance.spooled import retry
+    from kto_ray.store import open_store
+
+    store = open_store(settings.database_url)
+    taken, left = retry(store, Path(settings.spool), settings.feedback)
+    store.close()
+    tell({"stored": taken, "refused_again": left}, as_json)
+
+
 @app.command("export")
 def feedback_export(
     file: Annotated[Path, typer.Argument(help="Where to write JSON lines.")],

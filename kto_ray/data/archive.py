@@ -59,10 +59,19 @@ def restored(completion: C, archive: Archive) -> C:
     Raises:
         ValueError: the file is missing or damaged.
     """
-    [row] = _read(archive).filter(pc.field("id") == completion.id).to_pylist()
-    texts = {name: json.loads(row[name]) if name in AS_JSON else row[name] for name in TEXTS}
-    texts |= {name: tuple(texts[name]) for name in ("messages", "tool_calls")}
-    return replace(completion, **texts)
+    [whole] = restored_all([completion], archive)
+    return whole
+
+
+def restored_all(found: Sequence[C], archive: Archive) -> list[C]:
+    """Those of some completions whose texts it holds, with these.
+
+    Raises:
+        ValueError: the file is missing or damaged.
+    """
+    ids = pa.array([completion.id for completion in found], pa.string())
+    rows = {row["id"]: row for row in _read(archive).filter(pc.field("id").isin(ids)).to_pylist()}
+    return [replace(one, **_texts(rows[one.id])) for one in found if one.id in rows]
 
 
 def delete(archive: Archive) -> None:
@@ -85,6 +94,11 @@ def sweep(home: str, known: Collection[Archive]) -> int:
 def _row(completion: Completion) -> dict[str, Any]:
     own = {name: getattr(completion, name) for name in SCHEMA.names}
     return {**own, **{name: json.dumps(own[name]) for name in AS_JSON}}
+
+
+def _texts(row: dict[str, Any]) -> dict[str, Any]:
+    texts = {name: json.loads(row[name]) if name in AS_JSON else row[name] for name in TEXTS}
+    return texts | {name: tuple(texts[name]) for name in ("messages", "tool_calls")}
 
 
 def _written(home: str, name: str, table: pa.Table, created_at: float) -> Archive:

@@ -22,8 +22,9 @@ def seal(config: Config, until: int | None = None, tell: Callable[[str], None] =
     """Freeze the stored feedback into a snapshot: up to the number `until` in the order of the store, or all of it.
 
     Nothing behind the manifest's `newest_seq` is read, however much arrives meanwhile: the same store with that number
-    as `until` gives the same snapshot later. Only feedback that was withdrawn, held, erased or archived since is left
-    out then too, for it never trains. Ray must be up; `tell` hears the stages.
+    as `until` gives the same snapshot later, but for what has become of feedback up to it: what was withdrawn, held,
+    erased or archived since is left out then, for it never trains; and what waited for its completion and was joined
+    since, or was held and is released since, comes in. Ray must be up; `tell` hears the stages.
 
     Raises:
         ValueError: what the store holds cannot be trained on (see `freeze`).
@@ -46,7 +47,7 @@ def seal(config: Config, until: int | None = None, tell: Callable[[str], None] =
             del dropped["newest_at"], dropped["newest_seq"]
             read = partial(read_examples, config.database_url, until=out.newest_seq)
             model, newest = resolve_model(config.model), (out.newest_at, out.newest_seq)
-            return freeze(config, model, ranges, read, dropped, *newest, begin, files.publish)
+            return freeze(config, model, ranges, read, dropped, *newest, begin, files.publishing)
     finally:
         store.close()
 

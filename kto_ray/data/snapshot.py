@@ -12,7 +12,7 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -50,7 +50,7 @@ def freeze(
     newest_feedback_at: float,
     newest_seq: int = 0,
     tell: Callable[[str], None] = logger.info,
-    before_publishing: Callable[[], None] = lambda: None,
+    publishing: Callable[[], AbstractContextManager[object]] = nullcontext,
 ) -> SnapshotManifest:
     """Read, select, tokenize, order and write; Ray must be up.
 
@@ -65,7 +65,7 @@ def freeze(
         newest_feedback_at: the newest event that `read` may have seen (seconds since the epoch).
         newest_seq: its place in the order of the store.
         tell: hears the name of each stage when it begins: read, select, tokenize, order, write.
-        before_publishing: is called when all is written and nothing is published.
+        publishing: is entered when all is written and nothing is published, and left when it is.
 
     Returns:
         The manifest of the snapshot under `Paths(config.home)`; an existing one with the same content is reused.
@@ -102,8 +102,9 @@ def freeze(
         written = passes.write(tokenized, train, holdout, staging, config.kto.micro_batch, config)
         manifest = _manifest(config, plan, heads, written, hashes, Counter(dropped) + plan.dropped, newest_feedback_at)
         manifest = dataclasses.replace(manifest, newest_seq=newest_seq)
-        before_publishing()
-        return _publish(home, staging, manifest)
+        write_index(staging, manifest.shards)
+        with publishing():
+            return _publish(home, staging, manifest)
 
 
 @contextmanager
@@ -202,7 +203,6 @@ def _publish(home: paths.Paths, staging: str, manifest: SnapshotManifest) -> Sna
     _, target = paths.filesystem(final)
     fs.makedirs(target, exist_ok=True)
     # Also over an existing snapshot: the bytes are the same, and a damaged shard is healed.
-    write_index(staging, manifest.shards)
     for name in (paths.SNAPSHOT_ROWS, *(shard.name for shard in manifest.shards)):
         fs.mv(paths.join(source, name), paths.join(target, name))
     grave = paths.join(target, paths.SNAPSHOT_TOMBSTONE)

@@ -30,10 +30,10 @@ class Tombstone:
         return self.user_hash is None and self.completion is None
 
     def is_of(self, user: str | None, asked: Sequence[str]) -> bool:
-        """Whether it is that of a user (their hash), or of the one completion `asked`."""
+        """Whether it is that of a user (their hash), or else of one of the completions `asked`."""
         if user is not None:
             return self.user_hash == user
-        return self.completion is not None and list(asked) == [self.completion]
+        return self.completion in asked
 
 
 class Purged(ValueError):

@@ -42,7 +42,7 @@ def labels(answer: Answer, events: Sequence[Feedback]) -> tuple[Label, ...]:
 
     A thumb is a verdict; an edit that changes the answer is one and outranks the same judge's thumb; a signal that
     carries a value is one where its judge has said nothing. The last standing event per (judge, kind) counts, by the
-    order of the store.
+    order of the store; while one behind it is held, neither does: nobody knows yet what its judge thinks.
 
     Args:
         answer: the logged completion.
@@ -53,8 +53,11 @@ def labels(answer: Answer, events: Sequence[Feedback]) -> tuple[Label, ...]:
         return ()
     said: dict[str, dict[FeedbackKind, Feedback]] = {}
     for event in sorted(events, key=lambda e: (e.seq or 0, e.created_at, e.id)):
-        if not unheard(answer, event):
-            said.setdefault(_judge(answer, event), {})[event.kind] = event
+        if _unsaid(answer, event) or event.held is Held.DROPPED:
+            continue
+        last = said.setdefault(_judge(answer, event), {})
+        if event.held is not Held.HELD or event.kind in last:
+            last[event.kind] = event
     found = (_verdict(answer, judge, last) for judge, last in sorted(said.items()))
     return tuple(label for label in found if label is not None)
 
@@ -73,7 +76,15 @@ def mute(answer: Answer) -> str | None:
 
 
 def unheard(answer: Answer, event: Feedback) -> str | None:
-    """Why an event has no say in the labels of an answer that can be judged; None where it has."""
+    """Why an event makes no label of an answer that can be judged; None where it may."""
+    why = _unsaid(answer, event)
+    if why is None and event.held in (Held.HELD, Held.DROPPED):
+        return f"it is {event.held} ({event.held_why})"
+    return why
+
+
+def _unsaid(answer: Answer, event: Feedback) -> str | None:
+    """The same, whatever quarantine made of it."""
     if event.kind is FeedbackKind.COMMENT:
         return "a comment judges nothing"
     if event.kind is FeedbackKind.SIGNAL and event.value is None:
@@ -84,8 +95,6 @@ def unheard(answer: Answer, event: Feedback) -> str | None:
         return "it is withdrawn"
     if not (theirs(answer, event) or event.reviewer):
         return "it is not of the user who received the answer"
-    if event.held in (Held.HELD, Held.DROPPED):
-        return f"it is {event.held} ({event.held_why})"
     return None
 
 
@@ -106,8 +115,9 @@ def theirs(answer: Answer, event: Feedback) -> bool:
 
 
 def attributed(answer: Answer, event: Feedback) -> Feedback:
-    """The event with its user, where it names none and belongs to the completion's."""
-    return replace(event, user=answer.user) if event.user is None and theirs(answer, event) else event
+    """The event as its user's, where it is of who received the answer: named, and no reviewer's, though their key may
+    judge any."""
+    return replace(event, user=answer.user, reviewer=False) if theirs(answer, event) else event
 
 
 def of_conversation(event: Feedback) -> bool:
@@ -136,11 +146,13 @@ def _judge(answer: Answer, event: Feedback) -> str:
 
 def _verdict(answer: Answer, judge: str, last: dict[FeedbackKind, Feedback]) -> Label | None:
     edit = last.get(FeedbackKind.EDIT)
+    if edit is not None and edit.held is Held.HELD:
+        return None
     text = edit.text if edit is not None else None
     if edit is not None and text is not None and seen(text) not in ("", seen(answer.text)):
         return _label(answer, judge, Verdict.EDIT, edit, text)
     act = last.get(FeedbackKind.THUMB) or last.get(FeedbackKind.SIGNAL)
-    if act is not None and act.value is not None:
+    if act is not None and act.value is not None and act.held is not Held.HELD:
         return _label(answer, judge, Verdict.UP if act.value else Verdict.DOWN, act, None)
     return None
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from kto_ray.config.capture import FeedbackSection
-from kto_ray.records.feedback import Feedback, FeedbackKind
+from kto_ray.records.feedback import Feedback, FeedbackKind, Held
 
 DAY_S = 86_400.0
 EDITS = 500  # the newest, among which a text is looked for
@@ -37,15 +37,21 @@ class Past:
     """What was said before a judgement, as far as it decides."""
 
     own: Sequence[Feedback]  # the user's judgements, newest first: all of a day, or the newest `flood_events`
-    first_at: float | None  # the user's first judgement; None: this is it
+    first_at: float | None  # the user's first judgement that stands on an answer of theirs; None: there is none yet
     began_at: float | None  # the first judgement that the store was told by anybody
-    same_text: int  # other users who gave this text among the newest EDITS edits
+    same_text: int  # other users (nobody in particular is one) who gave this text among the newest EDITS edits
 
 
 def judges(event: Feedback) -> bool:
     """Whether quarantine looks at an event: it may become a label, and is no reviewer's. What was spread from a
     judgement of a conversation goes with that."""
     return (event.value is not None or event.kind is FeedbackKind.EDIT) and not event.reviewer and event.parent is None
+
+
+def ages(event: Feedback) -> bool:
+    """Whether a judgement whose answer is known makes its user older: what is withdrawn, dropped or a stranger's cost
+    nothing but a name. One that waits does: else nobody would come back."""
+    return event.withdrawn_at is None and event.held is not Held.DROPPED
 
 
 def why_held(event: Feedback, past: Past, rules: FeedbackSection) -> Why | None:
@@ -109,9 +115,9 @@ def _past(said: Sequence[Feedback], event: Feedback, rules: FeedbackSection) -> 
     edits = [one for one in said if one.kind is FeedbackKind.EDIT][-EDITS:]
     return Past(
         own=own[::-1][: rules.flood_events],
-        first_at=min((one.created_at for one in own), default=None),
+        first_at=min((one.created_at for one in own if ages(one)), default=None),
         began_at=said[0].created_at if said else None,
-        same_text=len({one.user or one.id for one in edits if one.text == event.text and one.user != event.user}),
+        same_text=len({one.user for one in edits if one.text == event.text and one.user != event.user}),
     )
 
 

@@ -1,15 +1,16 @@
 """Take a user, or one completion, out of all that is kept, while the service runs; and train again what learnt from it.
 
-Rows leave the store and its files, texts leave archives and spools, and affected snapshots lose their shards. Adapters
-keep their weights: one may be answering at this moment. The loop is asked to let go of what it holds of a snapshot that
-is gone, and the config says whether affected adapters go on serving (`retention.after_erasure`). What replaces one is
-trained on the snapshot that would have been sealed then, had the user never been there.
+With a completion go the later turns that quote it. Rows leave the store and its files, texts leave archives and spools,
+and affected snapshots lose their shards. Adapters keep their weights: one may be answering at this moment. The loop is
+asked to let go of what it holds of a snapshot that is gone, and the config says whether affected adapters go on serving
+(`retention.after_erasure`). What replaces one is trained on the feedback up to the same number in the
+order of the store, as it stands now: see `kto_ray.data.seal`.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import astuple, dataclass, replace
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from kto_ray.data.seal import seal
 from kto_ray.data.tombstone import Tombstone, purge_rows, read_tombstone
 from kto_ray.paths import SNAPSHOT_MANIFEST, Paths, filesystem, join
 from kto_ray.provenance import spooled
+from kto_ray.provenance.later import quoting
 from kto_ray.provenance.lineage import Held, held_rows
 from kto_ray.provenance.taint import learnt_from
 from kto_ray.records.adapters import AdapterVersion
@@ -33,7 +35,7 @@ from kto_ray.records.rounds import Judging, Loading, Round, Sealing, Training
 from kto_ray.records.snapshots import SnapshotManifest
 from kto_ray.records.users import user_hash
 from kto_ray.store import Store, adapters, archives, requests, rounds, snapshots, users
-from kto_ray.store.custody import Work, custody
+from kto_ray.store.custody import Custody, Work, custody
 from kto_ray.store.scrub import scrub
 
 PATIENCE_S = 60.0  # that one erasure waits for another, and for a snapshot that is being published
@@ -45,13 +47,14 @@ class Unknown(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Reach:
-    """How far a user or a completion reaches. `completions` are the ids of what goes, `adapters` those that learnt from
-    one of `snapshots`, oldest first; `unknown` are the snapshots purged for another's sake before, which cannot be
-    asked any more."""
+    """How far a user or a completion reaches. `completions` are the ids of what goes, and `later` those of the turns
+    that quote a completion and go too; `adapters` learnt from one of `snapshots`, oldest first; `unknown` are the
+    snapshots purged for another's sake before, which cannot be asked any more."""
 
     subject: Subject
     rows: ErasedRows
     completions: Sequence[str]
+    later: tuple[str, ...]
     snapshots: tuple[Held, ...]
     adapters: tuple[AdapterVersion, ...]
     aliases: Mapping[str, str]  # alias -> adapter name
@@ -71,6 +74,7 @@ class Reach:
             snapshots=tuple(RowsIn(h.snapshot, dict(h.rows or {}), h.purged_at) for h in self.snapshots),
             adapters=tuple(AffectedAdapter(v.name, tuple(self.served_as(v))) for v in self.adapters),
             rounds=rounds,
+            later=self.later,
             unknown=self.unknown,
             asked=tuple(asked),
             remains=tuple(remains),
@@ -82,9 +86,12 @@ def reach_of(tx: sa.Connection, config: Config, subject: Subject) -> Reach:
 
     Raises:
         Unknown: neither the store nor a snapshot knows the user or the completion.
+        ValueError: an archive that may hold a turn that quotes the completion is damaged.
     """
-    found, asked = users.rows_of(tx, subject), users.completions_of(tx, subject)
-    ids = asked if subject.kind == "user" else [subject.name]
+    asked = users.completions_of(tx, subject)
+    later = quoting(tx, subject.name) if subject.kind == "completion" else ()
+    found = _sum(users.rows_of(tx, each) for each in (*map(_completion, later), subject))
+    ids = asked if subject.kind == "user" else [subject.name, *later]
     held = held_rows(_snapshots(tx, config), _hash(config, subject), ids)
     theirs = tuple(h for h in held if h.rows)
     if found == users.NOTHING and not theirs:
@@ -94,6 +101,7 @@ def reach_of(tx: sa.Connection, config: Config, subject: Subject) -> Reach:
         subject=subject,
         rows=found,
         completions=asked,
+        later=later,
         snapshots=theirs,
         adapters=learnt_from(adapters.every(tx), purged),
         aliases=adapters.aliases(tx, config.base_name),
@@ -110,24 +118,29 @@ def erase(store: Store, config: Config, subject: Subject) -> Erasure:
 
     Raises:
         Unknown: as `reach_of`.
-        Busy: another erasure, or the publishing of a snapshot, goes on for too long.
+        Busy: another erasure, or the publishing of a snapshot, goes on for too long; or another has taken the files
+            while this stood still (`Lost`).
         ValueError: an archive that holds their texts is damaged.
     """
     left = spooled.bring(store, Path(config.spool), subject, config.feedback)
-    with custody(store, Work.ERASING, PATIENCE_S):
+    left += () if config.embedded else (spooled.ELSEWHERE,)
+    with custody(store, Work.ERASING, PATIENCE_S) as files:
         with store.read() as tx:
             reach = reach_of(tx, config, subject)
         _bury(config, subject, reach.snapshots)
         with store.write() as tx:
             asked = _ask_the_loop(tx, config, reach)
-        archived = _from_archives(store, config, reach.completions)
-        rows = _rows(store, subject)
-        _sweep(store, config)
+        archived, rows = 0, []
+        # A completion's own text last: it is how the turns that quote it are found again.
+        for ids, subjects in ((reach.later, [*map(_completion, reach.later)]), (reach.completions, [subject])):
+            archived += _from_archives(store, config, files, ids)
+            rows += [_rows(store, each) for each in subjects]
+        _sweep(config, files)
     remains = (*left, *scrub(store))
     with store.read() as tx:  # an adapter may have come of a training that was at its end
         learnt = learnt_from(adapters.every(tx), {h.snapshot for h in reach.snapshots})
         aliases = adapters.aliases(tx, config.base_name)
-    return replace(reach, rows=rows, adapters=learnt, aliases=aliases).told(archived, asked, remains)
+    return replace(reach, rows=_sum(rows), adapters=learnt, aliases=aliases).told(archived, asked, remains)
 
 
 def to_replace(reach: Reach) -> list[AdapterVersion]:
@@ -200,7 +213,7 @@ def _bury(config: Config, subject: Subject, snapshots: Sequence[Held]) -> None:
         purge_rows(held.uri, load_manifest(held.uri), grave)
 
 
-def _from_archives(store: Store, config: Config, ids: Sequence[str]) -> int:
+def _from_archives(store: Store, config: Config, files: Custody, ids: Sequence[str]) -> int:
     """Write the archives that hold texts of these completions anew without them; how many texts that were."""
     gone = 0
     with store.read() as tx:
@@ -208,7 +221,7 @@ def _from_archives(store: Store, config: Config, ids: Sequence[str]) -> int:
     for old in touched:
         new, rows = archive.without(config.home, old, ids)
         if rows:
-            with store.write() as tx:
+            with files.naming() as tx:  # the file of an erasure that has lost them is swept by the next
                 archives.replace(tx, new)
             archive.delete(old)
             gone += rows
@@ -216,13 +229,21 @@ def _from_archives(store: Store, config: Config, ids: Sequence[str]) -> int:
 
 
 def _rows(store: Store, subject: Subject) -> ErasedRows:
-    total = users.NOTHING
+    gone: list[ErasedRows] = []
     while True:
         with store.write() as tx:
             some = users.erase_some(tx, subject)
         if some == users.NOTHING:
-            return total
-        total = ErasedRows(*(a + b for a, b in zip(astuple(total), astuple(some), strict=True)))
+            return _sum(gone)
+        gone.append(some)
+
+
+def _sum(rows: Iterable[ErasedRows]) -> ErasedRows:
+    return ErasedRows(*map(sum, zip(*map(astuple, (users.NOTHING, *rows)), strict=True)))
+
+
+def _completion(name: str) -> Subject:
+    return Subject("completion", name)
 
 
 def _snapshots(tx: sa.Connection, config: Config) -> list[tuple[str, str]]:
@@ -233,21 +254,20 @@ def _snapshots(tx: sa.Connection, config: Config) -> list[tuple[str, str]]:
     return list(({name: home.snapshot(name) for name in sealed} | dict(snapshots.every(tx))).items())
 
 
-def _sweep(store: Store, config: Config) -> None:
+def _sweep(config: Config, files: Custody) -> None:
     """Delete what was staged and never published, what killed purges left, and files of archives that no row names: it
     may hold anyone's rows."""
     home = Paths(config.home)
     fs, folder = filesystem(home.snapshots())
-    parts = fs.ls(folder, detail=False) if fs.exists(folder) else []
-    torn = [str(part) for part in parts if not fs.exists(join(part, SNAPSHOT_MANIFEST))]
-    leftovers = [filesystem(home.staging())[1], *torn]
-    for leftover in leftovers:
-        if fs.exists(leftover):
-            fs.rm(leftover, recursive=True)
+    with files.naming() as tx:
+        parts = fs.ls(folder, detail=False) if fs.exists(folder) else []
+        torn = [str(part) for part in parts if not fs.exists(join(part, SNAPSHOT_MANIFEST))]
+        leftovers = [filesystem(home.staging())[1], *torn]
+        for leftover in leftovers:
+            if fs.exists(leftover):
+                fs.rm(leftover, recursive=True)
+        archive.sweep(config.home, archives.every(tx))
     for name in (str(part).split("/")[-1] for part in parts if str(part) not in leftovers):
         uri = home.snapshot(name)
         if grave := read_tombstone(uri):
             purge_rows(uri, load_manifest(uri), grave)
-    with store.read() as tx:
-        known = archives.every(tx)
-    archive.sweep(config.home, known)

@@ -16,7 +16,7 @@ from kto_ray.data.tombstone import Tombstone, purge_rows, read_tombstone
 from kto_ray.paths import ADAPTER_WEIGHTS, Paths, filesystem, join
 from kto_ray.store import Store, adapters, archives, requests, rollouts, rounds, snapshots
 from kto_ray.store.archives import Changed, Old
-from kto_ray.store.custody import Work, custody
+from kto_ray.store.custody import Lost, Work, custody
 
 DAY_S = 86400.0
 PAGE = 2000  # completions that are looked at at once
@@ -81,14 +81,13 @@ def keep(
     Every step is small: no writer waits for all of it. Killed at any point, the next call goes on.
 
     Raises:
-        Busy: a snapshot is being sealed, or somebody erased; nothing is lost by waiting.
+        Busy: a snapshot is being sealed, or somebody erased, or has taken the files while this stood still (`Lost`);
+            nothing is lost by waiting.
         OSError: a file could not be written or deleted, such as on a full disk; what was not done is still due.
     """
     section, kept = config.retention, Kept(after=after)
-    with custody(store, Work.ARCHIVING, patience_s=0):
-        with store.read() as tx:
-            known = archives.every(tx)
-        archive.sweep(config.home, known)
+    with custody(store, Work.ARCHIVING, patience_s=0) as files, files.naming() as tx:
+        archive.sweep(config.home, archives.every(tx))
     times = [archived_before(section, judged, now) for judged in (False, True)]
     while max(times) > 0:
         kept = _page(store, config, kept, max(times), now)
@@ -120,18 +119,21 @@ def _page(store: Store, config: Config, kept: Kept, than: float, now: float) -> 
 def _archive(store: Store, config: Config, found: Sequence[Old], now: float) -> int:
     """Publish last: the file with its hash, then the rows. Killed between, the file is one that no row names."""
     unjudged = [old.id for old in found if not old.judged]
-    with custody(store, Work.ARCHIVING, patience_s=0):
+    with custody(store, Work.ARCHIVING, patience_s=0) as files:
         with store.read() as tx:
             whole = archives.whole(tx, [old.id for old in found])
         if not whole:
             return 0
         made = archive.write(config.home, whole, now)
         try:
-            with store.write() as tx:
+            with files.naming() as tx:
                 archives.move(tx, made, [completion.id for completion in whole], unjudged)
         except Changed:
             archive.delete(made)
             return 0
+        except Lost:
+            archive.delete(made)
+            raise
     return len(whole)
 
 

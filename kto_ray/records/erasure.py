@@ -10,7 +10,7 @@ from kto_ray.records.lineage import RowsIn
 
 @dataclass(frozen=True, slots=True)
 class Subject:
-    """All that is kept of a user, or one completion and all that was said of it."""
+    """All that is kept of a user, or one completion, all that was said of it, and the later turns that quote it."""
 
     kind: Literal["user", "completion"]
     name: str
@@ -44,7 +44,8 @@ class AffectedRound:
 
 @dataclass(frozen=True, slots=True)
 class Erasure:
-    """What an erasure takes, or has taken. `unknown` are snapshots whose rows were deleted before for another's sake,
+    """What an erasure takes, or has taken. `later` are the turns after a completion that quoted it and went with it, by
+    their ids; `unknown` are snapshots whose rows were deleted before for another's sake,
     which cannot be asked any more; `asked` is what the loop was asked to do, `remains` what this erasure could not
     reach, in words."""
 
@@ -55,6 +56,7 @@ class Erasure:
     snapshots: tuple[RowsIn, ...]
     adapters: tuple[AffectedAdapter, ...]
     rounds: tuple[AffectedRound, ...]
+    later: tuple[str, ...] = ()
     unknown: tuple[str, ...] = ()
     asked: tuple[str, ...] = ()
     remains: tuple[str, ...] = ()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 
 import sqlalchemy as sa
@@ -15,6 +16,7 @@ from kto_ray.store.schema import completions, feedback
 from kto_ray.store.tallies import Tally
 
 DEFAULT = FeedbackSection()
+BEGINNING = 200  # characters of a text
 
 
 def insert(tx: sa.Connection, completion: Completion, rules: FeedbackSection = DEFAULT) -> None:
@@ -29,7 +31,7 @@ def insert_all(tx: sa.Connection, come: Sequence[Completion], rules: FeedbackSec
     fresh = [completion for completion in come if completion.id not in known]
     if not fresh:
         return
-    numbers = sequence.take(tx, len(fresh))
+    numbers = sequence.take(tx, len(fresh), events=False)
     rows = [{**columns_of(completion), "seq": seq} for completion, seq in zip(fresh, numbers, strict=True)]
     tx.execute(completions.insert(), rows)
     tallies.add(tx, Tally(completions=len(fresh)) + joining.arrived(tx, fresh, rules))
@@ -38,6 +40,22 @@ def insert_all(tx: sa.Connection, come: Sequence[Completion], rules: FeedbackSec
 def get(tx: sa.Connection, completion_id: str) -> Completion | None:
     row = tx.execute(sa.select(completions).where(completions.c.id == completion_id)).mappings().first()
     return completion_of(row) if row else None
+
+
+def asked_after(tx: sa.Connection, one: Completion, text: str, limit: int) -> list[Completion]:
+    """The next completions behind one, in the order of the store, that may hold a text in their messages: of the same
+    user, or where that is nobody, of the same conversation. The texts of archived ones are elsewhere."""
+    c = completions.c
+    same = c.principal.is_not_distinct_from(one.principal) & c.user.is_not_distinct_from(one.user)
+    if one.user is None:
+        if one.external is None:
+            return []
+        same &= c.external_system == one.external.system
+        same &= c.external_conversation == one.external.conversation
+    # As the messages' JSON has it; its beginning tells most of the others, which need not be read.
+    begins = sa.cast(c.messages, sa.Text).contains(json.dumps(text)[1:-1][:BEGINNING], autoescape=True)
+    query = sa.select(completions).where(same, c.seq > one.seq, begins | c.archive.is_not(None))
+    return [completion_of(row) for row in tx.execute(query.order_by(c.seq).limit(limit)).mappings()]
 
 
 def count_of_adapter(tx: sa.Connection, adapter: str) -> int:

@@ -2,6 +2,9 @@
 
 Sealing a snapshot takes hours where there is much to seal, and an erasure must not wait for it: it takes the lease
 away. Who has lost it publishes nothing, for what they read may be erased by now.
+
+A process may stand still for longer than a lease lasts, and go on. So what makes a file count, or lets one go, is done
+in a transaction that holds the lease's row (`naming`): nobody else has the files until that ends.
 """
 
 from __future__ import annotations
@@ -39,8 +42,8 @@ class Busy(RuntimeError):
     """Another has the files, and kept them for longer than one would wait."""
 
 
-class Lost(RuntimeError):
-    """The files were taken away: what was read for a snapshot must not be published."""
+class Lost(Busy):
+    """The files were taken away: what was read must not be published, and what was written not be named."""
 
 
 class Custody:
@@ -92,20 +95,49 @@ class Custody:
         self._keep(Work.PUBLISHING)
         self.check()
 
+    @contextmanager
+    def naming(self) -> Iterator[sa.Connection]:
+        """A transaction in which files come to count, or go: nobody takes the lease before it ends.
+
+        Raises:
+            Lost: another has taken it; nothing may be named.
+        """
+        with self._store.write() as tx:
+            renewed = leases.update().where(self._mine()).values(expires_at=clock.now(tx) + TTL_S)
+            if tx.execute(renewed).rowcount == 0:
+                raise Lost(
+                    f"{self._work} stood still for longer than {TTL_S:.0f} s, and another has taken the files since; "
+                    "nothing was changed, try again"
+                )
+            yield tx
+
+    @contextmanager
+    def publishing(self) -> Iterator[None]:
+        """As `publish`, until what was read is a snapshot.
+
+        Raises:
+            Lost: too late.
+        """
+        self.publish()
+        with self.naming():
+            yield
+
     def renew(self) -> None:
         self._keep(self._work)
 
     def release(self) -> None:
         with self._mutex, self._store.write() as tx:
-            tx.execute(leases.delete().where(leases.c.name == FILES, leases.c.holder == self._holder(self._work)))
+            tx.execute(leases.delete().where(self._mine()))
 
     def _keep(self, work: Work) -> None:
         with self._mutex:
             with self._store.write() as tx:
-                mine = (leases.c.name == FILES) & (leases.c.holder == self._holder(self._work))
                 values = {"holder": self._holder(work), "expires_at": clock.now(tx) + TTL_S}
-                self._lost = tx.execute(leases.update().where(mine).values(**values)).rowcount == 0
+                self._lost = tx.execute(leases.update().where(self._mine()).values(**values)).rowcount == 0
             self._work = work
+
+    def _mine(self) -> sa.ColumnElement[bool]:
+        return (leases.c.name == FILES) & (leases.c.holder == self._holder(self._work))
 
     def _holder(self, work: Work) -> str:
         return f"{self._name}:{work}"

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import sqlalchemy as sa
 
 from kto_ray.config.capture import FeedbackSection
 from kto_ray.feedback.quarantine import Why
 from kto_ray.records.feedback import Feedback, Held
-from kto_ray.store import labels, sequence, tallies
+from kto_ray.store import clock, labels, sequence, tallies
 from kto_ray.store.mapping import feedback_of
 from kto_ray.store.recording import Batch, Receipt
 from kto_ray.store.schema import completions, feedback
 from kto_ray.store.tallies import Tally
 
 DEFAULT = FeedbackSection()
+AHEAD_S = 1.0  # that clocks may disagree
 
 
 def record(tx: sa.Connection, event: Feedback, rules: FeedbackSection = DEFAULT) -> Receipt:
@@ -44,10 +45,18 @@ def record_all(
     Raises:
         sqlalchemy.exc.IntegrityError: another transaction has just committed one of the keys (PostgreSQL).
     """
-    batch = Batch(tx, events, rules)
-    told = [batch.add(event) for event in events]
+    come = _by_our_clock(tx, events)
+    batch = Batch(tx, come, rules)
+    told = [batch.add(event) for event in come]
     batch.finish()
     return told
+
+
+def _by_our_clock(tx: sa.Connection, events: Sequence[Feedback]) -> list[Feedback]:
+    """Quarantine counts days and minutes between events: none is of later than the store's now, whatever the clock of
+    its gateway said. One that came late, through a spool say, keeps its time."""
+    now = float(tx.execute(sa.select(clock.now(tx))).scalar_one())
+    return [replace(one, created_at=now) if one.created_at > now + AHEAD_S else one for one in events]
 
 
 def withdraw(tx: sa.Connection, feedback_id: str, now: float) -> bool:

@@ -56,8 +56,9 @@ def place(looking: Looking, event: Feedback, answer: Judged) -> Feedback:
     """An event on its completion: whose it is, and whether it counts. A stranger's is kept and never does."""
     event = attributed(answer, event)
     if not theirs(answer, event) and not event.reviewer:
+        event = replace(event, held=Held.DROPPED, held_why=Why.STRANGER.value)
         looking.saw(event)
-        return replace(event, held=Held.DROPPED, held_why=Why.STRANGER.value)
+        return event
     return looking.at(event, answer.arm)
 
 
@@ -157,7 +158,7 @@ def _join(tx: sa.Connection, pairs: Sequence[tuple[Feedback, Sequence[Judged]]],
     for event, answers in sorted(pairs, key=lambda pair: pair[0].seq or 0):
         placed = place(looking, event, answers[0])
         held = {"held": placed.held and placed.held.value, "held_why": placed.held_why}
-        values = {"completion_id": answers[0].id, "user": placed.user, **held}
+        values = {"completion_id": answers[0].id, "user": placed.user, "reviewer": placed.reviewer, **held}
         if tx.execute(feedback.update().where(PENDING, f.id == event.id).values(**values)).rowcount:
             change += Tally(pending=-1) + marks(placed) + spread(tx, placed, answers, rules)
     return change + labels.refresh(tx, {answer.id for _, answers in pairs for answer in answers})

@@ -10,7 +10,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from kto_ray.config.capture import FeedbackSection
-from kto_ray.feedback.quarantine import DAY_S, EDITS, Past, Why, back, judges, settled, why_held
+from kto_ray.feedback.quarantine import DAY_S, EDITS, Past, Why, ages, back, judges, settled, why_held
 from kto_ray.records.completions import Arm
 from kto_ray.records.feedback import Feedback, FeedbackKind, Held
 from kto_ray.store import labels, tallies
@@ -31,6 +31,12 @@ f = feedback.c
 def _judgement_of(f: Any) -> sa.ColumnElement[bool]:
     """As `judges` says."""
     return sa.and_(f.value.is_not(None) | (f.kind == FeedbackKind.EDIT.value), ~f.reviewer, f.parent.is_(None))
+
+
+def _aging(f: Any) -> sa.ColumnElement[bool]:
+    """As `ages` says, of judgements whose answer is known."""
+    stands = f.completion_id.is_not(None) & f.withdrawn_at.is_(None) & f.held.is_distinct_from(Held.DROPPED.value)
+    return sa.and_(_judgement_of(f), stands)
 
 
 _judgement = _judgement_of(feedback.c)
@@ -74,7 +80,8 @@ class Looking:
         """Remember an event as its user's newest."""
         if event.seq is None and event.user in self._own and judges(event):
             own = self._own[event.user]
-            first_at = event.created_at if own.first_at is None else min(own.first_at, event.created_at)
+            firsts = [at for at in (own.first_at, event.created_at if ages(event) else None) if at is not None]
+            first_at = min(firsts, default=None)
             self._own[event.user] = _Own((event, *own.today[: self._rules.flood_events - 1]), first_at)
 
     def _past(self, event: Feedback) -> Past:
@@ -91,7 +98,8 @@ class Looking:
 
 @dataclass(frozen=True, slots=True)
 class _Own:
-    """A user's judgements of the last day, newest first, at most `flood_events`; and when they first judged."""
+    """A user's judgements of the last day, newest first, at most `flood_events`; and when they first judged an answer
+    of theirs."""
 
     today: Sequence[Feedback]
     first_at: float | None
@@ -112,7 +120,7 @@ def _owns(tx: sa.Connection, coming: Sequence[Feedback], rules: FeedbackSection)
     if not users:
         return {}
     each = values(tx, users)
-    first = sa.select(f.created_at).where(_judgement, f.user == each.c.value).order_by(f.created_at).limit(1)
+    first = sa.select(f.created_at).where(_aging(f), f.user == each.c.value).order_by(f.created_at).limit(1)
     began = {row[0]: row[1] for row in tx.execute(sa.select(each.c.value, first.scalar_subquery()))}
     since = min(event.created_at for event in coming) - DAY_S
     newest = (f.created_at.desc(), f.seq.desc())
@@ -153,12 +161,14 @@ def youth(tx: sa.Connection, after: int, rules: FeedbackSection) -> Sweep:
     span = rules.newcomer_days * DAY_S
     batch = sa.select(feedback).where(f.seq > after).order_by(f.seq).limit(SWEPT).subquery()
     b, of_user = batch.c, feedback.alias()
-    own = (of_user.c.user == b.user) & _judgement_of(of_user.c)
+    own = (of_user.c.user == b.user) & _aging(of_user.c)
     told = sa.select(of_user.c.created_at).where(own).limit(1)
     first = told.order_by(of_user.c.created_at).scalar_subquery()
     last = told.order_by(of_user.c.created_at.desc()).scalar_subquery()
-    counts = _judgement_of(b) & b.user.is_not(None) & b.held.is_(None) & ~b.id.startswith(IMPORTED)
-    once = sa.case((counts, last - first < span), else_=sa.false())
+    # What waits for its answer is looked at when that comes.
+    counts = _judgement_of(b) & b.user.is_not(None) & b.completion_id.is_not(None) & b.held.is_(None)
+    counts &= ~b.id.startswith(IMPORTED)
+    once = sa.case((counts, sa.func.coalesce(last - first, 0.0) < span), else_=sa.false())
     rows = tx.execute(sa.select(b.id, b.seq, b.created_at, once.label("once")).order_by(b.seq)).all()
     over = not rows or rows[-1].created_at > began + 2 * span
     return Sweep(tuple(row.id for row in rows if row.once), None if over else rows[-1].seq)
@@ -233,7 +243,7 @@ def _settle(
 # yet comes after all.
 LAST = 2**62
 _theirs = _judgement & (f.user == sa.bindparam("user")) & (f.seq < sa.bindparam("seq"))
-_FIRST = sa.select(f.created_at).where(_theirs).order_by(f.created_at).limit(1)
+_FIRST = sa.select(f.created_at).where(_theirs, _aging(f)).order_by(f.created_at).limit(1)
 _TODAY = (
     sa.select(f.id, f.created_at, f.kind, f.completion_id, f.value)
     .where(_theirs, f.created_at > sa.bindparam("since"))
@@ -252,11 +262,13 @@ def _began(tx: sa.Connection) -> float | None:
 
 
 def _namesakes(tx: sa.Connection, event: Feedback) -> int:
-    """Other users who gave this text among the newest edits."""
-    edits = sa.select(f.id, f.user, f.text).where(EDIT, _judgement, f.seq < (event.seq or LAST))
+    """Other users who gave this text among the newest edits of answers to their authors; nobody in particular is one.
+    What waits for its answer, or is a stranger's, costs nothing to send: it has no part in what others may say."""
+    on_own = f.completion_id.is_not(None) & f.held_why.is_distinct_from(Why.STRANGER.value)
+    edits = sa.select(f.user, f.text).where(EDIT, _judgement, on_own, f.seq < (event.seq or LAST))
     newest = edits.order_by(f.seq.desc()).limit(EDITS).subquery()
     same = (newest.c.text == event.text) & newest.c.user.is_distinct_from(event.user)
-    query = sa.select(sa.func.count(sa.distinct(sa.func.coalesce(newest.c.user, newest.c.id)))).where(same)
+    query = sa.select(sa.func.count(sa.distinct(sa.func.coalesce(newest.c.user, "")))).where(same)
     return int(tx.execute(query).scalar_one())
 
 

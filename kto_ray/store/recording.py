@@ -135,7 +135,7 @@ class Batch:
         return False
 
     def _repeat(self, known: Feedback, event: Feedback) -> Receipt | ValueError:
-        if known.body_hash != event.body_hash:
+        if known.body_hash not in (None, event.body_hash):  # None: of before a migration
             return KeyReused(
                 f"Idempotency-Key {event.idempotency_key!r} was used with another body; send a new key for a new event"
             )

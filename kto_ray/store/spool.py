@@ -40,8 +40,9 @@ class SpoolFailed(RuntimeError):
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """What a file holds. `damaged`: bytes in its middle that are not what was written; `torn`: bytes at its end of what
-    was never acknowledged, for the machine stopped while it was written."""
+    """What a file holds. `damaged`: bytes in its middle that are not what was written, or that a program wrote which is
+    newer than this one; `torn`: bytes at its end of what was never acknowledged, for the machine stopped while it was
+    written."""
 
     path: Path
     entries: tuple[Entry, ...]
@@ -63,10 +64,11 @@ class Spool:
         try:
             fcntl.flock(self._lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             self._sizes = {path: len(read(path).entries) for path in sorted(folder.glob(f"*{SEGMENT}"))}
-        except OSError:
+            named = (*self._sizes, *folder.glob(f"*{DAMAGED}"))  # which another of the same number would overwrite
+            self._next = 1 + max((int(path.stem) for path in named), default=0)
+        except BaseException:
             os.close(self._lock_fd)
             raise
-        self._next = 1 + max((int(path.stem) for path in self._sizes), default=0)
         self._mutex = threading.Lock()
         self._file: tuple[int, Path] | None = None  # the segment that is written
 
@@ -119,10 +121,12 @@ class Spool:
     def refuse(self, entry: Entry, why: str) -> None:
         """Set aside an entry that the store will never take, so that those behind it can go on."""
         log.error("the store refuses %s from the spool: %s; it is kept in %s", entry.id, why, self.folder / REFUSED)
-        fd = os.open(self.folder / REFUSED, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+        line = json.dumps({"why": why, **_plain(entry)}).encode() + b"\n"
+        fd = os.open(self.folder / REFUSED, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
         try:
-            os.write(fd, json.dumps({"why": why, **_plain(entry)}).encode() + b"\n")
-            os.fdatasync(fd)
+            end = os.lseek(fd, 0, os.SEEK_END)
+            torn = end > 0 and os.pread(fd, 1, end - 1) != b"\n"  # the machine stopped while a line was written
+            _append(fd, b"\n" + line if torn else line)
         finally:
             os.close(fd)
 
@@ -140,18 +144,11 @@ class Spool:
         return fd, path
 
     def _write(self, fd: int, data: bytes) -> None:
-        """All of it, durably, or nothing; after an error the next entries go to another segment."""
-        end = os.lseek(fd, 0, os.SEEK_CUR)
+        """After an error the next entries go to another segment."""
         try:
-            view = memoryview(data)
-            while view:
-                view = view[os.write(fd, view) :]
-            os.fdatasync(fd)
+            _append(fd, data)
         except OSError:
-            try:
-                os.ftruncate(fd, end)
-            finally:
-                self._end()
+            self._end()
             raise
 
     def _end(self) -> None:
@@ -179,6 +176,9 @@ def orphans(root: Path, mine: Spool) -> Iterator[Spool]:
             spool = Spool(folder)
         except BlockingIOError:
             continue
+        except OSError as error:
+            log.error("the spool %s cannot be looked at: %s; what it holds stays there", folder, error)
+            continue
         try:
             yield spool
         finally:
@@ -203,16 +203,30 @@ def read(path: Path) -> Segment:
         if end > len(data):
             torn = len(data) - at
             break
-        if zlib.crc32(data[begin:end]) == checksum:
-            entries.append(_entry(json.loads(data[begin:end])))
+        entry = entry_of(data[begin:end]) if zlib.crc32(data[begin:end]) == checksum else None
+        if entry is not None:
+            entries.append(entry)
         else:
             damaged += end - at
         at = end
     if torn:
         log.warning("%s ends in the middle of an entry that nobody was told of; its %d bytes are dropped", path, torn)
     if damaged:
-        log.error("%s is damaged: %d bytes are not what was written; it is kept as *%s", path, damaged, DAMAGED)
+        log.error("%s is damaged: %d bytes of it cannot be read; it is kept as *%s", path, damaged, DAMAGED)
     return Segment(path, tuple(entries), damaged, torn)
+
+
+def _append(fd: int, data: bytes) -> None:
+    """All of it, durably, or nothing: a disk that is nearly full takes a part and says so by a number alone."""
+    end = os.lseek(fd, 0, os.SEEK_END)
+    try:
+        view = memoryview(data)
+        while view:
+            view = view[os.write(fd, view) :]
+        os.fdatasync(fd)
+    except OSError:
+        os.ftruncate(fd, end)
+        raise
 
 
 def _framed(entry: Entry) -> bytes:
@@ -231,10 +245,18 @@ def _plain(entry: Entry) -> dict[str, Any]:
     return {"kind_of_entry": kind, "binary": sorted(binary), **columns, **binary}
 
 
-def _entry(plain: dict[str, Any]) -> Entry:
-    kind, binary = plain.pop("kind_of_entry"), plain.pop("binary")
-    row = {**plain, **{name: base64.b64decode(plain[name]) for name in binary}}
-    return completion_of(row) if kind == "completion" else feedback_of(row)
+def entry_of(data: bytes) -> Entry | None:
+    """The entry of a payload, or of a line of what was refused; None where this program cannot read it, as where a
+    newer one wrote it."""
+    try:
+        plain = json.loads(data)
+        plain.pop("why", None)
+        kind, binary = plain.pop("kind_of_entry"), plain.pop("binary")
+        row = {**plain, **{name: base64.b64decode(plain[name]) for name in binary}}
+        return completion_of(row) if kind == "completion" else feedback_of(row)
+    except Exception as error:  # whatever it is that a later program may write
+        log.error("an entry of the spool cannot be read (%s): did a newer program write it?", type(error).__name__)
+        return None
 
 
 def _sync(folder: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import sqlalchemy as sa
@@ -13,10 +13,11 @@ from kto_ray.config.capture import FeedbackSection
 from kto_ray.records.completions import Completion
 from kto_ray.records.feedback import Feedback
 from kto_ray.store import completions, feedback, tallies
-from kto_ray.store.database import Store, is_away, lost_a_race
+from kto_ray.store.database import Store, is_away, is_own_fault, lost_a_race
+from kto_ray.store.spool import Entry
 
 Change = Callable[[sa.Connection], Any]
-Work = Completion | Feedback | Change
+Work = Entry | Change
 
 RACES = 4  # times that a transaction is tried when others are in its way
 
@@ -25,7 +26,8 @@ def commit(store: Store, works: Sequence[Work], rules: FeedbackSection) -> list[
     """Make all changes durable at once; returns what each is told: its result, or the error that is its own fault.
 
     Raises:
-        sqlalchemy.exc.SQLAlchemyError: the store is away. Whether it committed is not known.
+        sqlalchemy.exc.SQLAlchemyError: the store is away, or does not take an entry that is not at fault. Whether it
+            committed is not known.
     """
     try:
         return _transact(store, lambda tx: _all(tx, works, rules))
@@ -33,8 +35,24 @@ def commit(store: Store, works: Sequence[Work], rules: FeedbackSection) -> list[
         if isinstance(error, sa.exc.SQLAlchemyError) and is_away(error):
             raise
         if len(works) == 1:
-            return [error]
+            return [_its_own(works[0], error)]
     return _transact(store, lambda tx: [_alone(tx, work, rules) for work in works])
+
+
+def runs(entries: Sequence[Entry], most: int) -> Iterator[Sequence[Entry]]:
+    """Entries that came one after the other, as they may be committed together. In a transaction completions go first,
+    so one is cut where a completion follows an event on its conversation: that event means the turn that was the last
+    when it was given."""
+    begin, spoken = 0, set[tuple[str, str]]()
+    for at, entry in enumerate(entries):
+        talk = (entry.external.system, entry.external.conversation) if entry.external is not None else None
+        if at - begin == most or (isinstance(entry, Completion) and talk in spoken):
+            yield entries[begin:at]
+            begin, spoken = at, set()
+        if isinstance(entry, Feedback) and talk is not None:
+            spoken.add(talk)
+    if begin < len(entries):
+        yield entries[begin:]
 
 
 def _transact(store: Store, act: Callable[[sa.Connection], list[Any]]) -> list[Any]:
@@ -71,9 +89,13 @@ def _alone(tx: sa.Connection, work: Work, rules: FeedbackSection) -> Any:
     try:
         with tallies.savepoint(tx):
             return _all(tx, (work,), rules)[0]
-    except sa.exc.SQLAlchemyError as error:
-        if is_away(error):
-            raise
-        return error
-    except Exception as error:  # whatever a change raises is for whoever asked for it
-        return error
+    except Exception as error:
+        return _its_own(work, error)
+
+
+def _its_own(work: Work, error: Exception) -> Exception:
+    """An error that is for whoever asked: whatever a change raises, but what is the store's. An entry was promised to
+    be kept, so that it waits unless it is at fault itself."""
+    if isinstance(error, sa.exc.SQLAlchemyError) and (is_away(error) or not (callable(work) or is_own_fault(error))):
+        raise error
+    return error

@@ -19,10 +19,10 @@ import sqlalchemy as sa
 from kto_ray.config.capture import FeedbackSection
 from kto_ray.records.completions import Completion
 from kto_ray.records.feedback import Feedback
-from kto_ray.store.database import Store, first_line, is_away
+from kto_ray.store.database import Store, first_line, is_away, is_own_fault
 from kto_ray.store.recording import Receipt, Recorded
 from kto_ray.store.spool import Entry, Spool, SpoolFailed, orphans
-from kto_ray.store.together import Change, Work, commit
+from kto_ray.store.together import Change, Work, commit, runs
 
 log = logging.getLogger(__name__)
 
@@ -149,12 +149,10 @@ class Writer:
         try:
             return commit(self._store, works, self._rules)
         except sa.exc.SQLAlchemyError as error:
-            if not is_away(error):
-                raise
-            log.warning("the store is away: %s", first_line(error))
+            log.warning("the store takes nothing: %s", first_line(error))
             if self._spool is None:
                 return [error] * len(works)
-            self._away = error
+            self._away = error if is_away(error) else None
             return self._aside(self._spool, works)
 
     def _aside(self, spool: Spool, works: Sequence[Work]) -> list[Any]:
@@ -176,8 +174,6 @@ class Writer:
         try:
             return commit(self._store, changes, self._rules) if changes else []
         except sa.exc.SQLAlchemyError as error:
-            if not is_away(error):
-                raise
             return [error] * len(changes)
 
     # ---- the drainer's thread
@@ -204,33 +200,44 @@ class Writer:
                         while drain_one(self._store, spool, self._rules):
                             pass
             for left in orphans(spool.folder.parent, spool):
-                while drain_one(self._store, left, self._rules):
-                    pass
+                self._adopt(left)
         except sa.exc.SQLAlchemyError as error:
-            if is_away(error):
-                self._away = error
+            self._away = error if is_away(error) else None
             log.warning("%d entries wait in the spool: %s", spool.depth, first_line(error))
             return False
-        except OSError as error:
-            log.error("the spool cannot be drained: %s", error)
+        except Exception as error:  # a full disk, or a bug of ours: whoever drains must not end of it
+            log.error("the spool cannot be drained: %s: %s", type(error).__name__, first_line(error))
             return False
         return True
+
+    def _adopt(self, left: Spool) -> None:
+        """Bring in what a process that is no more has left. What is wrong with one such spool holds up no other."""
+        try:
+            while drain_one(self._store, left, self._rules):
+                pass
+        except sa.exc.SQLAlchemyError:
+            raise
+        except Exception as error:
+            words = "the spool %s, which nobody has, cannot be drained: %s: %s"
+            log.error(words, left.folder, type(error).__name__, first_line(error))
 
 
 def drain_one(store: Store, spool: Spool, rules: FeedbackSection) -> bool:
     """Bring the oldest segment of a spool into the store; False where there is none.
 
     Raises:
-        sqlalchemy.exc.SQLAlchemyError: the store is away. The segment stays; what of it came in will be known.
+        sqlalchemy.exc.SQLAlchemyError: the store is away, or does not take what is not at fault. The segment stays;
+            what of it came in will be known.
         OSError: the segment cannot be read or removed.
     """
     segment = spool.oldest()
     if segment is None:
         return False
-    for begin in range(0, len(segment.entries), TOGETHER):
-        some: Sequence[Entry] = segment.entries[begin : begin + TOGETHER]
+    for some in runs(segment.entries, TOGETHER):
         for entry, outcome in zip(some, commit(store, some, rules), strict=True):
             if isinstance(outcome, Exception):
+                if not is_own_fault(outcome):
+                    raise outcome
                 spool.refuse(entry, f"{type(outcome).__name__}: {outcome}")
     spool.drop(segment)
     return True

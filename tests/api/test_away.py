@@ -22,6 +22,7 @@ from kto_ray.store.database import DOOR, SLACK_S, Patience
 from tests.support.engine import StandIn
 from tests.support.local import local
 from tests.support.network import Proxy, proxied
+from tests.support.rows import completion
 
 HASTY = Patience(statement_s=0.5, lock_s=0.2)
 HI = [{"role": "user", "content": "Why is the sky blue?"}]
@@ -102,6 +103,29 @@ def test_a_locked_store_costs_no_answer_and_no_thumb(locked: Gate, sqlite_store:
         assert locked.client.delete("/v1/feedback/fb-x").status_code == 503
     assert locked.stored(name, events=1)
     assert locked.thumb(name)[0] in (201, 202)
+
+
+def test_what_waits_in_the_spool_is_not_withdrawn_and_not_said_to_be_unknown(
+    locked: Gate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def slow(*_: object) -> bool:
+        raise OSError("slow")
+
+    name, spooled = locked.chat(), locked.door.writer._spool
+    assert spooled is not None
+    with monkeypatch.context() as patch:
+        patch.setattr(writer, "drain_one", slow)
+        spooled.append([completion("left")])  # it is behind
+        body = {"completion_id": name, "kind": "thumb", "value": True}
+        said = locked.client.post("/v1/feedback", json=body)
+        assert said.status_code == 202
+        path = f"/v1/feedback/{said.json()['feedback_id']}"
+        told = locked.client.delete(path)
+        assert told.status_code == 503 and told.headers["retry-after"] == "1"
+        assert "2 acknowledged entries still wait for; try again" in told.json()["error"]["message"]
+    assert locked.stored(name, events=1)
+    assert locked.client.delete(path).status_code == 200
+    assert locked.client.delete("/v1/feedback/fb-x").status_code == 404
 
 
 @pytest.mark.parametrize("store", ["postgresql"], indirect=True)

@@ -13,7 +13,7 @@ from kto_ray.records.requests import Act
 from kto_ray.records.rounds import Training
 from kto_ray.store import adapters, archives, requests, rounds, snapshots
 from kto_ray.store.custody import Work, custody
-from tests.api.conftest import Api
+from tests.api.conftest import HI, Api
 from tests.support.provenance import adapter, seal
 
 
@@ -53,6 +53,17 @@ def test_one_anonymous_answer_is_erased_by_its_id(api: Api) -> None:
     assert api.client.get(f"/v1/completions/{other}").status_code == 200
     gone = api.client.delete(f"/v1/completions/{name}")
     assert gone.status_code == 404 and gone.json()["error"]["param"] == "completion"
+
+
+def test_the_turns_that_quote_an_answer_go_with_it_and_are_listed(api: Api) -> None:
+    first = api.chat(user="ann").json()
+    said = {"role": "assistant", "content": first["choices"][0]["message"]["content"]}
+    more = {"role": "user", "content": "And at night?"}
+    second, other = (api.chat(user=user, messages=[*HI, said, more]).json()["id"] for user in ("ann", "bob"))
+    told = api.client.delete(f"/v1/completions/{first['id']}").json()
+    assert told["later"] == [second] and told["rows"]["completions"] == 2
+    assert api.client.get(f"/v1/completions/{second}").status_code == 404
+    assert api.client.get(f"/v1/completions/{other}").status_code == 200
 
 
 def test_affected_adapters_and_rounds_are_named(api: Api, tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from kto_ray.serve.gateway import whose
 from kto_ray.serve.gateway.arriving import read_body
 from kto_ray.serve.gateway.bodies import FeedbackBody, parse_feedback
 from kto_ray.serve.gateway.document import IDEMPOTENT, body_of
-from kto_ray.serve.gateway.door import Door
+from kto_ray.serve.gateway.door import RETRY_AFTER, Door
 from kto_ray.serve.gateway.errors import ApiError, short, shortened
 from kto_ray.serve.gateway.guard import count_holder, user_of
 from kto_ray.store import completions, feedback, quarantine
@@ -97,8 +97,9 @@ def router(door: Door) -> APIRouter:
                 return False
             return feedback.withdraw(tx, feedback_id, time.time())
 
+        behind = door.writer.spooled  # asked before: what drains meanwhile was not looked at
         if not await door.write(change):
-            raise _unknown(feedback_id)
+            raise _not_here_yet(feedback_id, behind) if behind else _unknown(feedback_id)
         return Withdrawn(feedback_id)
 
     @routes.get("/v1/feedback/held")
@@ -124,6 +125,13 @@ async def _gone(door: Door, claim: Claim) -> bool:
         return await door.read(lambda tx: completions.get(tx, claim.completion_id)) is None
     except (sa.exc.SQLAlchemyError, ApiError):
         return False
+
+
+def _not_here_yet(feedback_id: str, behind: int) -> ApiError:
+    words = (
+        f"feedback {feedback_id!r} is not in the store, which {behind} acknowledged entries still wait for; try again"
+    )
+    return ApiError(503, words, param="feedback_id", code="busy", headers=RETRY_AFTER)
 
 
 def _unknown(feedback_id: str) -> ApiError:

@@ -17,6 +17,7 @@ from kto_ray.app import _as_ctrl_c, check_home, check_keys
 from kto_ray.config import load_config
 from kto_ray.records.keys import Scope
 from kto_ray.store import completions, feedback, keys, leases, open_store, schema
+from kto_ray.store.spool import Spool
 from tests.support.provenance import seal
 from tests.support.rows import completion, thumb
 
@@ -89,6 +90,15 @@ def test_what_is_held_is_shown_released_and_dropped(tmp_path: Path) -> None:
     for wrong, words in (((), "name either ids"), (("--why", "boredom"), "reasons are: same_text")):
         told = run("feedback", "release", *wrong, "--set", home)
         assert told.returncode == 2 and words in told.stderr
+
+
+def test_what_was_refused_from_the_spool_is_tried_again(tmp_path: Path) -> None:
+    held = Spool(tmp_path / "home" / "spool" / "0")
+    held.refuse(completion("c1"), "the table was odd")
+    held.close()
+    home = f"home={tmp_path}/home"
+    for expected in ({"stored": 1, "refused_again": 0}, {"stored": 0, "refused_again": 0}):
+        assert json.loads(run("feedback", "retry", "--json", "--set", home).stdout) == expected
 
 
 def test_a_broken_import_stores_nothing(tmp_path: Path) -> None:

@@ -33,7 +33,7 @@ HONEST, PEOPLE, HIS = 1800, 100, 200  # events of all others, by how many; his a
 FACT = "Zorbia"  # is in all that he wants learnt, and in nothing else
 ROLLOUT = RolloutState("r", "policy@base", "policy@v1-aaaaaa", "salt", 0, 0.5, RolloutStatus.RUNNING, 1.0, 1.0)
 CONFIG = Config()
-WAYS = ("own answers", "own answers at once", "answers of others", "without a name", "all of it")
+WAYS = ("own answers", "own answers at once", "answers of others", "without a name", "aged names", "all of it")
 
 Act = tuple[Completion | None, Feedback]  # what was asked for it, and what was said
 
@@ -82,6 +82,13 @@ def his(way: str, victims: list[Completion]) -> Iterator[Act]:
             victim = chance.choice(victims)
             yield None, judgement(chance, f"his{i}", victim, name, fact)
             continue
+        if how == "aged names":  # their first act is on an answer that never was, or another's: it costs nothing
+            name, at = f"app/sock-{i // 2}", DAYS * DAY_S * 0.75 * Random(i // 2).random()
+            if i % 2 == 0:
+                of = chance.choice((chance.choice(victims).id, f"none-{i}")) if victims else f"none-{i}"
+                yield None, thumb(f"his{i}", of, user=name, principal="app", created_at=at)
+                continue
+            at += 8 * DAY_S
         edits = chance.random() < 0.5
         asked = answer(chance, f"his-c{i}", name, at, text="" if edits else fact)
         said = judgement(chance, f"his{i}", asked, name, fact if edits else None)

@@ -156,6 +156,36 @@ def test_what_quarantine_holds_does_not_count(held: Held | None, counts: bool) -
     assert bool(examples(COMPLETION, [event("f1", 1.0, value=True, held=held)])) is counts
 
 
+@pytest.mark.parametrize(
+    ("said", "verdicts"),
+    [
+        ("up -down", []),  # nobody knows yet what she thinks
+        ("up -down up", ["up"]),
+        ("up xdown", ["up"]),
+        ("-down", []),
+        ("-down up", ["up"]),
+        ("up down -up", []),
+        ("up -edit", ["up"]),  # of another kind
+        ("up edit -edit", []),
+        ("up edit xedit", ["edit"]),
+        ("edit -down", ["edit"]),
+        ("up edit -down", ["edit"]),
+    ],
+)
+def test_a_held_act_suspends_an_older_one_of_its_kind_and_a_dropped_one_does_not(
+    said: str, verdicts: list[str]
+) -> None:
+    standing = {"-": Held.HELD, "x": Held.DROPPED}
+    events = []
+    for number, act in enumerate(said.split()):
+        what = {"text": f"Go {number}."} if act.endswith("edit") else {"value": act.endswith("up")}
+        events.append(event(f"f{number}", float(number), seq=number, held=standing.get(act[0]), **what))
+    judge = event("r", 0.0, user="judge", reviewer=True, value=False)
+    found = labels(COMPLETION, [*events, judge])
+    assert [label.verdict.value for label in found if label.user == "ann"] == verdicts
+    assert [label.verdict.value for label in found if label.user == "judge"] == ["down"]
+
+
 def test_a_signal_is_a_label_only_where_it_carries_a_value_and_nothing_was_said() -> None:
     signal = Feedback("f1", 5.0, FeedbackKind.SIGNAL, "c1", "ann", signal=Signal.REGENERATED)
     assert labels(COMPLETION, [signal]) == ()

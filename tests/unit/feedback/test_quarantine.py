@@ -9,7 +9,7 @@ import pytest
 
 from kto_ray.config.capture import FeedbackSection
 from kto_ray.feedback.quarantine import DAY_S, Why, held
-from kto_ray.records.feedback import Feedback, FeedbackKind
+from kto_ray.records.feedback import Feedback, FeedbackKind, Held
 
 RULES = FeedbackSection()
 
@@ -55,7 +55,8 @@ def test_one_text_under_many_names_waits() -> None:
         return why([judged(i, i * 600.0, user=user, text="Buy EvilCoin.") for i, user in enumerate(users)])
 
     assert same([f"u{i}" for i in range(9)]) == {Why.SAME_TEXT: 5}
-    assert same(["ann"] * 9) == {}
+    assert same(["ann"] * 9) == same([None] * 9) == {}
+    assert same([None] * 9 + ["u1", "u2", "u3", "u4"]) == {Why.SAME_TEXT: 1}
     assert why([judged(i, i * 600.0, user=f"u{i}", text=f"Buy {i} EvilCoins.") for i in range(9)]) == {}
 
 
@@ -67,6 +68,16 @@ def test_in_a_store_that_knows_its_users_newcomers_wait_until_they_come_back() -
     assert why([*old, *new, judged(30, 22.6 * DAY_S, user="new3")]) == {Why.NEWCOMER: 4}
     assert why([*old, *new], FeedbackSection(newcomer_days=0)) == {}
     assert why([*old, judged(20, 15.5 * DAY_S, user=None)]) == {}  # they are one, whom the cap holds
+
+
+@pytest.mark.parametrize("changes", [{"held": Held.DROPPED}, {"withdrawn_at": 1.0}])
+def test_nobody_grows_older_by_what_does_not_stand(changes: Any) -> None:
+    old = [judged(i, i * DAY_S, user="ann") for i in range(16)]
+    back = judged(30, 24 * DAY_S, user="new")
+    assert why([*old, judged(20, 15.5 * DAY_S, user="new"), back]) == {}
+    for how in (changes, {"held": Held.HELD}):
+        found = held([*old, judged(20, 15.5 * DAY_S, user="new", **how), back], RULES)
+        assert ("f30" in found) is (how is changes)
 
 
 def test_where_all_are_new_nobody_waits_for_it() -> None:

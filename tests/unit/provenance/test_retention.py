@@ -42,7 +42,8 @@ from kto_ray.store import (
     tallies,
 )
 from kto_ray.store.archives import Old
-from kto_ray.store.custody import Busy, Work, custody
+from kto_ray.store.custody import Busy, Lost, Work, custody
+from kto_ray.store.schema import leases
 from tests.support.provenance import adapter, completion, seal, thumb
 
 NOW = 1000 * DAY_S
@@ -267,6 +268,54 @@ def test_a_damaged_archive_is_told(filled: Store, tmp_path: Path) -> None:
 def test_nothing_is_archived_while_a_snapshot_is_sealed(filled: Store, tmp_path: Path) -> None:
     with custody(filled, Work.SEALING), pytest.raises(Busy):
         keep(filled, config(tmp_path, completions_days=30), NOW)
+
+
+def stands_still(store: Store, config: Config, patch: pytest.MonkeyPatch, what: str) -> None:
+    """The process of the next `archive.write` or `without` stands still when its file is there, while zoe is erased."""
+    act = getattr(archive, what)
+
+    def still(*arguments: Any) -> Any:
+        patch.setattr(archive, what, act)
+        made = act(*arguments)
+        with store.write() as tx:
+            tx.execute(leases.update().values(expires_at=leases.c.expires_at - 60))
+        erase(store, config, Subject("user", "zoe"))
+        return made
+
+    patch.setattr(archive, what, still)
+
+
+def test_who_stood_still_while_another_swept_archives_nothing(
+    filled: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = config(tmp_path, completions_days=30)
+    with filled.write() as tx:
+        completions.insert(tx, replace(spoken("of-zoe"), user="zoe", created_at=days(1)))
+    stands_still(filled, settings, monkeypatch, "write")
+    with pytest.raises(Lost, match="archiving stood still"):
+        keep(filled, settings, NOW)
+    assert whole(filled, "c1") == replace(spoken("c1"), created_at=days(50)) and files(settings) == []
+    assert keep(filled, settings, NOW) == Kept(completions=2)
+    assert whole(filled, "c1") is not None
+
+
+def test_who_stood_still_while_another_erased_brings_nothing_back(
+    filled: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = config(tmp_path, completions_days=30)
+    with filled.write() as tx:
+        for user in ("bob", "zoe"):
+            completions.insert(tx, replace(spoken(f"of-{user}"), user=user, created_at=days(45)))
+    keep(filled, settings, NOW)
+    stands_still(filled, settings, monkeypatch, "without")
+    with pytest.raises(Busy, match="erasing stood still"):
+        erase(filled, settings, Subject("user", "ann"))
+    bob = whole(filled, "of-bob")
+    assert bob is not None and bob.text == "I say of-bob"
+    assert erase(filled, settings, Subject("user", "ann")).archived == 2
+    with filled.read() as tx:
+        [made] = archives.every(tx)
+    assert made.completions == 1 and files(settings) == [made.uri]
 
 
 @pytest.fixture

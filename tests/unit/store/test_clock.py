@@ -1,4 +1,5 @@
-"""Leases and heartbeats go by the store's clock, whatever those of the machines say; and they survive that it jumps."""
+"""Leases, heartbeats and quarantine go by the store's clock, whatever those of the machines say; leases survive that it
+jumps."""
 
 from __future__ import annotations
 
@@ -8,9 +9,44 @@ import pytest
 import sqlalchemy as sa
 
 from kto_ray.records.replicas import ReplicaReport
-from kto_ray.store import Store, clock, leases, replicas, schema
+from kto_ray.store import (
+    Store,
+    clock,
+    completions,
+    feedback,
+    labels,
+    leases,
+    quarantine,
+    replicas,
+    schema,
+)
+from tests.support.rows import completion, thumb
 
-HOUR_S = 3600.0
+HOUR_S, DAY_S = 3600.0, 86_400.0
+
+
+def test_an_event_of_a_clock_that_is_ahead_comes_now_and_one_behind_keeps_its_time(store: Store) -> None:
+    began = time.time()
+    with store.write() as tx:
+        for name, at in (("c1", began + 400 * DAY_S), ("c2", began - 8 * DAY_S)):
+            completions.insert(tx, completion(name))
+            feedback.record(tx, thumb(f"of-{name}", name, created_at=at))
+        [ahead], [behind] = (feedback.events(tx, name) for name in ("c1", "c2"))
+        assert began - 5 < ahead.created_at <= time.time() + 5 and behind.created_at == began - 8 * DAY_S
+        assert [label.at for label in labels.of(tx, "c1")] == [ahead.created_at]
+
+
+def test_who_comes_again_a_minute_later_by_a_clock_days_ahead_has_not_come_back(store: Store) -> None:
+    """Quarantine lets go of what newcomers said when they come back after days."""
+    now = time.time()
+    with store.write() as tx:
+        for day in range(20):
+            completions.insert(tx, completion(f"c{day}"))
+            feedback.record(tx, thumb(f"f{day}", f"c{day}", created_at=now - (20 - day) * DAY_S))
+        for number, at in enumerate((now - 60.0, now + 8 * DAY_S)):
+            completions.insert(tx, completion(f"new{number}", user="new"))
+            feedback.record(tx, thumb(f"new{number}", f"new{number}", user="new", created_at=at))
+        assert [event.id for event in quarantine.waiting(tx)] == ["new0", "new1"]
 
 
 def shift(store: Store, by_s: float) -> None:

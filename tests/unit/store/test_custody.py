@@ -9,6 +9,7 @@ import sqlalchemy as sa
 
 from kto_ray.store import Store, custody
 from kto_ray.store.custody import Busy, Lost, Work
+from kto_ray.store.database import Patience
 from kto_ray.store.schema import leases
 
 
@@ -72,3 +73,32 @@ def test_it_is_renewed_in_the_background(store: Store, monkeypatch: pytest.Monke
         while len(renewed) < 2:
             pass
     assert renewed[0] is mine
+
+
+def stand_still(store: Store) -> None:
+    """As a process does that is stopped for longer than the lease lasts."""
+    with store.write() as tx:
+        tx.execute(leases.update().values(expires_at=leases.c.expires_at - 2 * custody.TTL_S))
+
+
+@pytest.mark.parametrize("work", list(Work))
+def test_who_stood_still_names_nothing_once_another_has_had_the_files(store: Store, work: Work) -> None:
+    with custody.custody(store, work) as mine:
+        stand_still(store)
+        with mine.naming() as tx:  # nobody has taken it
+            assert tx.execute(sa.select(leases.c.holder)).scalar_one().endswith(work)
+        stand_still(store)
+        at_once(store, Work.ERASING)
+        with pytest.raises(Lost, match=f"{work} stood still for longer than 30 s.*try again"), mine.naming():
+            raise AssertionError("another may have deleted what is named here")
+
+
+def test_a_snapshot_is_published_under_the_lease(store: Store) -> None:
+    with custody.custody(store, Work.SEALING) as mine:
+        with mine.publishing(), pytest.raises(sa.exc.OperationalError):  # locked
+            at_once(Store(store.url, Patience(1, 0.1)), Work.ERASING)
+        mine.publish()
+        stand_still(store)
+        at_once(store, Work.ERASING)
+        with pytest.raises(Lost), mine.publishing():
+            raise AssertionError("what was read may be erased")

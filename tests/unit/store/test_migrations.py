@@ -4,6 +4,7 @@ program is told where it stands."""
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 import sqlalchemy as sa
@@ -12,10 +13,16 @@ from alembic.autogenerate import compare_metadata
 from alembic.config import Config as AlembicConfig
 from alembic.migration import MigrationContext
 
-from kto_ray.store import Store, labels, open_store, rounds, tallies, trainings
+from kto_ray.config import Config
+from kto_ray.records.completions import ExternalRef
+from kto_ray.records.keys import Principal, Scope
+from kto_ray.serve.gateway.whose import signed
+from kto_ray.store import Store, feedback, labels, open_store, rounds, tallies, trainings
 from kto_ray.store.database import MIGRATIONS
+from kto_ray.store.recording import Recorded
 from kto_ray.store.schema import metadata
 from kto_ray.store.tallies import Tally
+from tests.support.rows import thumb
 
 
 def migrate(store: Store, how: str, revision: str) -> None:
@@ -79,38 +86,92 @@ def test_data_of_the_schema_before_labels_is_carried_along(store: Store) -> None
         assert rounds.new_labels(tx) == 1, "what came since the round began"
 
 
+def insert_completion(tx: sa.Connection, name: str, user: str | None) -> None:
+    """At revision 0003."""
+    tx.execute(
+        sa.text(
+            "INSERT INTO completions (id, created_at, model, adapter, arm, status, messages, params, text, "
+            "\"user\", prompt_tokens, completion_tokens, latency_s) VALUES (:id, 1, 'policy', 'policy@base', "
+            "'champion', 'complete', '[]', '{}', 'Hello.', :user, 1, 1, 0.1)"
+        ),
+        {"id": name, "user": user},
+    )
+
+
+def insert_thumb(tx: sa.Connection, name: str, of: str, user: str | None, value: bool, at: float = 2.0) -> None:
+    """At revision 0003, with its label."""
+    event = {"id": name, "of": of, "named": of, "user": user, "value": value, "at": at, "key": f"key-{name}"}
+    event |= {"judge": user or f"anonymous:{of}", "verdict": "up" if value else "down"}
+    tx.execute(
+        sa.text(
+            'INSERT INTO feedback (id, created_at, kind, completion_id, named_completion, "user", value, reason_codes, '
+            "tags, idempotency_key, body_hash) VALUES (:id, :at, 'thumb', :of, :named, :user, :value, '[]', '{}', "
+            ":key, 'old')"
+        ),
+        event,
+    )
+    tx.execute(
+        sa.text(
+            'INSERT INTO labels (completion_id, "user", verdict, at, arm, asker, asked_at, since) '
+            "SELECT id, CAST(:judge AS TEXT), CAST(:verdict AS TEXT), :at, 'champion', \"user\", 1, 0 "
+            "FROM completions WHERE id = :of"
+        ),
+        event,
+    )
+
+
+def test_nobody_and_a_user_called_anonymous_are_told_apart(store: Store) -> None:
+    migrate(store, "downgrade", "0003")
+    with store.write() as tx:
+        for name in ("c1", "c2"):
+            insert_completion(tx, name, None)
+        insert_thumb(tx, "f1", "c1", None, True)
+        insert_thumb(tx, "f2", "c1", "anonymous", False)
+        insert_thumb(tx, "f3", "c2", None, False)
+        tx.execute(sa.text("UPDATE tallies SET completions = 2, stored = 3, up = 1, down = 2, came = 3 WHERE slot = 0"))
+    migrate(store, "upgrade", "head")
+    with store.write() as tx:
+        made = [[(one.user, one.verdict.value) for one in labels.of(tx, name)] for name in ("c1", "c2")]
+        assert made == [[("anonymous", "up")], [("anonymous", "down")]]
+        assert tallies.total(tx) == Tally(completions=2, stored=3, up=1, down=1, came=2, strangers=1)
+        assert labels.refresh(tx, ["c1", "c2"]) == Tally(), "as they would be made now"
+
+
+def test_a_key_counts_once_across_the_migration(store: Store) -> None:
+    migrate(store, "downgrade", "0003")
+    with store.write() as tx:
+        insert_completion(tx, "c1", "ann")
+        for name, user in (("f1", "ann"), ("f2", None)):
+            insert_thumb(tx, name, "c1", user, True)
+        tx.execute(
+            sa.text(
+                "INSERT INTO feedback (id, created_at, kind, external_system, external_conversation, value, "
+                "reason_codes, tags, idempotency_key, body_hash) VALUES ('f3', 2, 'thumb', 'web', :talk, :up, '[]', "
+                "'{}', 'key-f3', 'old')"
+            ),
+            {"talk": "k" * 255, "up": True},
+        )
+    migrate(store, "upgrade", "head")
+    here, talk = Principal(None, frozenset({Scope.FEEDBACK})), ExternalRef("web", "k" * 255)
+    again = (("f1", "ann", "c1", None), ("f2", None, "c1", None), ("f3", None, None, talk))
+    with store.write() as tx:
+        for name, user, of, external in again:
+            event = thumb(f"{name}-again", of, user=user, external=external, created_at=3.0, body_hash="new")
+            sent = signed(Config(), replace(event, idempotency_key=f"key-{name}"), here, None)
+            assert feedback.record(tx, sent).status is Recorded.DUPLICATE
+        other = signed(Config(), thumb("f4", "c1", user="bob", idempotency_key="key-f1"), here, None)
+        assert feedback.record(tx, other).status is Recorded.RECORDED, "another's key is another key"
+
+
 def test_labels_of_others_go_and_what_named_nobody_is_the_askers(store: Store) -> None:
     migrate(store, "downgrade", "0003")
     said = (("f1", "of-ann", "bob", True), ("f2", "of-ann", None, False), ("f3", "of-none", None, True))
     others = (("f4", "of-none", "eve", True), ("f5", "of-bob", "bob", True))
     with store.write() as tx:
         for name, user in (("of-ann", "ann"), ("of-none", None), ("of-bob", "bob")):
-            tx.execute(
-                sa.text(
-                    "INSERT INTO completions (id, created_at, model, adapter, arm, status, messages, params, text, "
-                    "\"user\", prompt_tokens, completion_tokens, latency_s) VALUES (:id, 1, 'policy', 'policy@base', "
-                    "'champion', 'complete', '[]', '{}', 'Hello.', :user, 1, 1, 0.1)"
-                ),
-                {"id": name, "user": user},
-            )
+            insert_completion(tx, name, user)
         for number, (name, of, user, value) in enumerate((*said, *others)):
-            event = {"id": name, "of": of, "user": user, "value": value, "at": 2.0 + number}
-            event |= {"judge": user or f"anonymous:{of}", "verdict": "up" if value else "down"}
-            tx.execute(
-                sa.text(
-                    'INSERT INTO feedback (id, created_at, kind, completion_id, "user", value, reason_codes, tags) '
-                    "VALUES (:id, :at, 'thumb', :of, :user, :value, '[]', '{}')"
-                ),
-                event,
-            )
-            tx.execute(
-                sa.text(
-                    'INSERT INTO labels (completion_id, "user", verdict, at, arm, asker, asked_at, since) '
-                    "SELECT id, CAST(:judge AS TEXT), CAST(:verdict AS TEXT), :at, 'champion', \"user\", 1, 0 "
-                    "FROM completions WHERE id = :of"
-                ),
-                event,
-            )
+            insert_thumb(tx, name, of, user, value, 2.0 + number)
         tx.execute(sa.text("UPDATE tallies SET completions = 3, stored = 5, up = 4, down = 1, came = 5 WHERE slot = 0"))
     migrate(store, "upgrade", "head")
     with store.write() as tx:

@@ -4,8 +4,10 @@ before anybody is acknowledged."""
 from __future__ import annotations
 
 import errno
+import json
 import os
 import resource
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,7 +17,22 @@ import pytest
 
 from kto_ray.records.completions import ExternalRef
 from kto_ray.records.feedback import FeedbackKind, Signal
-from kto_ray.store.spool import DAMAGED, HEAD, LOCK, SEGMENT, Spool, SpoolFailed, orphans, own, read
+from kto_ray.store.spool import (
+    CHECK,
+    DAMAGED,
+    HEAD,
+    HEADER,
+    LOCK,
+    REFUSED,
+    SEGMENT,
+    Spool,
+    SpoolFailed,
+    _framed,
+    _plain,
+    orphans,
+    own,
+    read,
+)
 from tests.support.rows import completion, thumb
 
 WHOLE = completion(
@@ -120,6 +137,41 @@ def test_a_damaged_length_is_told_and_kept(tmp_path: Path) -> None:
     assert found.entries == () and found.damaged == len(data) and not found.torn
 
 
+def of_a_newer_program(folder: Path) -> Path:
+    """A segment whose second of three entries has a field that this program does not know."""
+    folder.mkdir(parents=True)
+    newer = json.dumps({**_plain(completion("c2")), "mood": "new"}).encode()
+    head = HEADER.pack(len(newer), zlib.crc32(newer))
+    path = folder / f"000000000001{SEGMENT}"
+    whole = head + CHECK.pack(zlib.crc32(head)) + newer
+    path.write_bytes(_framed(completion("c1")) + whole + _framed(completion("c3")))
+    return path
+
+
+def test_what_a_newer_program_wrote_is_kept_and_what_can_be_read_is_read(tmp_path: Path) -> None:
+    path = of_a_newer_program(tmp_path / "0")
+    for number in range(2):  # and nothing set aside is overwritten later
+        spool = Spool(path.parent)
+        if number:
+            spool.append([completion("c4")])
+        segment = spool.oldest()
+        assert segment is not None and [e.id for e in segment.entries] == (["c4"] if number else ["c1", "c3"])
+        assert bool(segment.damaged) is not bool(number)
+        spool.drop(segment)
+        spool.close()
+    assert [p.name for p in path.parent.glob("*0*")] == ["000000000001.damaged"]
+
+
+def test_a_folder_that_cannot_be_read_is_locked_by_nobody(tmp_path: Path) -> None:
+    Spool(tmp_path).close()
+    odd = tmp_path / f"odd{SEGMENT}"
+    odd.touch()
+    with pytest.raises(ValueError, match="odd"):
+        Spool(tmp_path)
+    odd.unlink()
+    Spool(tmp_path).close()
+
+
 @contextmanager
 def full_disk() -> Iterator[None]:
     """No file of this process grows beyond 1,000 bytes: not pytest's log either, so nothing else is done meanwhile."""
@@ -153,6 +205,32 @@ def test_a_disk_that_fails_is_told(spool: Spool, monkeypatch: pytest.MonkeyPatch
             spool.append([completion("c1")])
     spool.append([completion("c2")])
     assert [entry.id for path in segments(spool) for entry in read(path).entries] == ["c2"]
+
+
+def refused(spool: Spool) -> list[str]:
+    return [json.loads(line)["id"] for line in (spool.folder / REFUSED).read_text().splitlines()]
+
+
+def test_what_is_refused_is_written_whole_where_the_disk_takes_a_part_at_a_time(
+    spool: Spool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = os.write
+    monkeypatch.setattr(os, "write", lambda fd, data: write(fd, data[:100]))
+    spool.refuse(WHOLE, "too long")
+    assert refused(spool) == [WHOLE.id]
+
+
+def test_what_cannot_be_set_aside_leaves_no_part_and_what_follows_a_torn_line_begins_its_own(spool: Spool) -> None:
+    spool.refuse(SAID, "key reused")
+    with full_disk(), pytest.raises(OSError, match="File too large"):
+        spool.refuse(completion("c2", text="long" * 1000), "too long")
+    spool.refuse(completion("c3"), "why")
+    assert refused(spool) == [SAID.id, "c3"]
+    with (spool.folder / REFUSED).open("ab") as file:
+        file.write(b'{"why": "to')  # the machine stopped
+    spool.refuse(completion("c4"), "why")
+    lines = (spool.folder / REFUSED).read_text().splitlines()
+    assert len(lines) == 4 and json.loads(lines[3])["id"] == "c4"
 
 
 def test_each_process_has_a_folder_of_its_own_and_adopts_what_the_dead_left(tmp_path: Path) -> None:

@@ -25,6 +25,7 @@ def upgrade() -> None:
     _completions()
     _feedback()
     _labels()
+    _owners()
     _whose()
     _keys_and_archives()
     if op.get_bind().dialect.name != "sqlite":
@@ -154,6 +155,16 @@ def _labels() -> None:
     )
 
 
+def _owners() -> None:
+    """Whose an Idempotency-Key is, as it is told where no API keys are in use: a request that is sent again across this
+    revision counts once. The hash of its body was another one then, and says nothing any more."""
+    op.execute(
+        'UPDATE feedback SET body_hash = NULL, key_owner = substr(CASE WHEN "user" IS NOT NULL THEN \'/\' || "user" '
+        "ELSE '//' || coalesce(named_completion, external_conversation || '/' || coalesce(external_message, 'None'), "
+        "'None') END, 1, 511) WHERE idempotency_key IS NOT NULL"
+    )
+
+
 def _some(table: str, *names: str) -> sa.TableClause:
     return sa.table(table, *(sa.column(name, sa.Boolean() if name == "value" else None) for name in names))
 
@@ -172,11 +183,14 @@ def _whose() -> None:
     """A label is of who received the answer: what named nobody is theirs, and what others said is none."""
     tx = op.get_bind()
     unnamed = (LABELS.c.asker.is_(None)) & LABELS.c.user.like("anonymous:%")
-    tx.execute(LABELS.update().where(unnamed).values(user="anonymous"))
+    # Where somebody called themselves that: labelled anew, with those that others judged.
+    named = sa.select(LABELS.c.completion_id).where(LABELS.c.asker.is_(None), LABELS.c.user == "anonymous")
+    both = set(tx.execute(named).scalars())
+    tx.execute(LABELS.update().where(unnamed, LABELS.c.completion_id.not_in(named)).values(user="anonymous"))
     asker = sa.select(ANSWERS.c.user).where(ANSWERS.c.id == STANDING.c.completion_id).scalar_subquery()
     joined = STANDING.c.completion_id.is_not(None)
     others = joined & STANDING.c.user.is_distinct_from(asker)
-    ids = list(tx.execute(sa.select(STANDING.c.completion_id).where(others).distinct()).scalars())
+    ids = sorted(both.union(tx.execute(sa.select(STANDING.c.completion_id).where(others).distinct()).scalars()))
     tx.execute(STANDING.update().where(joined, STANDING.c.user.is_(None)).values(user=asker))
     strange = tx.execute(STANDING.update().where(others).values(held="dropped", held_why="stranger")).rowcount
     change = {"strangers": strange, **dict.fromkeys((*VERDICTS.values(), "came"), 0)}
