@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from kto_ray.provenance.later import continues, quoting, said
 from kto_ray.records.completions import Completion
 from kto_ray.records.erasure import Subject
 from kto_ray.store import Store, users
-from kto_ray.store.spool import DAMAGED, REFUSED, SEGMENT, Entry, Spool, entry_of, read
+from kto_ray.store.spool import DAMAGED, REFUSED, SEGMENT, Entry, Segment, Spool, entry_of, read
 from kto_ray.store.together import commit
 from kto_ray.store.writer import drain_one
 
@@ -40,6 +40,13 @@ class Concerned:
             return entry.completion_id in self.ids
         return entry.id in self.ids or (self.erased is not None and continues(self.erased, entry))
 
+    def again(self, entries: Sequence[Entry]) -> str:
+        """How to erase what of these entries is still to come. What others said on the user's answers is found by the
+        ids of these then: the answers themselves are gone."""
+        others = (entry for entry in entries if self.user is not None and self.by(entry) and entry.user != self.user)
+        ids = sorted({str(entry.completion_id) for entry in others if not isinstance(entry, Completion)})
+        return "erase again when it has" + "".join(f", and completion {name} by its id" for name in ids)
+
 
 def bring(store: Store, root: Path, subject: Subject, rules: FeedbackSection) -> tuple[str, ...]:
     """Have the spools under `root` brought to the store, where their entries are erased with the rest; what is set
@@ -57,9 +64,12 @@ def bring(store: Store, root: Path, subject: Subject, rules: FeedbackSection) ->
     unread = [words for folder in folders for words in _blot(folder / REFUSED, concerned)]
     damaged = _holding(root, DAMAGED, concerned)
     return (
-        *(f"{path} has not come to the store, and {holds} of it: erase again when it has" for path, holds in waiting),
+        *(
+            f"{segment.path} has not come to the store, and {holds} of it: {concerned.again(segment.entries)}"
+            for segment, holds in waiting
+        ),
         *unread,
-        *(f"{path} is damaged, and {holds} of it: look at it and delete it" for path, holds in damaged),
+        *(f"{segment.path} is damaged, and {holds} of it: look at it and delete it" for segment, holds in damaged),
     )
 
 
@@ -116,7 +126,7 @@ def _entries(path: Path) -> list[Entry]:
         return []
 
 
-def _holding(root: Path, suffix: str, concerned: Concerned) -> list[tuple[Path, str]]:
+def _holding(root: Path, suffix: str, concerned: Concerned) -> list[tuple[Segment, str]]:
     """The files that hold some of it, or may, for a part of them cannot be read."""
     found = []
     for path in sorted(root.glob(f"*/*{suffix}")):
@@ -125,9 +135,9 @@ def _holding(root: Path, suffix: str, concerned: Concerned) -> list[tuple[Path, 
         except FileNotFoundError:  # it has just come to the store
             continue
         if any(map(concerned.by, segment.entries)):
-            found.append((path, "holds some"))
+            found.append((segment, "holds some"))
         elif segment.damaged or (segment.torn and suffix == DAMAGED):
-            found.append((path, "may hold some"))
+            found.append((segment, "may hold some"))
     return found
 
 

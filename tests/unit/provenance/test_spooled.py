@@ -15,6 +15,7 @@ from kto_ray.records.erasure import ErasedRows, Subject
 from kto_ray.records.feedback import Feedback, FeedbackKind
 from kto_ray.store import Store, completions, feedback
 from kto_ray.store.spool import Spool
+from kto_ray.store.writer import drain_one
 from tests.support.provenance import completion, thumb
 
 ANN = Subject("user", "ann")
@@ -159,3 +160,20 @@ def test_what_was_refused_is_given_to_the_store_once_more(sqlite_store: Store, c
         assert [event.id for event in feedback.events(tx, "of-ann")] == ["f1", "f2"]
     assert spooled.retry(sqlite_store, Path(config.spool) / "none", config.feedback) == (0, 0)
     held.close()
+
+
+def test_what_comes_too_late_is_told_by_how_it_is_erased_then(
+    sqlite_store: Store, config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(spooled, "PATIENCE_S", 0.0)
+    with sqlite_store.write() as tx:
+        completions.insert(tx, completion("stored", "ann"))
+    live = Spool(Path(config.spool) / "0")
+    live.append([nameless("f1", "stored", "secret"), thumb("f2", "of-bob", "ann")])
+    [said] = erase(sqlite_store, config, ANN).remains
+    assert said.endswith("erase again when it has, and completion stored by its id")
+    while drain_one(sqlite_store, live, config.feedback):
+        continue
+    assert erase(sqlite_store, config, ANN).rows == ErasedRows(0, 1, 0)
+    assert erase(sqlite_store, config, Subject("completion", "stored")).rows == ErasedRows(0, 0, 1)
+    live.close()
