@@ -25,7 +25,9 @@ LANES = ((0,), (2,), (5,), (10, 3), (20,), (40,), (60,), (20, 1), (0, 5), (30,))
 def edit(run: Cluster) -> Cluster:
     """Another longest answer: nothing that the engine knows, but every replica is made anew."""
     limit = run.config.serve.max_output_tokens + 1
-    run.deploy(run.config.model_copy(update={"serve": run.config.serve.model_copy(update={"max_output_tokens": limit})}))
+    run.deploy(
+        run.config.model_copy(update={"serve": run.config.serve.model_copy(update={"max_output_tokens": limit})})
+    )
     return run
 
 
@@ -37,7 +39,7 @@ def test_an_edit_breaks_no_answer(postgres_server: Server, tmp_path: Path, polic
         run.deploy()
         run.wait_running()
         old = {one["replica_id"] for name in ("Gateway", "Policy") for one in run.replicas(name)}
-        with users(run.endpoints(), run.key, LANES) as asking:
+        with users(run.endpoints, run.key, LANES) as asking:
             time.sleep(15)
             edit(run).wait_running(400)
             time.sleep(10)

@@ -1,5 +1,5 @@
-"""kto_ray's own application on a cluster of several nodes, with PostgreSQL and S3 that can be away. The engine alone is a
-double: `speaking_engine`."""
+"""kto_ray's own application on a cluster of several nodes, with PostgreSQL and S3 that can be away. The engine alone is
+a double: `speaking_engine`."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -99,25 +100,29 @@ class Cluster:
         while True:
             if (value := found()) is not None:
                 return value
-            assert time.monotonic() < deadline, f"{what}: not within {timeout_s:.0f} s; {json.dumps(self.state())[:3000]}"
+            assert time.monotonic() < deadline, (
+                f"{what}: not within {timeout_s:.0f} s; {json.dumps(self.state())[:3000]}"
+            )
             time.sleep(0.3)
 
+    @cached_property
     def endpoints(self) -> Endpoints:
+        """Of the nodes that serve, once some do."""
         return Endpoints({name: node.ip for name, node in self.nodes.nodes.items() if name.startswith("serve")})
 
-    def chat(self, url: str, question: str = "Hi", user: str = "ann") -> httpx.Response:
+    def chat(self, question: str = "Hi", user: str = "ann") -> httpx.Response:
         body = {"messages": [{"role": "user", "content": question}], "user": user, "max_tokens": 64}
-        return httpx.post(f"{url}/v1/chat/completions", json=body, headers=self._opened, timeout=60)
+        return self.post("/v1/chat/completions", body)
 
-    def get(self, url: str, path: str) -> Any:
-        return httpx.get(f"{url}{path}", headers=self._opened, timeout=30).raise_for_status().json()
+    def get(self, path: str) -> Any:
+        return self._ask("GET", path).raise_for_status().json()
 
-    def post(self, url: str, path: str, body: Any = None) -> httpx.Response:
-        return httpx.post(f"{url}{path}", json=body, headers=self._opened, timeout=60)
+    def post(self, path: str, body: Any = None) -> httpx.Response:
+        return self._ask("POST", path, json=body)
 
-    @property
-    def _opened(self) -> dict[str, str]:
-        return {"Authorization": f"Bearer {self.key}"}
+    def _ask(self, method: str, path: str, **named: Any) -> httpx.Response:
+        opened = {"Authorization": f"Bearer {self.key}"}
+        return httpx.request(method, f"{self.endpoints.any()}{path}", headers=opened, timeout=60, **named)
 
     def _serve(self, method: str, **named: Any) -> httpx.Response:
         url = f"http://{self.nodes.head.ip}:8265/api/serve/applications/"
@@ -162,6 +167,7 @@ def cluster(folder: Path, server: Server, pools: dict[str, str], *settings: str)
         made = Cluster(nodes, store, storage, config, database_url, folder)
         (folder / "config.yaml").write_text(yaml.safe_dump(config.model_dump(mode="json")))
         yield made
+        made.endpoints.close()
 
 
 @contextmanager

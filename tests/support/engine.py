@@ -145,7 +145,22 @@ def adapter_engine(refuses: tuple[str, ...] = ()) -> Any:
 
 PACE_S = 0.5  # between two words of one that speaks
 LOAD_S = 3.0  # that its start takes
-TALE = ("Rain", " falls", " on", " the", " hill", ",", " and", " the", " river", " carries", " it", " to", " the", " sea")
+TALE = (
+    "Rain",
+    " falls",
+    " on",
+    " the",
+    " hill",
+    ",",
+    " and",
+    " the",
+    " river",
+    " carries",
+    " it",
+    " to",
+    " the",
+    " sea",
+)
 
 
 def speaking_engine() -> Any:
