@@ -32,6 +32,8 @@ SETTINGS = (
 )
 LANES = ((0,), (2,), (5, 1), (15,), (40,))
 AWAY_S = 60.0
+# Serve's own, and what Ray Train keeps on the head to clean up after a driver that died.
+OF_PLATFORM = ("Serve", "Proxy", "PlacementGroupCleaner", "TelemetryAgent", "build_serve_application")
 STAGES = ["snapshot", "train", "load", "gate", "rollout", "done"]
 
 
@@ -140,6 +142,13 @@ def test_it_is_away_while_a_candidate_loads(run: Cluster, hang: bool) -> None:
             assert newest(run)["stage"] == "load"
         promote(run, 2)
     assert asking.ledger.broken == []
+
+
+def test_what_computes_has_run_on_training_nodes_alone(run: Cluster) -> None:
+    there = run.on_nodes("train")
+    assert {"seal", "learn", "examine", "hashes", "_map_task", "RayTrainWorker"} <= there, there
+    others = run.on_nodes("serve") | run.on_nodes("head")
+    assert {name for name in others if not name.startswith(OF_PLATFORM)} == set(), "Ray Data and training kept away"
 
 
 def soon(told: Callable[[], bool], timeout_s: float) -> None:

@@ -120,13 +120,27 @@ class Cluster:
     def post(self, path: str, body: Any = None) -> httpx.Response:
         return self._ask("POST", path, json=body)
 
+    def on_nodes(self, pool: str) -> set[str]:
+        """What Ray says has run on the nodes of a pool: names of tasks and of actors' classes."""
+        nodes = {node["node_id"] for node in self._ray("nodes") if node["labels"].get("kto-ray/pool") == pool}
+        tasks = {task["func_or_class_name"] for task in self._ray("tasks") if task["node_id"] in nodes}
+        return tasks | {actor["class_name"] for actor in self._ray("actors") if actor["node_id"] in nodes}
+
+    def _ray(self, what: str) -> list[dict[str, Any]]:
+        told = self._dashboard("GET", f"/api/v0/{what}?limit=10000&detail=true").raise_for_status().json()
+        found: list[dict[str, Any]] = told["data"]["result"]["result"]
+        return found
+
     def _ask(self, method: str, path: str, **named: Any) -> httpx.Response:
         opened = {"Authorization": f"Bearer {self.key}"}
         return httpx.request(method, f"{self.endpoints.any()}{path}", headers=opened, timeout=60, **named)
 
     def _serve(self, method: str, **named: Any) -> httpx.Response:
-        url = f"http://{self.nodes.head.ip}:8265/api/serve/applications/"
-        return httpx.request(method, url, headers={"Authorization": f"Bearer {self.nodes.token}"}, timeout=60, **named)
+        return self._dashboard(method, "/api/serve/applications/", **named)
+
+    def _dashboard(self, method: str, path: str, **named: Any) -> httpx.Response:
+        opened = {"Authorization": f"Bearer {self.nodes.token}"}
+        return httpx.request(method, f"http://{self.nodes.head.ip}:8265{path}", headers=opened, timeout=60, **named)
 
 
 @contextmanager
