@@ -8,14 +8,9 @@ from pathlib import Path
 import pytest
 
 from kto_ray.bench.postgres import Server
-from tests.support.cluster import cluster
-from tests.support.nodes import missing
+from tests.support.cluster import ON_NODES, cluster
 
-pytestmark = [
-    pytest.mark.fault,
-    pytest.mark.timeout(900),
-    pytest.mark.skipif(missing() is not None, reason=str(missing())),
-]
+pytestmark = [*ON_NODES, pytest.mark.timeout(900)]
 
 AWAY_S = 30.0
 

@@ -8,15 +8,10 @@ from pathlib import Path
 import pytest
 
 from kto_ray.bench.postgres import Server
-from tests.support.cluster import DRAIN_S, cluster
-from tests.support.nodes import missing
+from tests.support.cluster import DRAIN_S, ON_NODES, POLICY_CPUS, cluster
 from tests.support.streams import Endpoints, users
 
-pytestmark = [
-    pytest.mark.fault,
-    pytest.mark.timeout(900),
-    pytest.mark.skipif(missing() is not None, reason=str(missing())),
-]
+pytestmark = [*ON_NODES, pytest.mark.timeout(900)]
 
 POOLS = {"serve-1": "serve", "serve-2": "serve"}
 LANES = ((5,), (10,), (15, 1), (28,), (40,), (55,), (80,), (100,), (120,), (120,), (0,), (2,))
@@ -25,8 +20,10 @@ PRE_STOP_S = 10.0
 HEAR_S = 60.0  # of new requests, on the other node
 
 
-def test_a_node_that_ends_cuts_no_answer(postgres_server: Server, tmp_path: Path) -> None:
-    with cluster(tmp_path, postgres_server, POOLS, "serve.replicas=2") as run:
+@pytest.mark.parametrize("places", [1, 2])
+def test_a_node_that_ends_cuts_no_answer(postgres_server: Server, tmp_path: Path, places: int) -> None:
+    """With a place for its policy on the other node, and without."""
+    with cluster(tmp_path, postgres_server, POOLS, "serve.replicas=2", cpus=places * POLICY_CPUS) as run:
         run.migrate()
         run.make_key()
         run.deploy()

@@ -8,15 +8,10 @@ from pathlib import Path
 import pytest
 
 from kto_ray.bench.postgres import Server
-from tests.support.cluster import Cluster, cluster
-from tests.support.nodes import missing
+from tests.support.cluster import ON_NODES, Cluster, cluster
 from tests.support.streams import users
 
-pytestmark = [
-    pytest.mark.fault,
-    pytest.mark.timeout(900),
-    pytest.mark.skipif(missing() is not None, reason=str(missing())),
-]
+pytestmark = [*ON_NODES, pytest.mark.timeout(900)]
 
 POOLS = {"serve-1": "serve", "serve-2": "serve"}
 LANES = ((0,), (2,), (5,), (10, 3), (20,), (40,), (60,), (20, 1), (0, 5), (30,))

@@ -13,27 +13,29 @@ from typing import Any
 import pytest
 
 from kto_ray.bench.postgres import Server
-from tests.support.cluster import Cluster, cluster
-from tests.support.nodes import missing
+from tests.support.cluster import ON_NODES, Cluster, cluster
 from tests.support.streams import users
 
-pytestmark = [
-    pytest.mark.fault,
-    pytest.mark.timeout(1500),
-    pytest.mark.skipif(missing() is not None, reason=str(missing())),
-]
+pytestmark = [*ON_NODES, pytest.mark.timeout(1500)]
 
 POOLS = {"serve-1": "serve", "serve-2": "serve", "train-1": "train"}
 SETTINGS = (
     "serve.replicas=2",
     "serve.reconcile_s=4",  # so that the cut comes before the load
     "loop.max_rounds=2",
-    "kto.epochs=12",
+    "kto.epochs=6",
 )
 LANES = ((0,), (2,), (5, 1), (15,), (40,))
 AWAY_S = 60.0
-# Serve's own, and what Ray Train keeps on the head to clean up after a driver that died.
-OF_PLATFORM = ("Serve", "Proxy", "PlacementGroupCleaner", "TelemetryAgent", "build_serve_application")
+# Serve's own, and what Ray Train keeps beside a training: they ask for no CPU, and nobody can tell them where to be.
+OF_PLATFORM = (
+    "Serve",
+    "Proxy",
+    "build_serve_application",
+    "TelemetryAgent",
+    "PlacementGroupCleaner",
+    "PreemptionWatcher",
+)
 STAGES = ["snapshot", "train", "load", "gate", "rollout", "done"]
 
 
@@ -90,8 +92,7 @@ def away(run: Cluster, hang: bool) -> Iterator[None]:
 
 def promote(run: Cluster, number: int) -> None:
     """The round's A/B test ends, by an operator's word."""
-    in_test = wait_stage(run, number, "rollout")
-    print(in_test)
+    wait_stage(run, number, "rollout")
     assert run.post("/v1/rollout/promote").status_code == 200
     ended = wait_stage(run, number, "done")
     assert ended["outcome"] == "promoted", ended
@@ -108,7 +109,8 @@ def test_it_is_away_while_a_round_trains(run: Cluster) -> None:
         assert began["stage"] == "train" and began["train_metrics"]["step"] < began["train_metrics"]["steps"] - 5, began
         with away(run, hang=False):
             pass
-        assert newest(run)["stage"] == "train"
+        waits = newest(run)
+        assert (waits["stage"], waits["attempts"]) == ("train", 0), waits
         promote(run, 1)
     assert asking.ledger.broken == []
 
@@ -132,12 +134,11 @@ def test_it_is_away_while_new_replicas_start(run: Cluster) -> None:
     assert all(champion in one["held"] for one in told["replicas"] if one["replica"] not in old), told
 
 
-@pytest.mark.parametrize("hang", [True])
-def test_it_is_away_while_a_candidate_loads(run: Cluster, hang: bool) -> None:
+def test_it_is_away_while_a_candidate_loads(run: Cluster) -> None:
     with users(run.endpoints, run.key, LANES) as asking:
         give_labels(run, "bob")
         soon(lambda: newest(run)["id"] == 2 and newest(run)["stage"] == "load", 300)
-        with away(run, hang):
+        with away(run, hang=True):
             time.sleep(AWAY_S - 5)
             assert newest(run)["stage"] == "load"
         promote(run, 2)

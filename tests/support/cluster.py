@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import httpx
+import pytest
 import yaml
 
 from kto_ray.bench.postgres import Server
@@ -24,7 +25,7 @@ from kto_ray.config import Config, load_config
 from kto_ray.records.keys import Scope
 from kto_ray.store import keys, open_store
 from tests.support.network import Proxy, proxied
-from tests.support.nodes import ROOT, Network, network
+from tests.support.nodes import ROOT, Network, missing, network
 from tests.support.service import QUICK
 from tests.support.streams import Endpoints
 from tests.support.tiny import tiny_model
@@ -34,6 +35,8 @@ T = TypeVar("T")
 DRAIN_S = 150  # as the manifests have it
 SCOPES = (Scope.CHAT, Scope.FEEDBACK, Scope.ADMIN)
 BUCKET = "kto"
+POLICY_CPUS = 2  # that one of its replicas holds
+ON_NODES = [pytest.mark.fault, pytest.mark.skipif(missing() is not None, reason=str(missing()))]
 
 
 @dataclass
@@ -144,12 +147,15 @@ class Cluster:
 
 
 @contextmanager
-def cluster(folder: Path, server: Server, pools: dict[str, str], *settings: str) -> Iterator[Cluster]:
+def cluster(
+    folder: Path, server: Server, pools: dict[str, str], *settings: str, cpus: int = 2 * POLICY_CPUS
+) -> Iterator[Cluster]:
     """Nodes, an empty bucket and an empty database without a schema; nothing is deployed yet.
 
     Args:
         pools: the names of the nodes beside the head, and their pools.
         settings: of the config, over what suits a test.
+        cpus: of each of these nodes.
     """
     name = f"cluster_{os.getpid()}"
     database_url = server.empty(name)
@@ -165,7 +171,7 @@ def cluster(folder: Path, server: Server, pools: dict[str, str], *settings: str)
         }
         nodes.start("head", "head", 0, {"RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0"})
         for node, pool in pools.items():
-            nodes.start(node, pool, 4)
+            nodes.start(node, pool, cpus)
         given = (
             f"home=s3://{BUCKET}/home",
             "embedded=false",

@@ -14,14 +14,17 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 NEEDED = ("ip", "unshare", "setpriv")
 OBJECT_STORE = 100_000_000
 STOP_S = 20.0
+LOOPBACK_UP = ("link", "set", "lo", "up")
 
 
+@cache
 def missing() -> str | None:
     """Why there can be no such nodes here."""
     if os.geteuid() != 0:
@@ -105,8 +108,6 @@ class Network:
         _ip("link", "set", self.bridge, "up")
 
     def down(self) -> None:
-        for node in self.nodes.values():
-            node.kill()
         self._undo.close()
 
     def start(self, name: str, pool: str, cpus: int, env: Mapping[str, str] | None = None) -> Node:
@@ -143,6 +144,7 @@ class Network:
                 stderr=subprocess.STDOUT,
             )
         node = self.nodes[name] = Node(name, ip, space, folder, process)
+        self._undo.callback(node.kill)
         _until_up(node)
         return node
 
@@ -166,9 +168,6 @@ class Network:
         _ip("link", "set", outside, "master", self.bridge, "up")
         for words in (("addr", "add", f"{ip}/24", "dev", "eth0"), ("link", "set", "eth0", "up"), LOOPBACK_UP):
             _ip("-n", space, *words)
-
-
-LOOPBACK_UP = ("link", "set", "lo", "up")
 
 
 @contextmanager
