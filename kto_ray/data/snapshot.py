@@ -21,6 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import ray
 from ray.data import DataContext
+from ray.data.context import ShuffleStrategy
 
 from kto_ray import paths
 from kto_ray.config import Config
@@ -75,7 +76,7 @@ def freeze(
             tokenizer has no chat template.
     """
     selector = config.pool("train")  # what computes keeps away from the nodes that serve
-    DataContext.get_current().execution_options.label_selector = selector or None
+    _keep_to(selector)
     hashing = ray.remote(tokens.hashes).options(label_selector=selector).remote(model_path, config.model.revision)
     tell("read")
     raw = passes.read_rows(ranges, read, config)
@@ -105,6 +106,15 @@ def freeze(
         write_index(staging, manifest.shards)
         with publishing():
             return _publish(home, staging, manifest)
+
+
+def _keep_to(selector: Mapping[str, str]) -> None:
+    """Have all tasks of this process's datasets run where Ray's label selector says. Ray 2.60 does not tell it to those
+    of its usual way to sort; to the older way's it does."""
+    context = DataContext.get_current()
+    context.execution_options.label_selector = dict(selector) or None
+    if selector:
+        context.shuffle_strategy = ShuffleStrategy.SORT_SHUFFLE_PULL_BASED
 
 
 @contextmanager

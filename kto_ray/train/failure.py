@@ -7,7 +7,10 @@ from ray.train import TrainingFailedError
 from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
 from ray.train.v2.api.exceptions import WorkerGroupError
 
+from kto_ray.paths import StorageAway
+
 NO_MEMORY = ("out of memory", "can't allocate memory", "cannot allocate memory", "bad_alloc", "memoryerror")
+EXCEPTIONS = ("Error", "Exception", "Interrupt", StorageAway.__name__)  # how their classes' names end
 LESS_MEMORY = (
     "give the workers more, or lower kto.micro_batch, train.micro_batches or data.max_length, "
     "or set train.gradient_checkpointing: true"
@@ -42,5 +45,5 @@ def _is_collateral(failure: Exception) -> bool:
 def _last_line(failure: Exception) -> str:
     """The exception itself, of a traceback that may hold several and may go on with a native stack."""
     lines = [line.strip() for line in str(failure).strip().splitlines() if line.strip()]
-    named = [line for line in lines if line.split(":")[0].split(".")[-1].endswith(("Error", "Exception", "Interrupt"))]
+    named = [line for line in lines if line.split(":")[0].split(".")[-1].endswith(EXCEPTIONS)]
     return named[-1] if named else ": ".join([type(failure).__name__, *lines[-1:]])

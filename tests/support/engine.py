@@ -1,12 +1,14 @@
 """The one stand-in of the engine, without a model: as the gateway sees it (`StandIn` answers as `Policy.generate`
-does), and as a replica does (`adapter_engine`)."""
+does), as a replica does (`adapter_engine`), and as one of a cluster's replicas does (`speaking_engine`)."""
 
 from __future__ import annotations
 
 import asyncio
 import json
+import re
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from typing import Any
+from zlib import crc32
 
 from ray.exceptions import RayActorError
 
@@ -24,6 +26,7 @@ class StandIn:
 
     def __init__(self, words: tuple[str, ...] = WORDS) -> None:
         self.words = words
+        self.prompt_ids, self.word_ids = PROMPT, [[number] for number in range(len(words))]
         self.asked: list[tuple[dict[str, Any], str]] = []
         self.dies = 0
         self.breaks_after: int | None = None
@@ -65,8 +68,8 @@ class StandIn:
             choice = {"message": message, "finish_reason": self.finish_reason}
             told = self._response(body, adapter, choice, whole=True)
             if body.get("return_token_ids"):
-                told["prompt_token_ids"] = PROMPT
-                told["choices"][0]["token_ids"] = list(range(len(self.words)))
+                told["prompt_token_ids"] = self.prompt_ids
+                told["choices"][0]["token_ids"] = [token for ids in self.word_ids for token in ids]
             yield json.dumps(told)
 
     async def _stream(self, body: Mapping[str, Any], adapter: str) -> AsyncIterator[str]:
@@ -78,8 +81,8 @@ class StandIn:
             await asyncio.sleep(self.pause_s)
             told = self._response(body, adapter, {"delta": {"content": word}, "finish_reason": None})
             if body.get("return_token_ids"):
-                told["choices"][0]["token_ids"] = [number]
-                told |= {} if number else {"prompt_token_ids": PROMPT}
+                told["choices"][0]["token_ids"] = self.word_ids[number]
+                told |= {} if number else {"prompt_token_ids": self.prompt_ids}
             yield self._event(told)
         for number, call in enumerate(self._called()):
             delta = {"tool_calls": [{"index": number, **call}]}
@@ -138,3 +141,75 @@ def adapter_engine(refuses: tuple[str, ...] = ()) -> Any:
             yield ChatCompletionResponse(model=request.model, choices=[choice], usage=usage)
 
     return Engine()
+
+
+PACE_S = 0.5  # between two words of one that speaks
+LOAD_S = 3.0  # that its start takes
+TALE = (
+    "Rain",
+    " falls",
+    " on",
+    " the",
+    " hill",
+    ",",
+    " and",
+    " the",
+    " river",
+    " carries",
+    " it",
+    " to",
+    " the",
+    " sea",
+)
+
+
+def speaking_engine() -> Any:
+    """The class of an engine that a cluster's replicas run, `AdapterEngine` but for what computes: "12 s" in a message
+    has it speak for as long. Its tokens are those of the model's tokenizer, so that they can be trained on."""
+    from ray.serve.llm.openai_api_models import ChatCompletionRequest, ChatCompletionResponse
+
+    from kto_ray.serve.policy.engine import AdapterEngine
+
+    class Speaking(AdapterEngine):
+        async def start(self) -> None:
+            from transformers import AutoTokenizer
+
+            await asyncio.sleep(LOAD_S)
+            self.held: dict[str, str] = {}
+            self.tokenizer = AutoTokenizer.from_pretrained(self.llm_config.get_engine_config().actual_hf_model_id)
+
+        async def check_health(self) -> None:
+            pass
+
+        async def load_adapter(self, name: str, directory: str) -> None:
+            self.held[name] = directory
+
+        async def unload_adapter(self, name: str) -> None:
+            del self.held[name]
+
+        async def chat(self, request: ChatCompletionRequest, *_: Any) -> AsyncIterator[str | ChatCompletionResponse]:
+            body = request.model_dump()
+            asked, seconds = body["messages"], _seconds(body["messages"][-1]["content"])
+            speaker = StandIn(_words(asked[-1]["content"], int(seconds / PACE_S) if request.stream else 0))
+            template = self.tokenizer.apply_chat_template(asked, tokenize=False, add_generation_prompt=True)
+            speaker.prompt_ids, *speaker.word_ids = (self._ids(text) for text in (template, *speaker.words))
+            speaker.pause_s = seconds / len(speaker.words) if request.stream else 0
+            await asyncio.sleep(0 if request.stream else seconds)
+            async for event in speaker.generate(body, request.model):
+                yield event if request.stream else ChatCompletionResponse(**json.loads(event))
+
+        def _ids(self, text: str) -> list[int]:
+            return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    return Speaking
+
+
+def _seconds(question: str) -> float:
+    found = re.search(r"(\d+) s\b", question)
+    return float(found[1]) if found else 0.0
+
+
+def _words(question: str, number: int) -> tuple[str, ...]:
+    """A piece of a tale; which one hangs on the question, so that not all answers are near duplicates."""
+    begin = crc32(question.encode()) % 1000
+    return tuple(TALE[(begin + i * (1 + begin % 5)) % len(TALE)] for i in range(max(number, 5 + begin % 7)))

@@ -8,6 +8,8 @@ from ray.exceptions import ActorDiedError, OutOfMemoryError
 from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
 from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
 
+from kto_ray.paths import StorageAway, is_away
+from kto_ray.records.training import TrainingFailed
 from kto_ray.train.failure import explain
 
 
@@ -55,6 +57,29 @@ def test_the_worker_that_failed_first_is_believed() -> None:
     lost = raised(RuntimeError("[gloo/transport/tcp/pair.cc:547] Connection closed by peer [127.0.0.1]:1234"))
     words = explain(WorkerGroupError("", {0: lost, 1: raised(MemoryError("no room"))}), 1)
     assert "out of memory on worker 1, after 1 restart (" in words and "no room" in words
+
+
+def away() -> Exception:
+    """As s3fs has it: ours, from botocore's."""
+    try:
+        try:
+            raise ConnectionError("EndpointConnectionError: Could not connect to the endpoint URL")
+        except ConnectionError as cause:
+            raise StorageAway("object storage cannot be reached (put_object): nobody listens") from cause
+    except StorageAway as error:
+        return raised(error)
+
+
+PYARROW = OSError("When writing key 'x' in bucket 'y': AWS Error NETWORK_CONNECTION during PutObject operation: curl 7")
+
+
+@pytest.mark.parametrize(
+    "failed",
+    [WorkerGroupError("", {0: away()}), WorkerGroupError("", {0: raised(PYARROW)}), ControllerError(PYARROW)],
+    ids=["ours", "a worker's pyarrow", "the controller's pyarrow"],
+)
+def test_storage_that_was_away_can_still_be_told_from_other_causes(failed: Exception) -> None:
+    assert is_away(TrainingFailed(explain(failed, 3))), explain(failed, 3)
 
 
 def test_a_run_that_never_had_workers() -> None:
