@@ -15,6 +15,7 @@ pytestmark = [*ON_NODES, pytest.mark.timeout(900)]
 
 POOLS = {"serve-1": "serve", "serve-2": "serve"}
 LANES = ((0,), (2,), (5,), (10, 3), (20,), (40,), (60,), (20, 1), (0, 5), (30,))
+BEGUN_S = 10.0  # well below what a replica takes to start
 
 
 def edit(run: Cluster) -> Cluster:
@@ -41,4 +42,5 @@ def test_an_edit_breaks_no_answer(postgres_server: Server, tmp_path: Path, polic
         left = {one["replica_id"] for name in ("Gateway", "Policy") for one in run.replicas(name)}
     assert not old & left, "every replica is a new one"
     assert asking.ledger.broken == []
+    assert asking.ledger.waited_s < BEGUN_S, "the old ones answered until the new ones did"
     assert asking.ledger.streams > 40, asking.ledger.words

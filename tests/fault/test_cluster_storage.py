@@ -1,5 +1,5 @@
 """S3 that is away for a minute, in the middle of a training, of a load and of the start of new replicas: chat knows
-nothing of it, and the round completes."""
+nothing of it, and the round completes. One cluster, whose rounds follow each other."""
 
 from __future__ import annotations
 
@@ -82,12 +82,14 @@ def wait_stage(run: Cluster, number: int, stage: str, timeout_s: float = 300.0) 
 
 @contextmanager
 def away(run: Cluster, hang: bool) -> Iterator[None]:
-    """S3 is away for a minute, of which the block takes none of its own."""
+    """S3 is away, for a minute in all."""
     (run.storage.hang if hang else run.storage.refuse)()
     began = time.monotonic()
-    yield
-    time.sleep(max(0.0, AWAY_S - (time.monotonic() - began)))
-    run.storage.flow()
+    try:
+        yield
+        time.sleep(max(0.0, AWAY_S - (time.monotonic() - began)))
+    finally:
+        run.storage.flow()
 
 
 def promote(run: Cluster, number: int) -> None:

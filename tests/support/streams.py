@@ -69,13 +69,18 @@ class Ledger:
     streams: int = 0
     wholes: int = 0
     longest_s: float = 0.0
+    waited_s: float = 0.0  # the longest that anybody waited for an answer to begin
     broken: list[str] = field(default_factory=list)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     @property
     def words(self) -> str:
         figures = f"{self.streams} streams of up to {self.longest_s:.0f} s, {self.wholes} whole answers"
-        return f"{figures}, {len(self.broken)} broken"
+        return f"{figures}, begun within {self.waited_s:.1f} s, {len(self.broken)} broken"
+
+    def begun(self, waited_s: float) -> None:
+        with self._lock:
+            self.waited_s = max(self.waited_s, waited_s)
 
     def add(self, streamed: bool, seconds: float, fault: str | None) -> None:
         with self._lock:
@@ -124,7 +129,9 @@ class Users:
         try:
             url = f"{self._endpoints.any()}/v1/chat/completions"
             headers = {"Authorization": f"Bearer {self._key}"}
+            asked = time.monotonic()
             with httpx.stream("POST", url, json=body, headers=headers, timeout=PATIENCE) as answer:
+                self.ledger.begun(time.monotonic() - asked)
                 if answer.status_code != 200:
                     return f"{url}: {answer.status_code} {answer.read().decode()[:300]}"
                 return _end_of(answer.iter_lines()) if streamed else _fault_of(json.loads(answer.read()))
