@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
+from unittest.mock import Mock
 
 import pytest
 
@@ -52,3 +54,20 @@ def test_the_gate_reads_the_held_out_rows_and_measures_the_candidate(
     assert report.adapter == candidate.name and report.metrics["n_holdout_users"] == 2.0
     assert (report.metrics["kl_base"] != 0.0) is (noise > 0), "the base itself is no nat away"
     assert report.metrics["length_ratio"] == 1.0 and report.decision is not GateDecision.PROMOTE_TO_CANARY
+
+
+@pytest.mark.parametrize(("function", "gpus"), [(work.examine, 0.5), (work.seal, 0), (work.learn, 0)])
+def test_a_job_asks_for_the_gpu_that_it_uses(function: Any, gpus: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The gate computes by itself; training asks for its workers' GPUs."""
+    asked: dict[str, Any] = {}
+
+    def remote(**options: Any) -> Any:
+        asked.update(options)
+        return lambda function: Mock()
+
+    monkeypatch.setattr("ray.remote", remote)
+    train = {"device": "gpu", "gpus_per_worker": 0.5}
+    work.start(function, Config.model_validate({"train": train}))
+    assert asked["num_gpus"] == gpus
+    work.start(function, Config())
+    assert asked["num_gpus"] == 0
