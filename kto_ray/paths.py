@@ -19,6 +19,10 @@ ADAPTER_MANIFEST = "manifest.json"
 fsspec.register_implementation(
     "s3", "kto_ray.s3.S3", clobber=True, errtxt="object storage needs s3fs; pip install 'kto-ray[s3]'"
 )
+AWAY_OF_ARROW = re.compile(
+    r"AWS Error (NETWORK_CONNECTION|SLOW_DOWN|SERVICE_UNAVAILABLE|INTERNAL_FAILURE|REQUEST_TIMEOUT)"
+    r"|AWS Error .*HTTP status (5\d\d|429|408)"
+)
 USERINFO = re.compile(r"([a-zA-Z][a-zA-Z0-9+.-]*://)[^/?#\s'\"]*@")
 PARAMETER = re.compile(
     r"([?&][\w.-]*(?:password|passwd|secret|token|key|credential|signature)[\w.-]*=)[^&\s'\"]+", re.IGNORECASE
@@ -33,7 +37,17 @@ def is_away(error: BaseException) -> bool:
     """Whether the way to the storage failed, and not what was asked of it: ours, or pyarrow's, which Ray Train uses. An
     error that came through several processes is known by its words alone."""
     words = f"{type(error).__name__}: {error}"
-    return StorageAway.__name__ in words or "AWS Error NETWORK_CONNECTION" in words
+    return StorageAway.__name__ in words or AWAY_OF_ARROW.search(words) is not None
+
+
+def reach(uri: str) -> None:
+    """Make sure that a storage answers, before hours of work for it.
+
+    Raises:
+        StorageAway: it does not.
+    """
+    fs, path = filesystem(uri)
+    fs.exists(path)
 
 
 def join(base: str, *parts: str) -> str:

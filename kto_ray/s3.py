@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -12,6 +11,8 @@ from botocore.exceptions import BotoCoreError, ParamValidationError
 from s3fs import S3FileSystem
 
 from kto_ray.paths import StorageAway
+
+BUSY = (408, 429)  # HTTP: request timeout, too many requests
 
 
 class S3(S3FileSystem):
@@ -34,11 +35,17 @@ class S3(S3FileSystem):
 def _told(what: str) -> Iterator[None]:
     try:
         yield
-    except ParamValidationError:
+    except (ParamValidationError, StorageAway):
         raise
-    except OSError as error:  # HTTP 500 and 503, as s3fs has them
-        if isinstance(error, StorageAway) or error.errno not in (errno.EREMOTEIO, errno.EBUSY):
-            raise
-        raise StorageAway(f"object storage does not serve ({what}): {error}") from error
-    except (BotoCoreError, ClientError) as error:
+    except (BotoCoreError, ClientError, ConnectionError, TimeoutError) as error:
         raise StorageAway(f"object storage cannot be reached ({what}): {type(error).__name__}: {error}") from error
+    except OSError as error:
+        if _status(error) in BUSY or _status(error) >= 500:
+            raise StorageAway(f"object storage does not serve ({what}): {error}") from error
+        raise
+
+
+def _status(error: OSError) -> int:
+    """The HTTP status behind an error of s3fs; 0 where there is none."""
+    response = getattr(error.__cause__, "response", None) or {}
+    return int(response.get("ResponseMetadata", {}).get("HTTPStatusCode") or 0)

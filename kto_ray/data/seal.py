@@ -10,6 +10,7 @@ from functools import partial
 from kto_ray.config import Config
 from kto_ray.data.snapshot import freeze
 from kto_ray.model import resolve_model
+from kto_ray.paths import reach
 from kto_ray.records.examples import Example
 from kto_ray.records.snapshots import SnapshotManifest
 from kto_ray.store import Store, archives, feedback, labels
@@ -38,6 +39,7 @@ def seal(config: Config, until: int | None = None, tell: Callable[[str], None] =
                 files.check()  # not only at the end of all the work
                 tell(stage)
 
+            reach(config.home)
             begin("count")
             with store.read() as tx:
                 ranges = labels.key_ranges(tx, config.data.rows_per_range)

@@ -14,6 +14,7 @@ import secrets
 import time
 import uuid
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import replace
 
@@ -52,6 +53,8 @@ from kto_ray.train.job import read_progress
 log = logging.getLogger(__name__)
 
 RENEW_S = 2.0
+READ_S = 1.0  # that a tick waits for a training's progress
+REST_S = 20.0  # before a job begins again that did not reach its storage
 DAY_S = 86_400.0
 
 
@@ -74,7 +77,10 @@ class Loop:
         self._holder = f"{os.uname().nodename}:{os.getpid()}:{uuid.uuid4().hex[:8]}"
         self._renewed = float("-inf")
         self._job: tuple[tuple[int, Stage, int], ray.ObjectRef] | None = None
+        self._rests_until = float("-inf")  # after a job that did not reach its storage
         self._shown: TrainProgress | None = None
+        self._reader = ThreadPoolExecutor(1, thread_name_prefix="progress")
+        self._reading: Future[TrainProgress | None] | None = None
         self._swept: int | None = 0  # the store's youth has been looked at up to here; None: all of it
         self._joined = ""  # pending feedback has been looked at up to here
 
@@ -150,8 +156,13 @@ class Loop:
         """How far a training is, where it went on since the last look."""
         if not isinstance(current.state, Training):
             return None
+        if self._reading is None:
+            self._reading = self._reader.submit(read_progress, self._config, current.run)
+        if not wait([self._reading], READ_S).done:  # the lease does not wait for a storage that is away
+            return None
+        reading, self._reading = self._reading, None
         try:
-            progress = read_progress(self._config, current.run)
+            progress = reading.result()
         except OSError as error:  # the job goes on; what it says of itself is out of reach
             log.warning("the progress of %s cannot be read: %s", current.run, error)
             return None
@@ -167,10 +178,14 @@ class Loop:
                 log.info("round %d begins with %d new labels", begun.id, seen.new_labels)
             case Start():
                 assert seen.round is not None
+                if time.monotonic() < self._rests_until:
+                    return
                 self._job = (_key(seen.round), self._start(seen, seen.round))
             case Change():
                 with self._act() as tx:
                     perform(tx, move, seen.now)
+                if isinstance(seen.job, Failed) and seen.job.away:
+                    self._rests_until = time.monotonic() + REST_S
                 if isinstance(seen.job, Running):
                     self._shown = seen.job.progress
                 if move.words:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from kto_ray.config import Config
-from kto_ray.model import resolve_model
+from kto_ray.model import prepare
 
 
 def check_targets(config: Config) -> None:
@@ -11,11 +11,12 @@ def check_targets(config: Config) -> None:
 
     Raises:
         ValueError: kto.target_modules names one that the model lacks; the message tells what it has.
+        StorageAway: the model is not here and cannot be fetched.
     """
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    shape = AutoConfig.from_pretrained(resolve_model(config.model), revision=config.model.revision)
+    shape = AutoConfig.from_pretrained(prepare(config.model), revision=config.model.revision)
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(shape)
     head = model.get_output_embeddings()

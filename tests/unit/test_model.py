@@ -12,7 +12,8 @@ import pytest
 
 from kto_ray.config import EMBEDDED_MODEL
 from kto_ray.config.serving import ModelSection
-from kto_ray.model import resolve_model
+from kto_ray.model import prepare, resolve_model
+from kto_ray.paths import StorageAway
 
 # What a process imports and prints when it resolves the embedded model.
 PROBE = """
@@ -85,3 +86,11 @@ def test_a_killed_conversion_leaves_nothing_half_written(tmp_path: Path) -> None
     path, _ = resolve_elsewhere(**cache)
     assert os.path.getsize(os.path.join(path, "model.safetensors")) > 250_000_000
     assert not list(models.glob("*.partial"))
+
+
+def test_a_model_that_cannot_be_fetched_is_waited_for(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A replica asks again; what looks at the model for a round says that it waits."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(StorageAway, match="'org/nowhere' cannot be fetched"):
+        prepare(ModelSection(id="org/nowhere", revision="a" * 40))

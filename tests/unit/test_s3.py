@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import pickle
+import threading
 from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import pytest
@@ -50,6 +52,37 @@ def test_nobody_there(at: int, asked: str) -> None:
     with pytest.raises(StorageAway, match="cannot be reached") as error:
         ASKED[asked]("s3://bucket/folder/file")
     assert isinstance(pickle.loads(pickle.dumps(error.value)), StorageAway), "it goes through Ray's processes"
+
+
+class Broken(BaseHTTPRequestHandler):
+    """What a load balancer says while what is behind it is down, or has enough."""
+
+    status = 502
+
+    def answer(self) -> None:
+        self.send_response(self.status)
+        self.send_header("content-length", "0")
+        self.end_headers()
+
+    do_GET = do_HEAD = do_PUT = answer
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+@pytest.mark.parametrize(
+    ("status", "away"), [(500, True), (502, True), (503, True), (504, True), (429, True), (403, False)]
+)
+def test_a_storage_that_does_not_serve_is_away_and_one_that_refuses_is_not(at: int, status: int, away: bool) -> None:
+    server = ThreadingHTTPServer(("127.0.0.1", at), type("Says", (Broken,), {"status": status}))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        with pytest.raises(OSError) as error:
+            ASKED["cat"]("s3://bucket/folder/file")
+        assert isinstance(error.value, StorageAway) is away
+    finally:
+        server.shutdown()
+        server.server_close()
 
 
 def test_what_is_there_is_as_on_a_disk(at: int) -> None:

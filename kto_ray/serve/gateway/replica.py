@@ -26,8 +26,9 @@ class Gateway:
         self._policy = policy.options(stream=True)
         self._controller = controller  # bound so that the application holds it; they meet in the store only
 
-    def __serve_build_asgi_app__(self) -> FastAPI:
-        app = build(self._config, store_of(self._config, DOOR, STARTED_S), self._generate)
+    async def __serve_build_asgi_app__(self) -> FastAPI:
+        store = await asyncio.to_thread(store_of, self._config, DOOR, STARTED_S)  # a replica that waits can be stopped
+        app = build(self._config, store, self._generate)
         steady()
         return app
 

@@ -103,13 +103,20 @@ def test_a_round_survives_a_storage_that_is_away(
     until(loop, sqlite_store, Stage.TRAIN)
     whole, away = jobs.results["learn"], StorageAway("object storage cannot be reached")
     jobs.results["learn"] = _failed(away)
-    for _ in range(12):
-        loop.step()
+    with monkeypatch.context() as patch:
+        patch.setattr("kto_ray.loop.step.REST_S", 0.0)
+        for _ in range(12):
+            loop.step()
     with sqlite_store.read() as tx:
         current = rounds.current(tx)
     assert current is not None and (current.stage, current.attempts) == (Stage.TRAIN, 0)
     assert current.failure == "StorageAway: object storage cannot be reached" and jobs.started.count("learn") > 3
     jobs.results["learn"] = whole
+    loop._rests_until = time.monotonic() + 60
+    started = len(jobs.started)
+    loop.step()
+    assert len(jobs.started) == started, "it rests before it begins again"
+    loop._rests_until = 0.0
     loop.step()
     with monkeypatch.context() as patch:
         patch.setattr("ray.wait", lambda refs, timeout: ([], refs))
@@ -124,6 +131,9 @@ def test_a_round_survives_a_storage_that_is_away(
         (StorageAway("gone"), True),
         (RuntimeError("training worker 0 failed: StorageAway: gone"), True),
         (OSError("When getting information for key: AWS Error NETWORK_CONNECTION during HeadObject"), True),
+        (OSError("AWS Error UNKNOWN (HTTP status 503) during HeadObject operation: No response body"), True),
+        (OSError("AWS Error SLOW_DOWN during PutObject operation"), True),
+        (OSError("AWS Error ACCESS_DENIED during PutObject operation (HTTP status 403)"), False),
         (OSError(28, "No space left on device"), False),
         (FileNotFoundError("no such key"), False),
     ],
