@@ -21,7 +21,8 @@ class Connection(psycopg.Connection[Any]):
         try:
             return super().wait(gen, *args, **{"timeout": self.silence_s, **named})
         except psycopg.Error as error:
-            if self.pgconn.transaction_status == TransactionStatus.ACTIVE:
+            # A server's own error has a code; while it answers a pipeline, that is still active.
+            if error.sqlstate is None and self.pgconn.transaction_status == TransactionStatus.ACTIVE:
                 self.pgconn.finish()  # its answer may still come, and must not be taken for another's
                 raise psycopg.OperationalError(f"the server did not answer for {self.silence_s} s: {error}") from error
             if error.diag.message_detail is not None:  # what users wrote: errors are logged

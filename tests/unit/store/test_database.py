@@ -136,3 +136,13 @@ def test_a_service_waits_for_a_database_that_comes_up_second(postgres: str) -> N
             store_of(config)
         threading.Timer(1.0, proxy.flow).start()
         store_of(config, wait_s=30).close()
+
+
+def test_what_the_server_refuses_is_no_silence(store: Store) -> None:
+    """Also where it answers a pipeline of several rows, whose end is still to come."""
+    for i in range(20):
+        rows = [completion("bad", model=None), *(completion(f"c{i}-{n}") for n in range(20))]
+        with pytest.raises(sa.exc.IntegrityError), store.write() as tx:
+            completions.insert_all(tx, rows)
+    with store.write() as tx:
+        completions.insert(tx, completion())
