@@ -84,8 +84,7 @@ NAMES = {
     "another program migrates": (MIGRATE, "image: kto-ray:gpu", "image: kto-ray:old", "all must run the same"),
     "another salt": (MIGRATE, "key: salt", "key: store-url", "KTO_RAY__SALT differs"),
     "another config": (MIGRATE, "config, /etc/kto-ray/", "config, /etc/kto/", "must read /etc/kto-ray/config.yaml"),
-    "model of another commit": (f"{CACHE}/prefetch.yaml", "model-a09a", "model-b09a", "must be 'kto-ray-model-a09a"),
-    "a wait for nothing": (f"{CACHE}/rayservice.yaml", "a35458c70.complete", "a.complete", "waits for something else"),
+    "model of another commit": (f"{BASE}/kustomization.yaml", '"a09a', '"b09a', "revision in config.yaml begins 'a09a"),
     "README": (README, "in place | in place | replicas come", "nothing | in place | replicas come", "table of edits"),
 }
 RUNNING = {
