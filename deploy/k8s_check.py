@@ -26,7 +26,8 @@ from k8s_documents import CheckError, Document, unknown
 from k8s_edits import TARGETS, readme_errors
 from k8s_image import compose_errors, dockerfile_errors, image_environment
 from k8s_model import annotation_errors, model_errors
-from k8s_plain import image_errors, kubernetes_errors, plain_errors
+from k8s_network import network_errors
+from k8s_plain import image_errors, kubernetes_errors, namespace_errors, plain_errors
 from k8s_rayservice import built_errors, rayservice_errors
 from k8s_references import Around
 from k8s_serve import serve_errors
@@ -69,7 +70,7 @@ def check_tree(root: Path, schemas: Path, only: Collection[str] | None = None) -
     report.add("deploy/compose.yaml", compose_errors(root))
     for copy, original in COPIES.items():
         report.add(copy, same(root, copy, original))
-    report.add("k8s/namespace.yaml", kubernetes_errors(yaml.safe_load((root / "k8s/namespace.yaml").read_text())))
+    report.add("k8s/namespace.yaml", namespace_errors(root))
     services: dict[str, Document] = {}
     for target in targets(root):
         if only is None or target.name in only:
@@ -92,6 +93,7 @@ def check_target(target: Target, serve: Document, root: Path, schemas: Path, rep
     sound = [document for document, errors in zip(documents, wrong, strict=True) if not errors]
     patches = [error for folder in target.folders for error in patch_errors(root / folder)]
     report.add(f"{target.name}/kustomization.yaml", patches + image_errors(sound))
+    report.add(f"{target.name}  NetworkPolicies, all together", network_errors(sound))
     around = Around(sound, (root / "k8s/README.md").read_text(), image_environment(root))
     for document, errors in zip(documents, wrong, strict=True):
         title = f"{target.name}  {document.get('kind')} {document.get('metadata', {}).get('name')}"

@@ -7,13 +7,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import kubernetes_validate
+import yaml
 from alembic.script import ScriptDirectory
 from k8s_documents import Document, clusters_of, containers, environment, groups, jobs_of, ray_container, unknown
 from k8s_model import PREFIX, commit_of
-from k8s_network import network_errors
 from k8s_references import Around, mounted_config_errors, spec_errors
 
 KUBERNETES = "1.31"  # the oldest version that these manifests are for, so no field is younger
+ENFORCE = "pod-security.kubernetes.io/enforce"
 CONFIG = "/etc/kto-ray/config.yaml"
 
 
@@ -41,10 +42,20 @@ def plain_errors(document: Document, around: Around, root: Path) -> list[str]:
     if kind == "PodDisruptionBudget":
         return _selector_errors(document["spec"].get("selector", {}), around) + list(_budget_errors(document["spec"]))
     if kind == "NetworkPolicy":
-        return _selector_errors(document["spec"].get("podSelector", {}), around) + network_errors(document)
+        return _selector_errors(document["spec"].get("podSelector", {}), around)
     if kind == "Job":
         return list(job_errors(document, around, root))
     return []
+
+
+def namespace_errors(root: Path) -> list[str]:
+    """Its schema, and that Kubernetes itself keeps pods out that are not held to "restricted"."""
+    document: Document = yaml.safe_load((root / "k8s/namespace.yaml").read_text())
+    given = document.get("metadata", {}).get("labels", {}).get(ENFORCE)
+    errors = kubernetes_errors(document)
+    if given != "restricted":
+        errors.append(f"label {ENFORCE} is {given!r}, and must be restricted: else any pod of any right is let in")
+    return errors
 
 
 def _selector_errors(selector: Document, around: Around) -> list[str]:

@@ -70,7 +70,8 @@ def test_every_target_waits_for_its_own_commit(tree: Tree, target: Target) -> No
 def test_another_commit_is_two_edits_and_one_alone_is_told(tree: Tree, folder: str) -> None:
     target = next(each for each in COMBINED if each.resources == folder)
     commit = yaml.safe_load((tree.root / folder / "config.yaml").read_text())["model"]["revision"]
-    tree.edit(f"{folder}/config.yaml", commit, f"feed{commit[4:]}")
+    for file in (f"{folder}/config.yaml", *(["configs/production.yaml"] if folder == BASE else [])):
+        tree.edit(file, commit, f"feed{commit[4:]}")
     assert any("model.revision in config.yaml begins 'feed" in error for error in tree.errors((target.name,)))
     tree.edit(f"{folder}/kustomization.yaml", commit[:12], f"feed{commit[4:12]}")
     assert tree.errors((target.name,)) == []
@@ -82,8 +83,9 @@ def test_another_commit_is_two_edits_and_one_alone_is_told(tree: Tree, folder: s
 def test_a_training_pool_without_its_component_is_told(tree: Tree) -> None:
     kustomization = tree.root / CACHE_TRAIN / "kustomization.yaml"
     kustomization.write_text(kustomization.read_text().split("replacements:")[0])
-    (tree.root / TRAIN).write_text("[{op: test, path: /kind, value: RayService}]")
-    assert any("train: HF_HUB_CACHE is None" in error for error in tree.errors((CACHE,)))
+    (tree.root / TRAIN).write_text("- op: test\n  path: /kind\n  value: RayService\n")
+    found = tree.errors((CACHE,))
+    assert any("train: HF_HUB_CACHE is None" in error for error in found), found
 
 
 def test_the_embedded_model_needs_no_cache(tree: Tree) -> None:
