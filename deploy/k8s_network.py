@@ -109,7 +109,8 @@ def _spans(entry: Document, port: int, names: Mapping[str, int]) -> bool:
         return True
     if isinstance(first, str):
         return names.get(first) == port
-    return bool(first <= port <= entry.get("endPort", first))
+    last: int = entry.get("endPort", first)
+    return bool(first <= port <= last)
 
 
 def _names_peer(rule: Document, caller: Caller, side: str) -> bool:

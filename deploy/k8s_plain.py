@@ -11,10 +11,12 @@ import yaml
 from alembic.script import ScriptDirectory
 from k8s_documents import Document, clusters_of, containers, environment, groups, jobs_of, ray_container, unknown
 from k8s_model import PREFIX, commit_of
+from k8s_ready import budget_errors, migrate_errors
 from k8s_references import Around, mounted_config_errors, spec_errors
 
 KUBERNETES = "1.31"  # the oldest version that these manifests are for, so no field is younger
 ENFORCE = "pod-security.kubernetes.io/enforce"
+MIGRATES = "kto-ray-migrate-"  # of a Job's name; the newest migration follows
 CONFIG = "/etc/kto-ray/config.yaml"
 
 
@@ -40,7 +42,9 @@ def _words(error: kubernetes_validate.ValidationError) -> str:
 def plain_errors(document: Document, around: Around, root: Path) -> list[str]:
     kind = document["kind"]
     if kind == "PodDisruptionBudget":
-        return _selector_errors(document["spec"].get("selector", {}), around) + list(_budget_errors(document["spec"]))
+        spec = document["spec"]
+        errors = _selector_errors(spec.get("selector", {}), around)
+        return [*errors, *_budget_errors(spec), *budget_errors(spec, around.documents)]
     if kind == "NetworkPolicy":
         return _selector_errors(document["spec"].get("podSelector", {}), around)
     if kind == "Job":
@@ -87,6 +91,8 @@ def job_errors(job: Document, around: Around, root: Path) -> Iterator[str]:
         text = " ".join([*container.get("command", []), *container.get("args", [])])
         if "--config" in text and CONFIG not in text:
             yield f"container {container['name']!r} must read {CONFIG}"
+    if name.startswith(MIGRATES):
+        yield from migrate_errors(job)
     if "ttlSecondsAfterFinished" not in job["spec"]:
         yield "spec.ttlSecondsAfterFinished is missing: another image of the same name could not be applied"
     if spec.get("restartPolicy") != "OnFailure":
@@ -98,8 +104,8 @@ def job_errors(job: Document, around: Around, root: Path) -> Iterator[str]:
 
 def _job_name(name: str, around: Around, root: Path) -> str | None:
     """By the newest migration, or by the model's commit; None for other Jobs."""
-    if name.startswith("kto-ray-migrate-"):
-        return f"kto-ray-migrate-{migration_head(root)}"
+    if name.startswith(MIGRATES):
+        return f"{MIGRATES}{migration_head(root)}"
     if name.startswith(PREFIX):
         commits = [commit for config in around.named("ConfigMap").values() if (commit := commit_of(config)) is not None]
         return f"{PREFIX}{commits[0]}" if commits else None
