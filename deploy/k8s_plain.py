@@ -93,6 +93,8 @@ def job_errors(job: Document, around: Around, root: Path) -> Iterator[str]:
             yield f"container {container['name']!r} must read {CONFIG}"
     if name.startswith(MIGRATES):
         yield from migrate_errors(job)
+        if f"job/{name} " not in around.readme:
+            yield f"k8s/README.md does not wait for job/{name}; write the name there"
     if "ttlSecondsAfterFinished" not in job["spec"]:
         yield "spec.ttlSecondsAfterFinished is missing: another image of the same name could not be applied"
     if spec.get("restartPolicy") != "OnFailure":

@@ -81,6 +81,7 @@ NAMES = {
     "budget of nobody": (BUDGET, "pool: serve", "pool: server", "matches no pod"),
     "policy for nobody": (NETWORK, "of: kto-ray\n  policy", "of: kto\n  policy", "matches no pod"),
     "schema of before": (MIGRATE, "migrate-0004", "migrate-0003", "must be 'kto-ray-migrate-0004'"),
+    "a wait for another Job": (README, "job/kto-ray-migrate-0004", "job/kto-ray-migrate-0003", "does not wait for job"),
     "another program migrates": (MIGRATE, "image: kto-ray:gpu", "image: kto-ray:old", "all must run the same"),
     "another salt": (MIGRATE, "key: salt", "key: store-url", "KTO_RAY__SALT differs"),
     "another config": (MIGRATE, "config, /etc/kto-ray/", "config, /etc/kto/", "must read /etc/kto-ray/config.yaml"),
