@@ -104,13 +104,12 @@ def _names_port(rule: Document, port: int, names: Mapping[str, int], protocol: s
 
 
 def _spans(entry: Document, port: int, names: Mapping[str, int]) -> bool:
-    first = entry.get("port")
+    first: int | str | None = entry.get("port")
     if first is None:
         return True
     if isinstance(first, str):
         return names.get(first) == port
-    last: int = entry.get("endPort", first)
-    return bool(first <= port <= last)
+    return first <= port <= int(entry.get("endPort", first))
 
 
 def _names_peer(rule: Document, caller: Caller, side: str) -> bool:
