@@ -13,10 +13,8 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import shutil
 import sys
-import tempfile
 from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,13 +22,16 @@ from pathlib import Path
 import jsonschema
 import yaml
 from k8s_config import configmap_errors
-from k8s_documents import CheckError, Document, render, unknown
+from k8s_documents import CheckError, Document, unknown
 from k8s_edits import TARGETS, readme_errors
 from k8s_image import compose_errors, dockerfile_errors, image_environment
-from k8s_plain import image_errors, kubernetes_errors, marker_errors, plain_errors
+from k8s_model import annotation_errors, model_errors
+from k8s_network import network_errors
+from k8s_plain import image_errors, kubernetes_errors, namespace_errors, plain_errors
 from k8s_rayservice import built_errors, rayservice_errors
 from k8s_references import Around
 from k8s_serve import serve_errors
+from k8s_targets import Target, documents_of, targets
 
 KUBERAY = ("RayService", "RayJob", "RayCluster")
 COPIES = {"k8s/base/config.yaml": "configs/production.yaml"}
@@ -49,12 +50,6 @@ class Report:
         self.errors += [f"{what}: {error}" for error in errors]
 
 
-def targets(root: Path) -> list[str]:
-    """What can be rendered: the base, the overlays, and the base with each component."""
-    folders = [path for kind in ("overlays", "components") for path in sorted((root / "k8s" / kind).iterdir())]
-    return [str(path.relative_to(root)) for path in (root / "k8s/base", *folders)]
-
-
 def check_tree(root: Path, schemas: Path, only: Collection[str] | None = None) -> Report:
     """Check the tree at `root` (which holds k8s/, deploy/, configs/ and kto_ray/).
 
@@ -65,7 +60,7 @@ def check_tree(root: Path, schemas: Path, only: Collection[str] | None = None) -
         CheckError: kubectl, hadolint or the schemas are missing.
     """
     if shutil.which("kubectl") is None:
-        raise CheckError("kubectl is not on the PATH; it renders the kustomizations (kubectl 1.27 or later)")
+        raise CheckError("kubectl is not on the PATH; it renders the kustomizations (kubectl 1.31 or later)")
     if not (schemas / "rayservice-v1.schema.json").is_file():
         raise CheckError(f"no KubeRay JSON Schemas in {schemas} (no rayservice-v1.schema.json); pass --schemas DIR")
     report = Report()
@@ -75,47 +70,38 @@ def check_tree(root: Path, schemas: Path, only: Collection[str] | None = None) -
     report.add("deploy/compose.yaml", compose_errors(root))
     for copy, original in COPIES.items():
         report.add(copy, same(root, copy, original))
-    report.add("k8s/namespace.yaml", kubernetes_errors(yaml.safe_load((root / "k8s/namespace.yaml").read_text())))
+    report.add("k8s/namespace.yaml", namespace_errors(root))
     services: dict[str, Document] = {}
     for target in targets(root):
-        if only is None or target in only:
+        if only is None or target.name in only:
             documents = check_target(target, serve, root, schemas, report)
-            services.update((target, document) for document in documents if document["kind"] == "RayService")
+            services.update((target.name, document) for document in documents if document["kind"] == "RayService")
     if set(TARGETS) <= set(services):
         report.add("k8s/README.md", readme_errors(root, services))
     return report
 
 
-def check_target(target: str, serve: Document, root: Path, schemas: Path, report: Report) -> list[Document]:
+def check_target(target: Target, serve: Document, root: Path, schemas: Path, report: Report) -> list[Document]:
     """The target's documents of the right shape."""
     try:
-        documents = rendered(root, target)
+        documents = documents_of(target, root)
     except CheckError as error:
-        report.add(f"{target}/kustomization.yaml", [str(error)])
+        report.add(f"{target.name}/kustomization.yaml", [str(error)])
         return []
     wrong = [shape_errors(document, schemas) for document in documents]
     # References are followed only between documents of the right shape; the others are told.
     sound = [document for document, errors in zip(documents, wrong, strict=True) if not errors]
-    report.add(f"{target}/kustomization.yaml", patch_errors(root / target) + image_errors(sound))
+    patches = [error for folder in target.folders for error in patch_errors(root / folder)]
+    report.add(f"{target.name}/kustomization.yaml", patches + image_errors(sound))
+    report.add(f"{target.name}  NetworkPolicies, all together", network_errors(sound))
     around = Around(sound, (root / "k8s/README.md").read_text(), image_environment(root))
     for document, errors in zip(documents, wrong, strict=True):
-        title = f"{target}  {document.get('kind')} {document.get('metadata', {}).get('name')}"
+        title = f"{target.name}  {document.get('kind')} {document.get('metadata', {}).get('name')}"
         report.add(title, errors or document_errors(document, around, serve, root))
     for service in around.named("RayService").values():
         for group, pod, errors in built_errors(service, around):
-            report.add(f"{target}  Pod of {group}, as KubeRay builds it", kubernetes_errors(pod) + errors)
+            report.add(f"{target.name}  Pod of {group}, as KubeRay builds it", kubernetes_errors(pod) + errors)
     return sound
-
-
-def rendered(root: Path, target: str) -> list[Document]:
-    """A target's documents; a component's are those of the base with it."""
-    if not target.startswith("k8s/components/"):
-        return render(root / target)
-    with tempfile.TemporaryDirectory() as folder:
-        place = Path(folder).resolve()
-        paths = [os.path.relpath(root / path, place) for path in ("k8s/base", target)]  # kustomize wants them relative
-        (place / "kustomization.yaml").write_text(yaml.safe_dump({"resources": paths[:1], "components": paths[1:]}))
-        return render(place)
 
 
 def same(root: Path, copy: str, original: str) -> list[str]:
@@ -159,11 +145,11 @@ def _schema_message(error: jsonschema.ValidationError) -> str:
 def document_errors(document: Document, around: Around, serve: Document, root: Path) -> list[str]:
     kind = document["kind"]
     if kind == "RayService":
-        return rayservice_errors(document, around, serve, root) + marker_errors(around.documents)
+        return rayservice_errors(document, around, serve, root) + model_errors(around.documents)
     if kind in KUBERAY:
         return [f"only a RayService is expected here, got a {kind}"]
     if kind == "ConfigMap":
-        return configmap_errors(document, around.documents)
+        return configmap_errors(document, around.documents) + annotation_errors(document)
     return plain_errors(document, around, root)
 
 

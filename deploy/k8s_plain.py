@@ -7,17 +7,17 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import kubernetes_validate
+import yaml
 from alembic.script import ScriptDirectory
-from k8s_config import read_config
 from k8s_documents import Document, clusters_of, containers, environment, groups, jobs_of, ray_container, unknown
-from k8s_network import network_errors
+from k8s_model import PREFIX, commit_of
+from k8s_ready import budget_errors, migrate_errors
 from k8s_references import Around, mounted_config_errors, spec_errors
 
-from kto_ray.config import ConfigError
-
 KUBERNETES = "1.31"  # the oldest version that these manifests are for, so no field is younger
+ENFORCE = "pod-security.kubernetes.io/enforce"
+MIGRATES = "kto-ray-migrate-"  # of a Job's name; the newest migration follows
 CONFIG = "/etc/kto-ray/config.yaml"
-COMMIT = 12  # letters of a commit that a name holds
 
 
 def kubernetes_errors(document: Document) -> list[str]:
@@ -42,12 +42,24 @@ def _words(error: kubernetes_validate.ValidationError) -> str:
 def plain_errors(document: Document, around: Around, root: Path) -> list[str]:
     kind = document["kind"]
     if kind == "PodDisruptionBudget":
-        return _selector_errors(document["spec"].get("selector", {}), around) + list(_budget_errors(document["spec"]))
+        spec = document["spec"]
+        errors = _selector_errors(spec.get("selector", {}), around)
+        return [*errors, *_budget_errors(spec), *budget_errors(spec, around.documents)]
     if kind == "NetworkPolicy":
-        return _selector_errors(document["spec"].get("podSelector", {}), around) + network_errors(document)
+        return _selector_errors(document["spec"].get("podSelector", {}), around)
     if kind == "Job":
         return list(job_errors(document, around, root))
     return []
+
+
+def namespace_errors(root: Path) -> list[str]:
+    """Its schema, and that Kubernetes itself keeps pods out that are not held to "restricted"."""
+    document: Document = yaml.safe_load((root / "k8s/namespace.yaml").read_text())
+    given = document.get("metadata", {}).get("labels", {}).get(ENFORCE)
+    errors = kubernetes_errors(document)
+    if given != "restricted":
+        errors.append(f"label {ENFORCE} is {given!r}, and must be restricted: else any pod of any right is let in")
+    return errors
 
 
 def _selector_errors(selector: Document, around: Around) -> list[str]:
@@ -71,12 +83,18 @@ def job_errors(job: Document, around: Around, root: Path) -> Iterator[str]:
     """A Job cannot be changed once it is made: its name tells what it does, and it goes when it is done."""
     name, spec = job["metadata"]["name"], job["spec"]["template"]["spec"]
     wanted = _job_name(name, around, root)
-    if wanted is not None and name != wanted:
+    if wanted == f"{PREFIX}none":
+        yield "there is no model to fetch: config.yaml names none of Hugging Face; leave components/model-cache out"
+    elif wanted is not None and name != wanted:
         yield f"metadata.name is {name!r}, and must be {wanted!r}: a Job of an old name is not run again"
     for container in containers(spec):
         text = " ".join([*container.get("command", []), *container.get("args", [])])
         if "--config" in text and CONFIG not in text:
             yield f"container {container['name']!r} must read {CONFIG}"
+    if name.startswith(MIGRATES):
+        yield from migrate_errors(job)
+        if f"job/{name} " not in around.readme:
+            yield f"k8s/README.md does not wait for job/{name}; write the name there"
     if "ttlSecondsAfterFinished" not in job["spec"]:
         yield "spec.ttlSecondsAfterFinished is missing: another image of the same name could not be applied"
     if spec.get("restartPolicy") != "OnFailure":
@@ -88,26 +106,17 @@ def job_errors(job: Document, around: Around, root: Path) -> Iterator[str]:
 
 def _job_name(name: str, around: Around, root: Path) -> str | None:
     """By the newest migration, or by the model's commit; None for other Jobs."""
-    if name.startswith("kto-ray-migrate-"):
-        return f"kto-ray-migrate-{migration_head(root)}"
-    if name.startswith("kto-ray-model-"):
-        return f"kto-ray-model-{_commit(around)}"
+    if name.startswith(MIGRATES):
+        return f"{MIGRATES}{migration_head(root)}"
+    if name.startswith(PREFIX):
+        commits = [commit for config in around.named("ConfigMap").values() if (commit := commit_of(config)) is not None]
+        return f"{PREFIX}{commits[0]}" if commits else None
     return None
 
 
 def migration_head(root: Path) -> str:
     """The newest revision of the store's schema."""
     return str(ScriptDirectory(str(root / "kto_ray/store/migrations")).get_current_head())
-
-
-def _commit(around: Around) -> str:
-    """The model's commit in the config, cut as names have it."""
-    texts = [config["data"].get("config.yaml", "") for config in around.named("ConfigMap").values()]
-    try:
-        revisions = [read_config(text, []).model.revision or "" for text in texts]
-    except ConfigError:  # told of the ConfigMap
-        return ""
-    return revisions[0][:COMMIT] if revisions else ""
 
 
 def _same_environment(spec: Document, around: Around) -> Iterator[str]:
@@ -126,16 +135,3 @@ def image_errors(documents: list[Document]) -> list[str]:
     specs += [job["spec"]["template"]["spec"] for job in jobs_of(documents)]
     images = sorted({container["image"] for spec in specs for container in containers(spec)})
     return [] if len(images) < 2 else [f"there are several images, {', '.join(images)}; all must run the same"]
-
-
-def marker_errors(documents: list[Document]) -> list[str]:
-    """What pods wait for must be what the Job that fetches the model says last."""
-    fetch = [job for job in jobs_of(documents) if job["metadata"]["name"].startswith("kto-ray-model-")]
-    waits = [c for cl in clusters_of(documents) for _, pod in groups(cl) for c in pod["spec"].get("initContainers", [])]
-    texts = [" ".join([*c.get("command", []), *c.get("args", [])]) for c in waits]
-    missing = [job["metadata"]["name"] for job in fetch for text in texts if _marker(job) not in text]
-    return [f"a pod waits for something else than {_marker(fetch[0])}, which {name} leaves" for name in missing]
-
-
-def _marker(job: Document) -> str:
-    return f"/{job['metadata']['name'].removeprefix('kto-ray-model-')}.complete"

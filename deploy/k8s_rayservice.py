@@ -11,6 +11,7 @@ from pathlib import Path
 import yaml
 from k8s_documents import Document, environment, groups, ray_container
 from k8s_pods import head_pod, ray_pods
+from k8s_ready import DEFAULT_GRACE_S, ready_errors
 from k8s_references import Around, mounted_config_errors, secret_errors, spec_errors
 from k8s_serve import serve_errors, without_replicas
 
@@ -22,7 +23,6 @@ SET_BY_KUBERAY = {"RAY_REDIS_ADDRESS", "REDIS_PASSWORD", "RAY_AUTH_MODE", "RAY_A
 DRAIN = "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S"
 LONGEST_ANSWER_S = ServeSection().grace_s  # no config of ours changes it
 SLACK_S = 10  # between the end of a drain and SIGKILL
-DEFAULT_GRACE_S = 30  # Kubernetes'
 
 
 def rayservice_errors(document: Document, around: Around, serve: Document, root: Path) -> list[str]:
@@ -38,6 +38,7 @@ def rayservice_errors(document: Document, around: Around, serve: Document, root:
     errors += operator_errors(cluster)
     for group, pod in groups(cluster):
         errors += [f"{group}: {error}" for error in _template_errors(pod, embedded, around)]
+    errors += ready_errors(document)
     errors += end_errors(cluster)
     errors += autoscaling_errors(cluster)
     redis = cluster.get("gcsFaultToleranceOptions", {}).get("redisPassword", {})
@@ -100,7 +101,12 @@ def end_errors(cluster: Document) -> Iterator[str]:
             yield f"{group}: env {DRAIN} is missing; Ray would take 30 s"
             continue
         grace = pod["spec"].get("terminationGracePeriodSeconds", DEFAULT_GRACE_S)
-        drain, pause = int(told), _pause(container)
+        pause = _pause(container)
+        if not str(told).isdecimal() or pause is None:
+            hook = container.get("lifecycle", {}).get("preStop")
+            yield f"{group}: {DRAIN} {told!r} and the sleep of preStop {hook} must be whole seconds without a unit"
+            continue
+        drain = int(told)
         if pause + drain + SLACK_S > grace:
             yield (
                 f"{group}: preStop {pause} s, {DRAIN} {drain} and {SLACK_S} s to end are more than "
@@ -114,10 +120,15 @@ def end_errors(cluster: Document) -> Iterator[str]:
             yield f"{group}: {DRAIN} is {drain}; the head answers nobody, and its restart should not wait: use 0"
 
 
-def _pause(container: Document) -> int:
+def _pause(container: Document) -> int | None:
+    """Seconds that preStop sleeps; 0 where it does not, None where it says so in another way than in whole seconds."""
     hook = container.get("lifecycle", {}).get("preStop", {})
-    command = hook.get("exec", {}).get("command", [])
-    return int(hook.get("sleep", {}).get("seconds", 0)) or (int(command[1]) if command[:1] == ["sleep"] else 0)
+    if "sleep" in hook:
+        return int(hook["sleep"]["seconds"])
+    program, *words = hook.get("exec", {}).get("command", []) or [""]
+    if program != "sleep":
+        return 0
+    return int(words[0]) if len(words) == 1 and words[0].isdecimal() else None
 
 
 def autoscaling_errors(cluster: Document) -> Iterator[str]:
