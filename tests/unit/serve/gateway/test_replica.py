@@ -47,7 +47,7 @@ def a_gateway(handle: Any, tmp_path: Path) -> Any:
 
 def test_a_chat_goes_to_the_policy_as_a_stream(tmp_path: Path) -> None:
     handle: Any = Handle()
-    with local(a_gateway(handle, tmp_path).__serve_build_asgi_app__()) as client:
+    with local(asyncio.run(a_gateway(handle, tmp_path).__serve_build_asgi_app__())) as client:
         body = {"messages": [{"role": "user", "content": "Hi"}]}
         answer = client.post("/v1/chat/completions", json=body).json()
         assert client.post("/v1/chat/completions", json={**body, "stream": True}).text.endswith("[DONE]\n\n")
