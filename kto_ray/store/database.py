@@ -24,6 +24,7 @@ from sqlalchemy.pool import ConnectionPoolEntry
 from kto_ray.config import Config
 from kto_ray.paths import make_private
 from kto_ray.store import tallies
+from kto_ray.store.faults import first_line
 from kto_ray.store.schema import compatibility
 
 log = logging.getLogger(__name__)
@@ -147,43 +148,6 @@ def _alembic() -> AlembicConfig:
     return config
 
 
-def is_away(error: sa.exc.SQLAlchemyError) -> bool:
-    """Whether it is the store's fault, whatever was asked of it: gone, hanging, locked, full or read-only."""
-    if not isinstance(error, sa.exc.DBAPIError):
-        return isinstance(error, sa.exc.TimeoutError)  # no connection was free
-    state = _sqlstate(error)
-    if state.startswith("54"):  # "program limit exceeded", an operational error too: the row is too large
-        return False
-    fault = isinstance(error, (sa.exc.OperationalError, sa.exc.InterfaceError))
-    return fault or error.connection_invalidated or state == "25006"  # a server that became a read-only standby
-
-
-def is_own_fault(error: BaseException) -> bool:
-    """Whether what was to be stored can never be, whatever becomes of the store: a value that it does not take, an
-    event beyond what one may say. All else may pass: a table that a migration moves, a grant that was taken away."""
-    if isinstance(error, sa.exc.DBAPIError):
-        values = isinstance(error, (sa.exc.DataError, sa.exc.IntegrityError))
-        return values or _sqlstate(error).startswith(("22", "23", "54"))
-    if isinstance(error, sa.exc.StatementError) and error.orig is not None:  # before the database saw it
-        return is_own_fault(error.orig)
-    return isinstance(error, (ValueError, OverflowError))
-
-
-def lost_a_race(error: sa.exc.SQLAlchemyError) -> bool:
-    """Whether the transaction is undone because another was in its way: a deadlock, a serialization failure."""
-    return isinstance(error, sa.exc.DBAPIError) and _sqlstate(error).startswith("40")
-
-
-def first_line(error: BaseException) -> str:
-    """What went wrong, for a log; SQLAlchemy's errors go on with the statement."""
-    return str(error).partition("\n")[0]
-
-
-def _sqlstate(error: sa.exc.DBAPIError) -> str:
-    """PostgreSQL's code of an error, "" where there is none."""
-    return getattr(error.orig, "sqlstate", None) or ""
-
-
 def _refuse_unless_compatible(tx: sa.Connection, found: str, newest: str) -> None:
     oldest = str(tx.execute(sa.select(compatibility.c.oldest)).scalar_one())
     if oldest > newest:
@@ -203,7 +167,7 @@ def open_store(url: str, patience: Patience = WORK, migrate: bool = True) -> Sto
     Raises:
         CannotOpen: the database cannot be reached or opened, or it was to be migrated already and is not; the message
             names the URL (without its password).
-        ValueError: its schema is one of a newer program that this one cannot use.
+        ValueError: the URL is none, or its schema is one of a newer program that this one cannot use.
     """
     try:
         store = Store(url, patience)
@@ -212,7 +176,9 @@ def open_store(url: str, patience: Patience = WORK, migrate: bool = True) -> Sto
         elif not store.is_migrated():
             words = f"its schema is older than {revisions()[0]}, this program's; run `kto-ray migrate`"
             raise CannotOpen(f"store_url {_shown(url)!r} is not ready: {words}")
-    except (sa.exc.DatabaseError, sa.exc.ArgumentError, sa.exc.NoSuchModuleError, OSError) as error:
+    except (sa.exc.ArgumentError, sa.exc.NoSuchModuleError) as error:
+        raise ValueError(f"store_url {_shown(url)!r} cannot be opened: {first_line(error)}; mend the URL") from error
+    except (sa.exc.DatabaseError, OSError) as error:
         words = f"{first_line(error)}; check that the server runs and the path is writable"
         raise CannotOpen(f"store_url {_shown(url)!r} cannot be opened: {words}") from error
     return store

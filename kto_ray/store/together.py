@@ -13,7 +13,8 @@ from kto_ray.config.capture import FeedbackSection
 from kto_ray.records.completions import Completion
 from kto_ray.records.feedback import Feedback
 from kto_ray.store import completions, feedback, tallies
-from kto_ray.store.database import Store, is_away, is_own_fault, lost_a_race
+from kto_ray.store.database import Store
+from kto_ray.store.faults import is_away, is_own_fault, lost_a_race
 from kto_ray.store.spool import Entry
 
 Change = Callable[[sa.Connection], Any]

@@ -19,7 +19,8 @@ import sqlalchemy as sa
 from kto_ray.config.capture import FeedbackSection
 from kto_ray.records.completions import Completion
 from kto_ray.records.feedback import Feedback
-from kto_ray.store.database import Store, first_line, is_away, is_own_fault
+from kto_ray.store.database import Store
+from kto_ray.store.faults import first_line, is_away, is_own_fault
 from kto_ray.store.recording import Receipt, Recorded
 from kto_ray.store.spool import Entry, Spool, SpoolFailed, orphans
 from kto_ray.store.together import Change, Work, commit, runs

@@ -12,7 +12,7 @@ import pytest
 
 from kto_ray.config import EMBEDDED_MODEL
 from kto_ray.config.serving import ModelSection
-from kto_ray.model import prepare, resolve_model
+from kto_ray.model import awaited, prepare, resolve_model
 from kto_ray.paths import StorageAway
 
 # What a process imports and prints when it resolves the embedded model.
@@ -89,8 +89,20 @@ def test_a_killed_conversion_leaves_nothing_half_written(tmp_path: Path) -> None
 
 
 def test_a_model_that_cannot_be_fetched_is_waited_for(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """A replica asks again; what looks at the model for a round says that it waits."""
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
     with pytest.raises(StorageAway, match="'org/nowhere' cannot be fetched"):
         prepare(ModelSection(id="org/nowhere", revision="a" * 40))
+
+
+def test_a_replica_asks_for_its_model_until_it_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    faults = [StorageAway("gone"), StorageAway("gone")]
+
+    def prepared(model: ModelSection) -> str:
+        if faults:
+            raise faults.pop()
+        return model.id
+
+    monkeypatch.setattr("kto_ray.model.prepare", prepared)
+    monkeypatch.setattr("kto_ray.model.AGAIN_S", 0.0)
+    assert awaited(ModelSection(id="org/model")) == "org/model" and faults == []

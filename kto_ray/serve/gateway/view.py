@@ -16,7 +16,7 @@ from kto_ray.rollout import assignment
 from kto_ray.serve.gateway.errors import ApiError, shortened
 from kto_ray.status.readiness import Readiness, readiness
 from kto_ray.store import Store, adapters, keys, rollouts
-from kto_ray.store.database import first_line
+from kto_ray.store.faults import first_line
 
 log = logging.getLogger(__name__)
 

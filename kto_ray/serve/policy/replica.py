@@ -26,14 +26,15 @@ from ray.serve.llm import LLMConfig, LLMServer
 from kto_ray.adapters import files as adapter_files
 from kto_ray.cluster import cpu_engine
 from kto_ray.config import Config
-from kto_ray.model import prepare
+from kto_ray.model import awaited
 from kto_ray.paths import StorageAway
 from kto_ray.processor import precision
 from kto_ray.records.adapters import CHAMPION, AdapterVersion
 from kto_ray.records.replicas import ReplicaReport
 from kto_ray.serve.policy.engine import AdapterEngine
 from kto_ray.store import adapters, replicas, store_of
-from kto_ray.store.database import AGAIN_S, STARTED_S, first_line
+from kto_ray.store.database import STARTED_S
+from kto_ray.store.faults import first_line
 
 log = logging.getLogger(__name__)
 
@@ -102,7 +103,7 @@ class Policy(LLMServer):
         config = config.with_dtype(self._precision.dtype)
         self._config = config
         self._store = await asyncio.to_thread(store_of, config, wait_s=STARTED_S)
-        await super().__init__(llm_config(config, await _model(config)))
+        await super().__init__(llm_config(config, await asyncio.to_thread(awaited, config.model)))
         self._held: dict[str, str] = {}  # adapter -> directory
         self._errors: dict[str, str] = {}
         self._in_use: Counter[str] = Counter()
@@ -288,16 +289,6 @@ class Policy(LLMServer):
         )
         with self._store.write() as tx:
             replicas.report(tx, report)
-
-
-async def _model(config: Config) -> str:
-    """Where the base model is, once it is here: Serve gives a replica up that fails at its start some times."""
-    while True:
-        try:
-            return await asyncio.to_thread(prepare, config.model)
-        except StorageAway as error:
-            log.warning("waiting: %s", first_line(error))
-            await asyncio.sleep(AGAIN_S)
 
 
 class AdapterUnavailable(RuntimeError):

@@ -146,3 +146,11 @@ def test_what_the_server_refuses_is_no_silence(store: Store) -> None:
             completions.insert_all(tx, rows)
     with store.write() as tx:
         completions.insert(tx, completion())
+
+
+@pytest.mark.parametrize("url", ["no url", "nosuch://host/db"])
+def test_a_url_that_is_none_is_not_waited_for(url: str) -> None:
+    began = time.monotonic()
+    with pytest.raises(ValueError, match="mend the URL") as error:
+        store_of(Config(store_url=url), wait_s=60)
+    assert not isinstance(error.value, CannotOpen) and time.monotonic() - began < 5
