@@ -68,9 +68,12 @@ def serve(config: ConfigFile = None, set_: Overrides = None) -> None:
     warn_of_emulation(settings)
     from kto_ray.app import running
 
-    with step("starting (about a minute on two cores)") as now:
-        service = running(settings, now)
-        url = service.__enter__()
+    try:
+        with step("starting (about a minute on two cores)") as now:
+            service = running(settings, now)
+            url = service.__enter__()
+    except KeyboardInterrupt:
+        return  # asked to end before it was ready, and it has
     try:
         out.print(f"ready: {url}/v1  (OpenAI-compatible; state: kto-ray status --watch)")
         while True:

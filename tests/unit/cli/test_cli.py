@@ -8,12 +8,16 @@ import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
 from kto_ray.app import _as_ctrl_c, check_home, check_keys
+from kto_ray.cli import app
 from kto_ray.config import load_config
 from kto_ray.records.keys import Scope
 from kto_ray.store import completions, feedback, keys, leases, open_store, schema
@@ -206,6 +210,16 @@ def test_sigterm_ends_a_service_as_ctrl_c_does(handler: Any) -> None:
             _as_ctrl_c()
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+def test_a_service_that_is_asked_to_end_before_it_is_ready_ends_well(monkeypatch: pytest.MonkeyPatch) -> None:
+    @contextmanager
+    def interrupted(*_: Any) -> Iterator[str]:
+        raise KeyboardInterrupt
+        yield ""
+
+    monkeypatch.setattr("kto_ray.app.running", interrupted)
+    assert CliRunner().invoke(app, ["serve"]).exit_code == 0
 
 
 def test_a_snapshot_is_shown_and_an_unknown_one_is_told(tmp_path: Path) -> None:
