@@ -1,7 +1,8 @@
 """`kto-ray bench scale`: a tick of the loop, /v1/loop, /metrics and /readyz, as the past grows.
 
-A store is filled with events, pending feedback, ended rounds and a running test's labels in fixed proportions, and each
-is measured in process on it, the store's file in the page cache. The slope is that of log time over log events: 0 does
+A store is filled with events, pending feedback, ended rounds and a running test's labels and trials in fixed proportions,
+and each is measured in process on it, the store's file in the page cache; a tick after one more answer and judgement of
+a new user of the test. The slope is that of log time over log events: 0 does
 not grow, 1 grows as the past does. The peer is a count of the whole log, which is what a tick and each page would do
 without totals.
 """
@@ -23,19 +24,22 @@ from rich.table import Table
 from kto_ray.config import Config
 from kto_ray.loop.step import Loop
 from kto_ray.people.filler import fill
+from kto_ray.records.completions import Arm, Completion
 from kto_ray.records.feedback import Feedback, FeedbackKind
 from kto_ray.records.replicas import ReplicaReport
 from kto_ray.records.rollouts import RolloutState, RolloutStatus
 from kto_ray.records.rounds import Ended, Outcome, Round
 from kto_ray.records.trainings import TrainingRun
+from kto_ray.records.users import unit_interval
 from kto_ray.serve.gateway.api import build
-from kto_ray.store import Store, feedback, open_store, replicas, rollouts, tallies, trainings
+from kto_ray.store import Store, completions, feedback, open_store, replicas, rollouts, tallies, trainings
 from kto_ray.store import rounds as stored_rounds
-from kto_ray.store.schema import labels
+from kto_ray.store.schema import exposures, labels, trials
 
 PAGES = ("/v1/loop", "/metrics", "/readyz")
 PENDING_SHARE = 0.02  # of the events: 20,000 of a million
 ROUNDS_SHARE = 0.001
+TRIALS_SHARE = 0.02
 STEPS = 100  # recorded of each round's training
 TEST = RolloutState("test", "policy@base", "policy@v1", "salt", 1, 0.5, RolloutStatus.RUNNING, 1.0, 1.0)
 Tell = Callable[[str], None]
@@ -49,6 +53,7 @@ class Measured:
     pending: int
     rounds: int
     test_labels: int  # of a running A/B test, by at most 1,000 users
+    test_trials: int  # that are settled there
     tick_ms: float
     pages_ms: Mapping[str, float]
     log_count_ms: float  # the peer
@@ -79,17 +84,18 @@ def table(report: Mapping[str, Any]) -> Table:
         "pending",
         "rounds",
         "labels of a test",
+        "its trials",
         "tick, ms",
         *(f"{page}, ms" for page in PAGES),
         "count of the log, ms",
     )
     for one in report["sizes"]:
         pages = (f"{one['pages_ms'][page]:.1f}" for page in PAGES)
-        size = (f"{one[name]:,}" for name in ("events", "pending", "rounds", "test_labels"))
+        size = (f"{one[name]:,}" for name in ("events", "pending", "rounds", "test_labels", "test_trials"))
         shown.add_row(*size, f"{one['tick_ms']:.1f}", *pages, f"{one['log_count_ms']:.1f}")
     slopes = report["slopes"]
     if slopes:
-        shown.add_row("slope", "", "", "", *(f"{slopes[name]:.2f}" for name in ("tick", *PAGES, "log count")))
+        shown.add_row("slope", "", "", "", "", *(f"{slopes[name]:.2f}" for name in ("tick", *PAGES, "log count")))
     return shown
 
 
@@ -114,6 +120,31 @@ def _grow(store: Store, before: int, size: int, tell: Tell) -> None:
         # Ids are hashes: one in sixteen; of users that say much and little.
         few = labels.c.completion_id.startswith("chatcmpl-1") & (sa.func.length(labels.c.asker) <= len("user-999"))
         tx.execute(labels.update().where(few).values(rollout=TEST.id))
+        new = range(int(before * TRIALS_SHARE), int(size * TRIALS_SHARE))
+        tx.execute(trials.insert(), [_trial(i) for i in new])
+        tx.execute(exposures.delete().where(exposures.c.rollout == TEST.id))
+        users = 10 * int(size * TRIALS_SHARE)
+        for challenger in (False, True):
+            arm = {"rollout": TEST.id, "stage": TEST.stage, "challenger": challenger}
+            tx.execute(exposures.insert().values(**arm, users=users, known=users))
+
+
+def _trial(number: int) -> dict[str, Any]:
+    arm = {"rollout": TEST.id, "stage": TEST.stage, "user": f"trial-{number}", "challenger": number % 2 == 0}
+    return {**arm, "known": True, "first_at": 1.0, "place": number + 1, "outcome": float(number % 3 == 0)}
+
+
+def _one_more(store: Store, number: str) -> None:
+    """An answer of the test to somebody new, and what they say of it."""
+    user, now = f"new-{number}", time.time()
+    arm = Arm.CHALLENGER if unit_interval(TEST.salt, user) < TEST.weight else Arm.CHAMPION
+    name, asked = f"chatcmpl-new-{number}", ({"role": "user", "content": "Hello?"},)
+    with store.write() as tx:
+        answer = Completion(
+            name, now, "policy", "policy@v1", arm, asked, "Hello.", "stop", 1, 1, user=user, rollout=TEST.id
+        )
+        completions.insert(tx, answer)
+        feedback.record(tx, Feedback(f"fb-{name}", now, FeedbackKind.THUMB, name, user, value=True))
 
 
 def _measure(config: Config, store: Store, loop: Loop, size: int, repeats: int) -> Measured:
@@ -129,7 +160,8 @@ def _measure(config: Config, store: Store, loop: Loop, size: int, repeats: int) 
         pending=int(size * PENDING_SHARE),
         rounds=int(size * ROUNDS_SHARE),
         test_labels=test_labels,
-        tick_ms=_timed(loop.step, repeats),
+        test_trials=int(size * TRIALS_SHARE),
+        tick_ms=median(_tick_ms(store, loop, f"{size}-{i}") for i in range(repeats)),
         pages_ms=asyncio.run(_pages(config, store, repeats)),
         log_count_ms=_timed(counted, min(repeats, 3)),
     )
@@ -152,6 +184,11 @@ async def _pages(config: Config, store: Store, repeats: int) -> dict[str, float]
 
 def _no_engine(body: Mapping[str, Any], adapter: str) -> Any:
     raise AssertionError("nobody chats in this benchmark")
+
+
+def _tick_ms(store: Store, loop: Loop, name: str) -> float:
+    _one_more(store, name)
+    return _timed(loop.step, 1)
 
 
 def _timed(work: Callable[[], Any], repeats: int) -> float:

@@ -48,6 +48,12 @@ def adapters_(
 @app.command(rich_help_panel=RUN)
 def rollout(
     action: Annotated[str, typer.Argument(help="get, promote, abort, pause, resume or rollback.")] = "get",
+    rollout_id: Annotated[
+        str | None, typer.Option("--rollout", help="The one that is meant; without it, the one in progress.")
+    ] = None,
+    leave: Annotated[
+        str | None, typer.Option(help="For rollback: the champion to leave, as `adapters` names it.")
+    ] = None,
     as_json: AsJson = False,
     config: ConfigFile = None,
     set_: Overrides = None,
@@ -60,8 +66,13 @@ def rollout(
         return
     if action not in STEERED:
         raise ValueError(f"rollout {action!r} does not exist; use get or one of: {', '.join(STEERED)}")
+    if action == "rollback" and leave is None:
+        champion = source.adapters()["aliases"]["champion"]
+        raise ValueError(
+            f"a rollback names the champion to leave, so that asked twice it is done once: --leave {champion}"
+        )
     with step("asking the controller"):
-        told, done = source.steer(action)
+        told, done = source.steer(action, rollout=rollout_id, champion=leave)
     tell(told, as_json)
     if not done:
         raise typer.Exit(1)

@@ -154,5 +154,20 @@ def _status_table(told: dict[str, Any]) -> Table:
             "rollout", f"{test['challenger']} against {test['champion']}: {test['status']} {test['stage_name']}"
         )
         table.add_row("", f"weight {test['weight']:.2f}, difference {low:+.3f} to {high:+.3f}")
+        for line in _outlook(test["outlook"]):
+            table.add_row("", plain(line))
     table.add_row("next", loop["next"])
     return table
+
+
+def _outlook(told: dict[str, Any] | None) -> list[str]:
+    """What a live test waits for, and what it can still come to."""
+    if told is None:
+        return []
+    lines = [told["verdict"]]
+    if told["trials_left"] is not None:
+        gain = told["detectable_gain"]
+        finds = "no gain can still be shown" if gain is None else f"a gain of {gain:.3f} can still be shown"
+        pace = f"{told['trials_per_day']:.0f} users a day settle, {told['trials_left']} more until it ends"
+        lines.append(f"{pace}: {finds}")
+    return lines

@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
-from urllib.parse import quote
+from urllib.parse import quote, urlencode
 
 import httpx
 
@@ -67,8 +67,9 @@ class Source:
         finally:
             store.close()
 
-    def steer(self, action: str) -> tuple[Shown, bool]:
-        """Ask the controller for an act on the rollout; what it answered, and whether it was done.
+    def steer(self, action: str, **meant: str | None) -> tuple[Shown, bool]:
+        """Ask the controller for an act on the `rollout` that is meant, or a rollback from a `champion`; what it
+        answered, and whether it was done.
 
         Raises:
             ValueError: no service runs.
@@ -78,7 +79,8 @@ class Source:
                 f"no service of {self._config.home!r} answers on {self._http.base_url} to {action}; start it with "
                 "`kto-ray serve`"
             )
-        answer = self._asked("POST", f"/v1/rollout/{action}")
+        query = urlencode({name: value for name, value in meant.items() if value is not None})
+        answer = self._asked("POST", f"/v1/rollout/{action}?{query}")
         if answer.status_code == 409:
             return {"action": action, "result": answer.json()["error"]["message"]}, False
         return self._got(answer), answer.status_code == 200

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
@@ -33,18 +33,38 @@ class RolloutStage(Section):
     name: str
     weight: Annotated[float, Field(gt=0, lt=1)]  # the challenger's share of users
     decides: bool = False  # only a deciding stage may promote; the others only watch for harm
-    min_users: int = Field(10, ge=1)  # judged users of the challenger before the stage may end
+    # A watching stage ends, if it saw no harm, after so many of the challenger's users got an answer, or so many hours
+    exposed: int = Field(200, ge=1)
+    hours: float = Field(4.0, gt=0)
 
 
 class RolloutSection(Section):
+    """The A/B test: who counts, when a stage ends, and how much may go wrong. A test goes on under the rules that it
+    began with."""
+
     stages: tuple[RolloutStage, ...] = (
-        RolloutStage(name="canary", weight=0.1, min_users=5),
-        RolloutStage(name="ab", weight=0.5, decides=True, min_users=20),
+        RolloutStage(name="canary", weight=0.1),
+        RolloutStage(name="ab", weight=0.5, decides=True),
     )
-    alpha: Annotated[float, Field(gt=0, lt=0.5)] = 0.05  # chance that the sequence ever excludes the truth
-    min_effect: Annotated[float, Field(ge=0, lt=1)] = 0.0  # the difference that the lower bound must exceed
-    max_users: int = Field(2000, ge=20)  # judged users of both arms; without a decision by then the challenger ends
-    max_hours: float = Field(72.0, gt=0)
+    # Over the life of the loop: the share of promotions that are no gain, and how much of what is left one test takes
+    alpha: Annotated[float, Field(gt=0, lt=0.5)] = 0.1
+    omega: Annotated[float, Field(gt=0, lt=1)] = 0.05
+    harm_alpha: Annotated[float, Field(gt=0, lt=0.5)] = 0.05  # chance that a challenger is ended as worse and is not
+    min_effect: Annotated[float, Field(ge=0, lt=1)] = 0.0  # the gain that must be exceeded
+    # A user's trial is settled so long after their first answer in the deciding stage: what stands then counts for good
+    settle_hours: float = Field(24.0, ge=0)
+    # Whether users count who came since the test began. Names are free: true where an application vouches for them
+    new_users: bool = False
+    min_users: int = Field(100, ge=1)  # settled trials of each arm before the deciding stage may promote
+    max_users: int = Field(20_000, ge=20)  # settled trials of both arms; then the deciding stage ends
+    min_hours: float = Field(48.0, ge=0)  # of the deciding stage, for what is only new
+    max_hours: float = Field(336.0, gt=0)
+    # How much more often a user's first answer may fail, be left, be cut off or begin late than the champion's: to
+    # promote, it is shown to be less. In points
+    max_fault_rise: Annotated[float, Field(gt=0, le=1)] = 0.05
+    slow_s: float = Field(10.0, gt=0)  # to the first token: an answer after that begins late
+    unequal_alpha: Annotated[float, Field(gt=0, lt=0.5)] = 0.001  # chance that fair arms are taken for an unfair split
+    ask: tuple[Literal["harm", "faults", "futility", "users", "hours"], ...] = ()  # pause for a person, do not abort
 
     @model_validator(mode="after")
     def _last_stage_decides(self) -> RolloutSection:
@@ -55,6 +75,16 @@ class RolloutSection(Section):
             raise ValueError(f"stages must not lower the challenger's weight, got {weights}: a user would switch arms")
         return self
 
+    @model_validator(mode="after")
+    def _hours_fit(self) -> RolloutSection:
+        needed = max(self.min_hours, self.settle_hours)
+        if self.max_hours <= needed:
+            raise ValueError(
+                f"max_hours is {self.max_hours:g}, which must exceed min_hours ({self.min_hours:g}) and settle_hours "
+                f"({self.settle_hours:g}): no trial would be settled in time"
+            )
+        return self
+
 
 class LoopSection(Section):
     enabled: bool = True
@@ -62,4 +92,9 @@ class LoopSection(Section):
     every_min: float | None = Field(None, gt=0)  # or this many minutes, when there is at least one new label
     tick_s: float = Field(1.0, gt=0)
     max_attempts: int = Field(3, ge=1)  # of one stage of a round
+    # Hours that a stage of a round may take, all its attempts and waiting together; then the round ends, and says why
+    snapshot_hours: float = Field(6.0, gt=0)
+    train_hours: float = Field(72.0, gt=0)
+    load_hours: float = Field(1.0, gt=0)
+    gate_hours: float = Field(6.0, gt=0)
     max_rounds: int | None = Field(None, ge=1)  # rounds that start by themselves; None for ever

@@ -21,7 +21,8 @@ from kto_ray.people.tastes import TASTES, Taste
 
 # What suits a demo's short life; the report tells it. Learning: twice the default's rate, so that the few steps of one
 # round win a taste, and half the weight on the undesirable half and a small adapter, so that they leave the text whole.
-# Texts are short, more users are held out since all are few, and the canary is brief.
+# Texts are short, more users are held out since all are few, and the canary is brief. Every user is new, for which the
+# demo vouches; a trial is settled with the first judgement, and the faults of few users are told apart less finely.
 RECIPE = {"learning_rate": 1e-3, "loss_aversion": 0.5, "rank": 8, "alpha": 16}
 TUNED: dict[str, Any] = {
     "model": {"max_model_len": 512},
@@ -29,10 +30,15 @@ TUNED: dict[str, Any] = {
     "kto": RECIPE,
     "rollout": {
         "stages": [
-            {"name": "canary", "weight": 0.25, "min_users": 5},
-            {"name": "ab", "weight": 0.5, "decides": True, "min_users": 20},
+            {"name": "canary", "weight": 0.25, "exposed": 5},
+            {"name": "ab", "weight": 0.5, "decides": True},
         ],
+        "new_users": True,
+        "settle_hours": 0,
+        "min_hours": 0,
+        "min_users": 20,
         "max_users": 400,
+        "max_fault_rise": 0.25,
     },
     "loop": {"min_labels": 256, "tick_s": 0.5},
 }

@@ -15,7 +15,7 @@ from kto_ray.paths import Paths
 from kto_ray.records.adapters import CHALLENGER, CHAMPION, PREVIOUS
 from kto_ray.records.evaluation import GateDecision, GateReport
 from kto_ray.records.replicas import ReplicaReport, held_by_all
-from kto_ray.records.rollouts import ArmCount, Look, RolloutState, RolloutStatus
+from kto_ray.records.rollouts import Look, RolloutState, RolloutStatus
 from kto_ray.records.rounds import (
     Ended,
     Judging,
@@ -24,12 +24,14 @@ from kto_ray.records.rounds import (
     Outcome,
     Round,
     Sealing,
+    Stage,
     Training,
 )
 from kto_ray.records.snapshots import SnapshotManifest
 from kto_ray.records.training import Trained, TrainProgress
 from kto_ray.records.trainings import TrainingRun, ended_run
-from kto_ray.rollout import machine
+from kto_ray.records.trials import Standing
+from kto_ray.rollout import evidence, machine
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,10 +57,10 @@ Job = Running | Failed | SnapshotManifest | Trained | GateReport | None  # None:
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """The A/B test of a round, (champion, challenger) as counted in its present stage, and what the last look saw."""
+    """The A/B test of a round, what its present stage has come to, and what the last look saw."""
 
     state: RolloutState
-    arms: tuple[ArmCount, ArmCount]
+    standing: Standing
     last: Look | None
 
 
@@ -77,6 +79,7 @@ class Seen:
     job: Job = None
     nonce: str = ""  # fresh and random: names a new test
     salt: str = ""  # likewise, and a secret: draws its arms
+    level: float = 0.0  # what the budget of the loop's life allows the next test. Looked up where one may begin
     # What learnt from rows that were erased, or holds them, of all that has an alias or is in progress: names of
     # adapters and ids of snapshots. Looked up for Act.FORGET alone
     tainted: frozenset[str] = frozenset()
@@ -90,6 +93,8 @@ def decide(config: Config, seen: Seen) -> Move:
     """The next move, None where there is nothing to do but wait."""
     if seen.round is None:
         return Begin() if due(config, seen) else None
+    if late := _late(config, seen, seen.round):
+        return late
     match seen.round.state:
         case Sealing() | Training() | Judging():
             return _work(config, seen, seen.round)
@@ -99,6 +104,31 @@ def decide(config: Config, seen: Seen) -> Move:
             return _test(config, seen, seen.round, testing)
         case Ended():
             return None
+
+
+def _late(config: Config, seen: Seen, current: Round) -> Move:
+    """The end of a round whose stage has taken longer than it may, unless what it waited for has just come."""
+    section = config.loop
+    allowed = {
+        Stage.SNAPSHOT: section.snapshot_hours,
+        Stage.TRAIN: section.train_hours,
+        Stage.LOAD: section.load_hours,
+        Stage.GATE: section.gate_hours,
+    }.get(current.stage)
+    if allowed is None or seen.now - current.stage_started_at < 3600 * allowed:
+        return None
+    if isinstance(seen.job, (SnapshotManifest, Trained, GateReport)):
+        return None
+    if isinstance(current.state, Loading):
+        if seen.all_hold(current.state.adapter):
+            return None
+        lack = [replica.replica for replica in seen.live if current.state.adapter not in replica.held]
+        why = f"it is not loaded by {', '.join(lack)}" if lack else "no replica is live"
+    else:
+        why = current.failure or ("its job still runs" if isinstance(seen.job, Running) else "its job did not end")
+    return _give_up(
+        current, f"{current.stage}: not done within {allowed:g} hours (loop.{current.stage}_hours): {why}", seen.now
+    )
 
 
 def due(config: Config, seen: Seen) -> bool:
@@ -158,7 +188,7 @@ def _judged(config: Config, seen: Seen, current: Round, report: GateReport) -> M
         return Change(ended, (report, Point(CHALLENGER, None)), _end_words(ended))
     assert isinstance(current.state, Judging)
     name = f"rollout-{current.id}-{seen.nonce}"
-    test = machine.start(config.rollout, seen.aliases[CHAMPION], report.adapter, name, seen.salt, seen.now)
+    test = machine.start(config.rollout, seen.aliases[CHAMPION], report.adapter, name, seen.salt, seen.level, seen.now)
     testing = OnTrial(current.state.snapshot, current.state.adapter, name)
     return Change(current.to(testing, seen.now), (report, test))
 
@@ -198,7 +228,7 @@ def _test(config: Config, seen: Seen, current: Round, testing: OnTrial) -> Move:
         state, looks = _look(config, seen, seen.trial)
     if state.live:
         if state != seen.trial.state:
-            return Change(None, (*looks, state), f"rollout {state.id} enters stage {_stage(config, state)}")
+            return Change(None, (*looks, state), _stage_words(config, state))
         return Change(None, looks) if looks else None
     outcome, aliases = settle(state)
     ended = current.ended(outcome, state.reason, seen.now)
@@ -206,15 +236,16 @@ def _test(config: Config, seen: Seen, current: Round, testing: OnTrial) -> Move:
 
 
 def _look(config: Config, seen: Seen, trial: Trial) -> tuple[RolloutState, tuple[Look, ...]]:
-    """What a look at the counts makes of a live test, and the look itself where it saw something new."""
-    state, section = trial.state, config.rollout
-    decision = machine.decide(section, state, {section.stages[state.stage].name: trial.arms}, seen.now)
-    (n0, up0), (n1, up1) = ((arm.users, arm.up) for arm in trial.arms)
-    look = Look(state.id, seen.now, state.stage, n0, up0, n1, up1, *decision.interval)
-    looks = () if trial.last is not None and look.saw == trial.last.saw else (look,)
+    """What a live test comes to by its last look, and a new look where enough has happened since."""
+    state, rules = trial.state, machine.rules_of(config.rollout, trial.state)
+    now, looks = trial.last, NO_LOOKS
+    if now is None or evidence.is_due(now, trial.standing):
+        now = evidence.look(rules, state, trial.standing, seen.now)
+        looks = (now,)
+    decision = machine.decide(rules, state, now, seen.now)
     if decision.action is machine.Action.PROMOTE and not seen.all_hold(state.challenger):
         return state, looks  # a replica is just starting; the alias moves when it holds the challenger
-    return machine.step(section, state, decision, seen.now), looks
+    return machine.step(rules, state, decision, seen.now), looks
 
 
 def settle(state: RolloutState) -> tuple[Outcome, tuple[Point, ...]]:
@@ -225,8 +256,11 @@ def settle(state: RolloutState) -> tuple[Outcome, tuple[Point, ...]]:
     return Outcome.ABORTED, (Point(CHALLENGER, None),)
 
 
-def _stage(config: Config, state: RolloutState) -> str:
-    return config.rollout.stages[state.stage].name
+def _stage_words(config: Config, state: RolloutState) -> str:
+    if state.status is RolloutStatus.PAUSED:
+        return f"rollout {state.id} {state.reason}"
+    stage = machine.stage_of(machine.rules_of(config.rollout, state), state)
+    return f"rollout {state.id} enters stage {stage.name}"
 
 
 def _end_words(ended: Round) -> str:

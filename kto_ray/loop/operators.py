@@ -1,4 +1,4 @@
-"""What the loop makes of a request, an operator's (promote, abort, pause, resume, rollback, run) or an erasure's
+"""What the loop makes of a request, an operator's (promote, abort, pause, resume, rollback, run, end) or an erasure's
 (forget). Pure: no store, no clock."""
 
 from __future__ import annotations
@@ -9,28 +9,36 @@ from kto_ray.config import Config
 from kto_ray.loop.decide import Seen
 from kto_ray.loop.moves import Begin, Change, Effect, Move, Point
 from kto_ray.records.adapters import CHALLENGER, CHAMPION, PREVIOUS
-from kto_ray.records.requests import Act, Answer, Done, Refused
+from kto_ray.records.requests import Act, Answer, Done, Refused, Request
 from kto_ray.records.rounds import Judging, Loading, Outcome, Round, Training
 from kto_ray.rollout import machine
 
 
-def obey(config: Config, seen: Seen, act: Act) -> tuple[Move, Answer]:
-    """The move that an operator's request comes to, if any, and the answer."""
-    match act:
+def obey(config: Config, seen: Seen, request: Request) -> tuple[Move, Answer]:
+    """The move that a request comes to, if any, and the answer."""
+    if request.expired:
+        return None, Refused(f"{request.act} expired before a controller saw it; ask again if it is still meant")
+    match request.act:
         case Act.RUN:
             return _run(config, seen)
+        case Act.END:
+            return _end(seen, request.target)
         case Act.ROLLBACK:
-            return _rollback(config, seen)
-        case Act.PROMOTE | Act.ABORT | Act.PAUSE | Act.RESUME:
-            return _steer(seen, act)
+            return _rollback(config, seen, request.target)
+        case Act.PROMOTE | Act.ABORT | Act.PAUSE | Act.RESUME as act:
+            return _steer(seen, Act(act), request.target)
         case Act.FORGET:
             return _forget(config, seen)
+        case _:
+            return None, Refused(f"this version of kto_ray does not know {request.act!r}")
 
 
-def _steer(seen: Seen, act: Act) -> tuple[Move, Answer]:
+def _steer(seen: Seen, act: Act, target: str | None) -> tuple[Move, Answer]:
     if seen.trial is None or not seen.trial.state.live:
         return None, Refused(f"there is no rollout to {act}")
     state = seen.trial.state
+    if target is not None and target != state.id:
+        return None, Refused(f"{act} is meant for rollout {target}; the one in progress is {state.id}")
     if act is Act.PROMOTE and not seen.all_hold(state.challenger):
         return None, Refused(f"not every live replica holds {state.challenger} yet")
     try:
@@ -52,7 +60,24 @@ def _run(config: Config, seen: Seen) -> tuple[Move, Answer]:
     return Begin(), Done(f"round {number} begins")
 
 
-def _rollback(config: Config, seen: Seen) -> tuple[Move, Answer]:
+def _end(seen: Seen, target: str | None) -> tuple[Move, Answer]:
+    """End the round in progress, and its test if it has come to that."""
+    if seen.round is None:
+        return None, Refused("there is no round in progress")
+    if target is not None and target != str(seen.round.id):
+        return None, Refused(f"it is meant for round {target}; the one in progress is {seen.round.id}")
+    words = f"ended by an operator in stage {seen.round.stage}"
+    test = seen.trial.state if seen.trial is not None and seen.trial.state.live else None
+    effects = (machine.apply(test, Act.ABORT, seen.now),) if test is not None else ()
+    ended = seen.round.ended(Outcome.ABORTED, words, seen.now)
+    return Change(ended, (*effects, Point(CHALLENGER, None))), Done(f"round {ended.id} {words}")
+
+
+def _rollback(config: Config, seen: Seen, champion: str | None) -> tuple[Move, Answer]:
+    if champion is None:
+        return None, Refused("a rollback names the champion to leave, so that asked twice it is done once")
+    if champion != seen.aliases[CHAMPION]:
+        return None, Refused(f"{champion} is not the champion: {seen.aliases[CHAMPION]} is")
     if seen.trial is not None and seen.trial.state.live:
         return None, Refused("a rollout is running; abort it first")
     target = seen.aliases.get(PREVIOUS)

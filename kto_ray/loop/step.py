@@ -24,15 +24,15 @@ from ray.serve.handle import DeploymentHandle
 
 from kto_ray.config import Config
 from kto_ray.feedback.quarantine import Why
-from kto_ray.loop import work
-from kto_ray.loop.decide import Failed, Job, Running, Seen, Trial, decide
+from kto_ray.loop import trial, work
+from kto_ray.loop.decide import Failed, Job, Running, Seen, decide
 from kto_ray.loop.moves import Begin, Change, Move, Start, perform
 from kto_ray.loop.operators import obey
 from kto_ray.paths import is_away
 from kto_ray.provenance.taint import tainted
 from kto_ray.records.adapters import CHAMPION
-from kto_ray.records.requests import Act, Refused
-from kto_ray.records.rounds import Judging, OnTrial, Round, Sealing, Stage, Training
+from kto_ray.records.requests import Act, Request
+from kto_ray.records.rounds import Judging, Round, Sealing, Stage, Training
 from kto_ray.records.training import TrainingDiverged, TrainProgress
 from kto_ray.store import (
     adapters,
@@ -41,7 +41,6 @@ from kto_ray.store import (
     quarantine,
     replicas,
     requests,
-    rollouts,
     rounds,
     snapshots,
     store_of,
@@ -82,6 +81,7 @@ class Loop:
         self._reader = ThreadPoolExecutor(1, thread_name_prefix="progress")
         self._reading: Future[TrainProgress | None] | None = None
         self._swept: int | None = 0  # the store's youth has been looked at up to here; None: all of it
+        self._watch = trial.Watch()
         self._joined = ""  # pending feedback has been looked at up to here
 
     def step(self) -> None:
@@ -104,11 +104,17 @@ class Loop:
         if sweep and sweep.found:
             with self._act() as tx:
                 quarantine.hold(tx, sweep.found, Why.NEWCOMER)
-        for request, act in asked:
+        for request in asked:
             try:
-                self._obey(self._observe(), request, act)
+                self._obey(self._observe(), request)
             except OSError as error:  # files that an answer hangs on are out of reach: the request waits
-                log.warning("request %d (%s) waits: %s", request, act, error)
+                log.warning("request %d (%s) waits: %s", request.id, request.act, error)
+        now = time.time()
+        with self._store.read() as tx:
+            testing = trial.due(tx, now)
+        if testing is not None:
+            with self._act() as tx:
+                trial.count(tx, self._config.rollout, testing, now)
         seen = self._observe(with_job=True)
         self._do(seen, decide(self._config, seen))
 
@@ -127,7 +133,10 @@ class Loop:
                 labels=tallies.total(tx).labels,
                 aliases=adapters.aliases(tx, config.base_name),
                 live=tuple(replicas.live(tx, config.serve.heartbeat_timeout_s)),
-                trial=_trial(tx, current),
+                trial=self._watch.trial(tx, current),
+                level=trial.level_of(tx, config.rollout)
+                if current is not None and current.stage is Stage.GATE
+                else 0.0,
                 nonce=uuid.uuid4().hex[:8],
                 salt=secrets.token_hex(16),
             )
@@ -184,6 +193,8 @@ class Loop:
             case Change():
                 with self._act() as tx:
                     perform(tx, move, seen.now)
+                if move.round is not None and not move.round.in_progress:
+                    self._stop_job(move.round)  # of one that ends by its deadline
                 if isinstance(seen.job, Failed) and seen.job.away:
                     self._rests_until = time.monotonic() + REST_S
                 if isinstance(seen.job, Running):
@@ -191,20 +202,23 @@ class Loop:
                 if move.words:
                     log.log(logging.ERROR if move.failed else logging.INFO, move.words)
 
-    def _obey(self, seen: Seen, request: int, act: Act | str) -> None:
-        """Do what an operator asked, and answer, at once."""
-        unknown = Refused(f"this version of kto_ray does not know {act!r}")
-        if act is Act.FORGET:
+    def _obey(self, seen: Seen, request: Request) -> None:
+        """Do what was asked, and answer, at once."""
+        if request.act is Act.FORGET:
             seen = replace(seen, tainted=self._tainted(seen))
-        move, answer = obey(self._config, seen, act) if isinstance(act, Act) else (None, unknown)
+        move, answer = obey(self._config, seen, request)
         with self._act() as tx:
             if isinstance(move, Begin):
                 rounds.insert(tx, seen.now)
             elif isinstance(move, Change):
                 perform(tx, move, seen.now)
-            requests.answer(tx, request, answer, seen.now)
-        if isinstance(move, Change) and move.round is not None and self._job is not None:
-            work.stop(self._config, self._job[1], move.round.run)
+            requests.answer(tx, request.id, answer, seen.now)
+        if isinstance(move, Change) and move.round is not None:
+            self._stop_job(move.round)
+
+    def _stop_job(self, of: Round) -> None:
+        if self._job is not None:
+            work.stop(self._config, self._job[1], of.run)
             self._job = None
 
     def _tainted(self, seen: Seen) -> frozenset[str]:
@@ -250,15 +264,6 @@ class Loop:
                 raise LostLease(leases.holder(tx, leases.CONTROLLER))
             yield tx
         self._renewed = began
-
-
-def _trial(tx: sa.Connection, current: Round | None) -> Trial | None:
-    """The test of the round in progress, or one that goes on without a round."""
-    testing = current.state if current is not None and isinstance(current.state, OnTrial) else None
-    state = rollouts.get(tx, testing.rollout) if testing else rollouts.live(tx)
-    if state is None:
-        return None
-    return Trial(state, rollouts.votes(tx, state.id), rollouts.last_look(tx, state.id))
 
 
 def _key(current: Round) -> tuple[int, Stage, int]:

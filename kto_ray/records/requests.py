@@ -23,6 +23,17 @@ class Refused:
 Answer = Done | Refused
 
 
+@dataclass(frozen=True, slots=True)
+class Request:
+    """An act that was asked for. `target` is what it means: a rollout, the champion to leave, or a round; None where it
+    means whatever there is. One that `expired` before a controller saw it is not done any more."""
+
+    id: int
+    act: Act | str  # a text where only a newer program knows it
+    target: str | None = None
+    expired: bool = False
+
+
 class Act(enum.StrEnum):
     """What can be asked."""
 
@@ -32,4 +43,5 @@ class Act(enum.StrEnum):
     PAUSE = "pause"
     RESUME = "resume"
     ROLLBACK = "rollback"
+    END = "end"  # the round in progress, whatever its stage
     FORGET = "forget"  # let go of what holds, or learnt from, rows that were erased; asked by an erasure alone

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +23,9 @@ class RolloutState:
     stage_started_at: float
     ended_at: float | None = None
     reason: str | None = None
+    level: float = 0.0  # of false promotion, as the loop's budget gave it when the test began; 0 before there was one
+    by_evidence: bool = True  # false where an operator ended it
+    rules: Mapping[str, Any] | None = None  # the config section that it began with, and goes on under
 
     @property
     def live(self) -> bool:
@@ -30,34 +35,34 @@ class RolloutState:
 
 @dataclass(frozen=True, slots=True)
 class ArmCount:
-    """Labels of one arm: users who judged, and how many of their first labels were up."""
+    """Settled trials of one arm: users, and the sum of their outcomes, each the share of ups among what they judged."""
 
     users: int
-    up: int
+    up: float
 
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """The counts of a test's stage at one time, and the interval [low, high] of p_challenger - p_champion then."""
+    """What a test's stage had come to at one time: settled trials and users who got an answer, by arm, the interval
+    [low, high] of p_challenger - p_champion, and what `kto_ray.rollout.evidence` makes of it, by name."""
 
     rollout: str
     at: float
     stage: int
     n_champion: int
-    up_champion: int
+    up_champion: float
     n_challenger: int
-    up_challenger: int
+    up_challenger: float
     low: float
     high: float
+    exposed_champion: int = 0
+    exposed_challenger: int = 0
+    evidence: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def arms(self) -> tuple[ArmCount, ArmCount]:
         """(champion, challenger)."""
         return ArmCount(self.n_champion, self.up_champion), ArmCount(self.n_challenger, self.up_challenger)
-
-    @property
-    def saw(self) -> tuple[int, tuple[ArmCount, ArmCount]]:
-        return self.stage, self.arms
 
 
 class RolloutStatus(enum.StrEnum):

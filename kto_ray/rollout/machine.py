@@ -1,42 +1,42 @@
-"""When a stage of the A/B test ends, and how, on a challenger's way to champion: pure functions on counts.
+"""When a stage of the A/B test ends, and how, on a challenger's way to champion: pure functions on a look at it.
 
     canary (watches for harm) -> ... -> ab (decides) -> promoted | aborted
 
-A watching stage ends in `abort` when the sequence says that the challenger is worse, and in `advance` once enough of
-its users have judged. The deciding stage ends in `promote` when the interval of the difference lies above min_effect,
-and in `abort` when it lies below zero (harm), cannot exceed min_effect any more (futility), or when users or hours run
-out (no evidence of gain).
+A watching stage ends in `abort` when the challenger is worse or its answers have faults, and in `advance` once enough
+of its users got an answer, or after its hours. The deciding stage ends in `promote` when there is evidence of gain, at
+the level that the loop's budget gave this test, and of more ups among all who got an answer, no fault has become more
+frequent by max_fault_rise, and its least users and hours are over; in `abort` when there is evidence of harm, a gain
+above min_effect is ruled out (futility), or users or hours run out. Where the split is not as drawn, nothing is
+promoted.
 
 Each stage uses its own data only. Weights differ between stages and tastes drift with time: pooling a canary of 10%
 with an A/B of 50% puts more of the champion's users into the early days than of the challenger's, so a drift in time
 would look like a difference between arms (Simpson's paradox). Within a stage the weight is constant and the arms are
-drawn alike at every moment. The price is that canary judgements are not evidence for promotion, which is what keeps
-the error rate at alpha: only one sequence can ever promote.
+drawn alike at every moment. The price is that canary judgements are not evidence for promotion.
 """
 
 from __future__ import annotations
 
 import enum
-from collections.abc import Mapping
+import math
 from dataclasses import dataclass, replace
+
+from pydantic import ValidationError
 
 from kto_ray.config.deciding import RolloutSection, RolloutStage
 from kto_ray.records.requests import Act
-from kto_ray.records.rollouts import ArmCount, RolloutState, RolloutStatus
-from kto_ray.stats.sequential import interval
+from kto_ray.records.rollouts import Look, RolloutState, RolloutStatus
+from kto_ray.records.trials import FAULTS
 
-Counts = Mapping[str, tuple[ArmCount, ArmCount]]  # stage name -> (champion, challenger), first judgements in that stage
-
-_NONE = (ArmCount(0, 0), ArmCount(0, 0))
+UPS_ALPHA = 0.05  # of the second condition, more ups among all who got an answer
 
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """What to do now and why, in words. `interval` is that of p_challenger - p_champion in the present stage."""
+    """What to do now and why, in words."""
 
     action: Action
     reason: str
-    interval: tuple[float, float]
 
 
 class Action(enum.StrEnum):
@@ -44,10 +44,14 @@ class Action(enum.StrEnum):
     ADVANCE = "advance"
     PROMOTE = "promote"
     ABORT = "abort"
+    ASK = "ask"  # a person
 
 
-def start(config: RolloutSection, champion: str, challenger: str, rollout: str, salt: str, now: float) -> RolloutState:
-    """A new rollout in its first stage. `salt` must be new for each rollout, so that arms are drawn anew."""
+def start(
+    config: RolloutSection, champion: str, challenger: str, rollout: str, salt: str, level: float, now: float
+) -> RolloutState:
+    """A new rollout in its first stage. `salt` must be new for each rollout, so that arms are drawn anew; `level` is
+    what the budget allows it."""
     if champion == challenger:
         raise ValueError(f"champion and challenger are both {champion!r}; a rollout compares two adapters")
     return RolloutState(
@@ -60,73 +64,136 @@ def start(config: RolloutSection, champion: str, challenger: str, rollout: str, 
         status=RolloutStatus.RUNNING,
         started_at=now,
         stage_started_at=now,
+        level=level,
+        rules=config.model_dump(mode="json"),
     )
 
 
-def decide(config: RolloutSection, state: RolloutState, counts: Counts, now: float) -> Decision:
-    """The decision on the present counts. May be asked as often as one likes: the error rate stays (see sequential).
+def rules_of(config: RolloutSection, state: RolloutState) -> RolloutSection:
+    """The rules that a test goes on under: those that it began with, where this program can read them."""
+    if state.rules is None:
+        return config
+    try:
+        return RolloutSection.model_validate(state.rules)
+    except ValidationError:  # of another version
+        return config
 
-    A stage without counts has no judged users yet. A paused or ended rollout holds; hours go on counting while it is
-    paused, as traffic and evidence do. `max_users` counts the judged users of both arms in the deciding stage.
-    """
-    stage = config.stages[state.stage]
-    champion, challenger = counts.get(stage.name, _NONE)
-    bounds = interval(champion, challenger, config.alpha)
+
+def decide(rules: RolloutSection, state: RolloutState, look: Look, now: float) -> Decision:
+    """The decision on what a look saw. May be asked as often as one likes. A paused or ended rollout holds; hours go on
+    counting while it is paused, as traffic and evidence do."""
+    stage = stage_of(rules, state)
     if state.status is not RolloutStatus.RUNNING:
-        return Decision(Action.HOLD, f"the rollout is {state.status}", bounds)
-    seen = _in_words(config, bounds, champion, challenger)
-    if bounds[1] < 0:
-        return Decision(Action.ABORT, f"the challenger is worse: {seen}", bounds)
-    hours = (now - state.started_at) / 3600
-    if stage.decides:
-        action, reason = _decide_ab(config, stage, bounds, champion, challenger)
-    else:
-        action, reason = _watch(stage, challenger)
-    if action is Action.HOLD and hours >= config.max_hours:
-        action, reason = Action.ABORT, f"no evidence of gain within {config.max_hours:g} hours (max_hours)"
-    return Decision(action, f"{reason}: {seen}", bounds)
+        return Decision(Action.HOLD, f"the rollout is {state.status}")
+    hours = (now - state.stage_started_at) / 3600
+    action, reason, criterion = _harm(rules, look) or (
+        _decide(rules, state, stage, look, hours) if stage.decides else _watch(stage, look, hours)
+    )
+    if action is Action.ABORT and criterion in rules.ask:
+        action = Action.ASK
+    return Decision(action, f"{reason}: {in_words(rules, look)}")
 
 
-def _watch(stage: RolloutStage, challenger: ArmCount) -> tuple[Action, str]:
-    if challenger.users < stage.min_users:
-        return Action.HOLD, f"stage {stage.name!r} waits for {stage.min_users} judged users of the challenger"
-    return Action.ADVANCE, f"stage {stage.name!r} saw no harm among {stage.min_users} judged users of the challenger"
+def stage_of(rules: RolloutSection, state: RolloutState) -> RolloutStage:
+    return rules.stages[min(state.stage, len(rules.stages) - 1)]
 
 
-def _decide_ab(
-    config: RolloutSection,
-    stage: RolloutStage,
-    bounds: tuple[float, float],
-    champion: ArmCount,
-    challenger: ArmCount,
-) -> tuple[Action, str]:
-    low, high = bounds
-    if min(champion.users, challenger.users) >= stage.min_users and low > config.min_effect:
-        return Action.PROMOTE, f"the challenger is better by more than {config.min_effect:g}"
-    if high <= config.min_effect:
-        return Action.ABORT, f"a gain above {config.min_effect:g} (min_effect) is ruled out"
-    if champion.users + challenger.users >= config.max_users:
-        return Action.ABORT, f"no evidence of gain among {config.max_users} judged users (max_users)"
-    return Action.HOLD, f"stage {stage.name!r} goes on, undecided"
+def level_of(rules: RolloutSection, state: RolloutState) -> float:
+    """The chance of a false promotion that is allowed: of a test from before the budget, that of a first one."""
+    return state.level or rules.omega * rules.alpha
 
 
-def _in_words(config: RolloutSection, bounds: tuple[float, float], champion: ArmCount, challenger: ArmCount) -> str:
-    low, high = bounds
+Verdict = tuple[Action, str, str | None]  # and the criterion, for `ask`
+
+
+def _harm(rules: RolloutSection, look: Look) -> Verdict | None:
+    if look.evidence.get("harm", 0.0) >= -math.log(rules.harm_alpha):
+        return Action.ABORT, "the challenger is worse", "harm"
+    for name in FAULTS:
+        low = look.evidence.get(f"{name}_low", -1.0)
+        if low > 0:
+            return (
+                Action.ABORT,
+                f"the challenger's answers are more often {_WORDS[name]}, by at least {low:.3f}",
+                "faults",
+            )
+    return None
+
+
+def _watch(stage: RolloutStage, look: Look, hours: float) -> Verdict:
+    if look.exposed_challenger >= stage.exposed:
+        seen = f"{look.exposed_challenger} users whom the challenger answered"
+        return Action.ADVANCE, f"stage {stage.name!r} saw no harm among {seen}", None
+    if hours >= stage.hours:
+        return Action.ADVANCE, f"stage {stage.name!r} saw no harm in {stage.hours:g} hours", None
+    waits = f"stage {stage.name!r} waits for {stage.exposed} users whom the challenger answered"
+    return Action.HOLD, f"{waits}, or {stage.hours:g} hours", None
+
+
+def _decide(rules: RolloutSection, state: RolloutState, stage: RolloutStage, look: Look, hours: float) -> Verdict:
+    lacking = _lacking(rules, state, look, hours)
+    if lacking is None:
+        gain = f" by more than {rules.min_effect:g}" if rules.min_effect else ""
+        return Action.PROMOTE, f"the challenger is better{gain}", None
+    if look.high <= rules.min_effect and look.n_champion and look.n_challenger:
+        return Action.ABORT, f"a gain above {rules.min_effect:g} (min_effect) is ruled out", "futility"
+    if look.n_champion + look.n_challenger >= rules.max_users:
+        return Action.ABORT, f"no promotion among {rules.max_users} judged users (max_users), for {lacking}", "users"
+    if hours >= rules.max_hours:
+        return Action.ABORT, f"no promotion within {rules.max_hours:g} hours (max_hours), for {lacking}", "hours"
+    return Action.HOLD, f"stage {stage.name!r} goes on, for {lacking}", None
+
+
+def _lacking(rules: RolloutSection, state: RolloutState, look: Look, hours: float) -> str | None:
+    """The first thing that a promotion waits for, in words."""
+    saw, level = look.evidence, level_of(rules, state)
+    for name, who in (("unequal", "users"), ("unequal_votes", "judged users")):
+        if saw.get(name, 0.0) >= -math.log(rules.unequal_alpha):
+            share = f"{state.weight:.0%}"
+            return (
+                f"the challenger's share of {who} is not the {share} that was drawn: what is counted is no fair split"
+            )
+    fewest = min(look.n_champion, look.n_challenger)
+    if fewest < rules.min_users:
+        return f"an arm has {fewest} judged users of {rules.min_users} (min_users)"
+    if saw.get("gain", 0.0) < -math.log(level):
+        odds = math.exp(min(saw.get("gain", 0.0), 700.0))
+        return f"the evidence of a gain is {odds:.3g} to one, of {1 / level:.3g} to one"
+    if saw.get("ups", 0.0) < -math.log(UPS_ALPHA):
+        return "no more users judge an answer up, of all who got one, than of the champion's"
+    for name in FAULTS:
+        high = saw.get(f"{name}_high", 1.0)
+        if high > rules.max_fault_rise:
+            return f"answers may be {_WORDS[name]} more often, by up to {high:.3f} of {rules.max_fault_rise:g}"
+    if hours < rules.min_hours:
+        return f"{hours:.1f} hours are over of {rules.min_hours:g} (min_hours)"
+    return None
+
+
+_WORDS = {"failed": "failed", "aborted": "left by the client", "cut_off": "cut off", "slow": "late to begin"}
+
+
+def in_words(rules: RolloutSection, look: Look) -> str:
     return (
-        f"{challenger.up} up of {challenger.users} users against the champion's {champion.up} of {champion.users}, "
-        f"difference {low:+.3f} to {high:+.3f} ({1 - config.alpha:.0%} confidence sequence)"
+        f"{look.up_challenger:.10g} up of {look.n_challenger} users against the champion's {look.up_champion:.10g} of "
+        f"{look.n_champion}, difference {look.low:+.3f} to {look.high:+.3f} ({1 - 2 * rules.harm_alpha:.0%} confidence "
+        f"sequence); answered {look.exposed_challenger} and {look.exposed_champion} users"
     )
 
 
 def step(config: RolloutSection, state: RolloutState, decision: Decision, now: float) -> RolloutState:
     """The state after a decision; unchanged for `hold`."""
-    if decision.action is Action.ADVANCE:
-        return advance(config, state, now)
-    if decision.action is Action.PROMOTE:
-        return _end(state, RolloutStatus.PROMOTED, decision.reason, now)
-    if decision.action is Action.ABORT:
-        return _end(state, RolloutStatus.ABORTED, decision.reason, now)
-    return state
+    match decision.action:
+        case Action.ADVANCE:
+            return advance(config, state, now)
+        case Action.PROMOTE:
+            return _end(state, RolloutStatus.PROMOTED, decision.reason, now)
+        case Action.ABORT:
+            return _end(state, RolloutStatus.ABORTED, decision.reason, now)
+        case Action.ASK:
+            return replace(state, status=RolloutStatus.PAUSED, reason=f"asks for promote or abort: {decision.reason}")
+        case Action.HOLD:
+            return state
 
 
 def advance(config: RolloutSection, state: RolloutState, now: float) -> RolloutState:
@@ -145,7 +212,8 @@ def advance(config: RolloutSection, state: RolloutState, now: float) -> RolloutS
 
 
 def apply(state: RolloutState, act: Act, now: float) -> RolloutState:
-    """What an operator asks for. `promote` and `abort` end a live rollout, whatever the statistics say.
+    """What an operator asks for. `promote` and `abort` end a live rollout, whatever the statistics say: a promotion
+    without evidence spends nothing of the budget, and gives nothing back.
 
     Raises:
         ValueError: the request does not fit the state (an ended rollout, a pause of a paused one, ...) or is unknown.
@@ -153,9 +221,10 @@ def apply(state: RolloutState, act: Act, now: float) -> RolloutState:
     if state.status in (RolloutStatus.PROMOTED, RolloutStatus.ABORTED):
         raise ValueError(f"cannot {act} rollout {state.id!r}: it has ended ({state.status})")
     if act is Act.PROMOTE:
-        return _end(state, RolloutStatus.PROMOTED, "promoted by an operator", now)
+        promoted = _end(state, RolloutStatus.PROMOTED, "promoted by an operator, without evidence", now)
+        return replace(promoted, by_evidence=False)
     if act is Act.ABORT:
-        return _end(state, RolloutStatus.ABORTED, "aborted by an operator", now)
+        return replace(_end(state, RolloutStatus.ABORTED, "aborted by an operator", now), by_evidence=False)
     if act is Act.PAUSE and state.status is RolloutStatus.RUNNING:
         return replace(state, status=RolloutStatus.PAUSED, reason="paused by an operator")
     if act is Act.RESUME and state.status is RolloutStatus.PAUSED:

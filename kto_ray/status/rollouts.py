@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,6 +11,8 @@ import sqlalchemy as sa
 
 from kto_ray.config import Config
 from kto_ray.records.rollouts import ArmCount, Look, RolloutState, RolloutStatus
+from kto_ray.rollout.machine import rules_of
+from kto_ray.rollout.outlook import Outlook, outlook
 from kto_ray.store import rollouts
 
 SHOWN = 100  # of the newest tests
@@ -35,15 +38,19 @@ class ShownTest:
     stage_started_at: float
     ended_at: float | None
     reason: str | None
+    level: float
+    by_evidence: bool
 
 
 @dataclass(frozen=True, slots=True)
 class WatchedTest(ShownTest):
-    """A test with its counts by stage and every look at it; `interval` is the newest."""
+    """A test with its counts by stage and every look at it; `interval` is the newest. `outlook` says what a live one
+    waits for, and what it can still come to."""
 
     stage_name: str = ""
     counts: Mapping[str, ShownArms] = field(default_factory=dict)
     interval: tuple[float, float] = (-1.0, 1.0)
+    outlook: Outlook | None = None
     history: tuple[Look, ...] = ()
 
 
@@ -66,7 +73,8 @@ def _shown(state: RolloutState) -> dict[str, Any]:
 
 
 def _watched(config: Config, state: RolloutState, looks: list[Look]) -> WatchedTest:
-    names = dict(enumerate(stage.name for stage in config.rollout.stages))
+    rules = rules_of(config.rollout, state)
+    names = dict(enumerate(stage.name for stage in rules.stages))
     own = _shown(state)
     if looks:
         own["interval"] = (looks[-1].low, looks[-1].high)
@@ -75,5 +83,6 @@ def _watched(config: Config, state: RolloutState, looks: list[Look]) -> WatchedT
         stage_name=names.get(state.stage, str(state.stage)),
         # The last look at a stage holds its final counts.
         counts={names.get(look.stage, str(look.stage)): ShownArms(*look.arms) for look in looks},
+        outlook=outlook(rules, state, looks[-1], time.time()) if looks and state.live else None,
         history=tuple(looks),
     )

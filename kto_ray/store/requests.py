@@ -4,23 +4,37 @@ from __future__ import annotations
 
 import sqlalchemy as sa
 
-from kto_ray.records.requests import Act, Answer, Done, Refused
+from kto_ray.records.requests import Act, Answer, Done, Refused, Request
+from kto_ray.store import clock, rollouts
 from kto_ray.store.schema import requests
 
+ON_ROLLOUT = (Act.PROMOTE, Act.ABORT, Act.PAUSE, Act.RESUME)
 
-def ask(tx: sa.Connection, act: Act, now: float) -> int:
-    """Leave a request for the controller; returns its id."""
-    result = tx.execute(requests.insert().values(created_at=now, action=act.value))
+
+def ask(tx: sa.Connection, act: Act, now: float, target: str | None = None, expires_s: float | None = None) -> int:
+    """Leave a request for the controller; returns its id. What it means is what stands now: a rollout's act without a
+    target is meant for the one in progress."""
+    if target is None and act in ON_ROLLOUT:
+        live = rollouts.live(tx)
+        target = live.id if live is not None else None
+    values = dict(created_at=now, action=act.value, target=target)
+    until = None if expires_s is None else clock.now(tx) + expires_s
+    result = tx.execute(requests.insert().values(**values, expires_at=until))
     key = result.inserted_primary_key
     assert key is not None
     return int(key[0])
 
 
-def asked(tx: sa.Connection) -> list[tuple[int, Act | str]]:
-    """Requests not yet handled, oldest first: (id, what is asked), a text where only a newer program knows it."""
-    query = sa.select(requests.c.id, requests.c.action).where(requests.c.handled_at.is_(None)).order_by(requests.c.id)
+def asked(tx: sa.Connection) -> list[Request]:
+    """Requests not yet handled, oldest first."""
+    expired = sa.func.coalesce(requests.c.expires_at < clock.now(tx), sa.false()).label("expired")
+    columns = (requests.c.id, requests.c.action, requests.c.target, expired)
+    query = sa.select(*columns).where(requests.c.handled_at.is_(None)).order_by(requests.c.id)
     known = set(Act)
-    return [(int(row.id), Act(row.action) if row.action in known else str(row.action)) for row in tx.execute(query)]
+    return [
+        Request(row.id, Act(row.action) if row.action in known else row.action, row.target, bool(row.expired))
+        for row in tx.execute(query)
+    ]
 
 
 def answer(tx: sa.Connection, request: int, given: Answer, now: float) -> None:

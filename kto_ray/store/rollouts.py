@@ -1,26 +1,26 @@
-"""A/B tests: their state, the interval at each look, and their votes, one a user: which one is decided here."""
+"""A/B tests: their state, and what each look at them saw."""
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import asdict
 from typing import Any
 
 import sqlalchemy as sa
 
-from kto_ray.records.completions import Arm
-from kto_ray.records.labels import Verdict
-from kto_ray.records.rollouts import LIVE, ArmCount, Look, RolloutState, RolloutStatus
+from kto_ray.records.rollouts import LIVE, Look, RolloutState, RolloutStatus
 from kto_ray.store import sequence
-from kto_ray.store.schema import labels, rollout_points, rollouts
+from kto_ray.store.schema import rollout_points, rollouts, voters
 
 
 def put(tx: sa.Connection, state: RolloutState) -> None:
     """Record a test, or where it stands now."""
     columns = _columns(state)
     known = get(tx, state.id)
-    if known is None or known.stage_started_at != state.stage_started_at:
-        columns["stage_started_seq"] = sequence.last(tx)
+    if known is None or known.stage_started_at != state.stage_started_at:  # a stage's trials are its own
+        columns["stage_started_seq"] = columns["looked_seq"] = sequence.last(tx)
+        tx.execute(voters.update().where(voters.c.rollout == state.id).values(due_at=None))
+    if known is None:
+        columns["started_seq"] = columns["stage_started_seq"]
     if tx.execute(rollouts.update().where(rollouts.c.id == state.id).values(**columns)).rowcount == 0:
         tx.execute(rollouts.insert().values(**columns))
 
@@ -56,35 +56,6 @@ def of_adapter(tx: sa.Connection, adapter: str) -> list[RolloutState]:
     ]
 
 
-def votes(tx: sa.Connection, rollout: str) -> tuple[ArmCount, ArmCount]:
-    """(champion, challenger): users who asked since its stage began and judged the answer, and how many of their FIRST
-    labels were up.
-
-    A user's first label on a completion asked for in that time is the unit: later ones are correlated with it and would
-    make the confidence sequence too narrow. An edit counts as a down: the answer was not good enough. Reviewers have no
-    vote.
-    """
-    # From one user to the next along the index, and of each the first label: users who judge on and on cost nothing.
-    theirs = (labels.c.rollout == rollout) & ~labels.c.reviewer
-    since = sa.select(rollouts.c.stage_started_seq).where(rollouts.c.id == rollout).scalar_subquery()
-    users = sa.select(sa.func.min(labels.c.asker).label("asker")).where(theirs).cte("users", recursive=True)
-    another = sa.select(sa.func.min(labels.c.asker)).where(theirs, labels.c.asker > users.c.asker)
-    users = users.union_all(sa.select(another.scalar_subquery()).where(users.c.asker.is_not(None)))
-    vote = labels.c.arm + "/" + labels.c.verdict
-    own = sa.select(vote).where(theirs, labels.c.asker == users.c.asker, labels.c.asked_seq > since)
-    first = own.order_by(labels.c.seq).limit(1).scalar_subquery().label("vote")
-    votes = sa.select(first).where(users.c.asker.is_not(None)).subquery()
-    counted = sa.select(votes.c.vote, sa.func.count()).where(votes.c.vote.is_not(None)).group_by(votes.c.vote)
-    number = Counter({str(row[0]): int(row[1]) for row in tx.execute(counted)})
-
-    def arm(name: Arm) -> ArmCount:
-        up, *others = (number[f"{name.value}/{verdict.value}"] for verdict in Verdict)
-        return ArmCount(up + sum(others), up)
-
-    assert next(iter(Verdict)) is Verdict.UP
-    return arm(Arm.CHAMPION), arm(Arm.CHALLENGER)
-
-
 def add_look(tx: sa.Connection, look: Look) -> None:
     tx.execute(rollout_points.insert().values(**asdict(look)))
 
@@ -106,5 +77,12 @@ def _columns(state: RolloutState) -> dict[str, Any]:
 
 
 def _state(row: Any) -> RolloutState:
-    fields = {name: value for name, value in row.items() if name != "stage_started_seq"}
+    fields = {name: row[name] for name in RolloutState.__slots__}
     return RolloutState(**{**fields, "status": RolloutStatus(row["status"])})
+
+
+def finished(tx: sa.Connection) -> list[RolloutState]:
+    """Tests that ended, oldest first: what the budget of the loop's life was spent on."""
+    ended = rollouts.c.ended_at.is_not(None) & (rollouts.c.level > 0)
+    query = sa.select(rollouts).where(ended).order_by(rollouts.c.started_at, rollouts.c.id)
+    return [_state(row) for row in tx.execute(query).mappings()]

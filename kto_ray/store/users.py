@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,7 +11,7 @@ import sqlalchemy as sa
 from kto_ray.feedback.quarantine import Why
 from kto_ray.records.erasure import ErasedRows, Subject
 from kto_ray.records.feedback import Held
-from kto_ray.store import labels, tallies
+from kto_ray.store import labels, tallies, trials
 from kto_ray.store.schema import completions, feedback
 from kto_ray.store.tallies import Tally
 
@@ -58,6 +59,8 @@ def erase_some(tx: sa.Connection, subject: Subject) -> ErasedRows:
         tallies.add(tx, Tally(completions=-len(asked)))
         own = sum(subject.kind == "user" and row.user == subject.name for row in gone)
         return ErasedRows(len(asked), own, len(gone) - own)
+    if subject.kind == "user":
+        trials.forget(tx, subject.name, f"erased-{secrets.token_hex(8)}")
     events = list(tx.execute(_some(feedback.c.id, _own(subject))).scalars())
     judged = tx.execute(sa.select(feedback.c.completion_id).where(feedback.c.id.in_(events))).scalars()
     labels.lock(tx, [name for name in judged if name is not None])

@@ -80,7 +80,7 @@ def test_affected_adapters_and_rounds_are_named(api: Api, tmp_path: Path) -> Non
     assert told["rounds"] == [{"round": 1, "stage": "train"}]
     assert told["asked"] == ["to end round 1", "to begin a round on what is left"]
     with api.store.read() as tx:
-        assert [act for _, act in requests.asked(tx)] == [Act.FORGET, Act.RUN]
+        assert [request.act for request in requests.asked(tx)] == [Act.FORGET, Act.RUN]
     again = api.client.delete("/v1/users/ann")
     assert again.status_code == 200 and again.json()["rows"]["completions"] == 0, "the tombstone knows them"
 

@@ -8,9 +8,9 @@ import pytest
 
 from kto_ray.records.adapters import AdapterVersion
 from kto_ray.records.rollouts import Look, RolloutState, RolloutStatus
-from kto_ray.records.rounds import Outcome, Training
+from kto_ray.records.rounds import Loading, Outcome, Training
 from kto_ray.records.trainings import TrainingRun
-from kto_ray.store import adapters, rollouts, rounds, trainings
+from kto_ray.store import adapters, requests, rollouts, rounds, trainings
 from tests.api.conftest import Api
 
 V1 = AdapterVersion("policy@v1", 1, 1.0, "uri", "0" * 64, "s", None, "policy@base", 8)
@@ -72,13 +72,34 @@ def test_operators_are_answered_by_the_controller(api: Api) -> None:
     paused = api.client.post("/v1/rollout/pause")
     assert paused.json() == {"action": "pause", "result": "rollout r is paused"}
     assert "not every live replica holds" in api.client.post("/v1/rollout/promote").json()["error"]["message"]
+    other = api.client.post("/v1/rollout/abort", params={"rollout": "another"})
+    assert other.status_code == 409 and "the one in progress is r" in other.json()["error"]["message"]
+    unnamed = api.client.post("/v1/rollout/rollback")
+    assert (unnamed.status_code, unnamed.json()["error"]["param"]) == (422, "champion")
+    wrong = api.client.post("/v1/rollout/rollback", params={"champion": "policy@v9"})
+    assert wrong.status_code == 409 and "policy@base is" in wrong.json()["error"]["message"]
+    nothing = api.client.post("/v1/loop/abort")
+    assert nothing.status_code == 409 and "no round in progress" in nothing.json()["error"]["message"]
+    with api.store.write() as tx:
+        now = time.time()
+        rounds.update(tx, rounds.insert(tx, now).to(Loading("s", "policy@v1"), now))
+    wrong = api.client.post("/v1/loop/abort", params={"round": 7})
+    assert wrong.status_code == 409 and "the one in progress is 1" in wrong.json()["error"]["message"]
+    done = api.client.post("/v1/loop/abort", params={"round": 1})
+    assert done.json() == {"action": "end", "result": "round 1 ended by an operator in stage load"}
+    assert api.client.get("/v1/loop").json()["rounds"][0]["outcome"] == "aborted"
     unknown = api.client.post("/v1/rollout/explode")
     assert unknown.status_code == 404 and "promote, abort" in unknown.json()["error"]["message"]
 
 
 def test_without_a_controller_a_request_is_left_for_it(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("kto_ray.serve.gateway.loop.ANSWER_S", 0.2)
-    assert api.client.post("/v1/rollout/pause").status_code == 202
+    a_test(api)
+    left = api.client.post("/v1/rollout/pause")
+    assert left.status_code == 202 and "will not if it is away for another" in left.json()["result"]
+    with api.store.read() as tx:
+        [request] = requests.asked(tx)
+    assert (request.target, request.expired) == ("r", False)
 
 
 def test_ready_is_a_replica_that_holds_the_champion(api: Api) -> None:

@@ -333,8 +333,10 @@ def test_the_loop_trains_gates_tests_promotes_and_rolls_back(run: Service) -> No
     assert run.get(f"/v1/loop/rounds/{ended['id']}")["history"] and ended["train_metrics"]["loss_first"] > 0
     assert run.wait("the flip", lambda: _answers_with(run, champion), 10)
     _lineage_is_told(run, champion)
-    back = run.client.post("/v1/rollout/rollback")
+    back = run.client.post("/v1/rollout/rollback", params={"champion": champion})
     assert back.status_code == 200, back.text
+    again = run.client.post("/v1/rollout/rollback", params={"champion": champion})
+    assert again.status_code == 409 and "is not the champion" in again.text, "a second one does not roll forward"
     assert run.wait("the rollback", lambda: _answers_with(run, "policy@base"), 10)
     assert run.client.post("/v1/chat/completions", json={"messages": HI, "model": champion}).status_code == 200
 

@@ -39,7 +39,12 @@ QUICK = (
     "gate.max_repetition=1",
     "gate.max_truncated_rise=1",
     "gate.guard_max_tokens=16",
-    "rollout.stages=[{name: canary, weight: 0.3, min_users: 2}, {name: ab, weight: 0.5, decides: true, min_users: 5}]",
+    "rollout.stages=[{name: canary, weight: 0.3, exposed: 2}, {name: ab, weight: 0.5, decides: true}]",
+    "rollout.new_users=true",
+    "rollout.settle_hours=0",
+    "rollout.min_hours=0",
+    "rollout.min_users=5",
+    "rollout.max_fault_rise=1",
 )
 
 

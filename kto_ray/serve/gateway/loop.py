@@ -7,7 +7,7 @@ import time
 from dataclasses import asdict, dataclass
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Path
+from fastapi import APIRouter, Path, Query
 from fastapi.responses import JSONResponse, Response
 
 from kto_ray.records.requests import Act, Refused
@@ -16,7 +16,8 @@ from kto_ray.serve.gateway.errors import ApiError, short
 from kto_ray.status import adapters, rollouts, rounds
 from kto_ray.store import requests
 
-ON_ROLLOUTS = tuple(act for act in Act if act not in (Act.RUN, Act.FORGET))
+ON_ROLLOUTS = (*requests.ON_ROLLOUT, Act.ROLLBACK)
+EXPIRES_S = 60.0  # a request that no controller took by then is not done any more
 ANSWER_S = 10.0  # that a client waits for the controller
 
 
@@ -50,6 +51,10 @@ def router(door: Door) -> APIRouter:
     async def run() -> Response:
         return await _ask(door, Act.RUN)
 
+    @routes.post("/v1/loop/abort", response_model=Acted, responses=LATER)
+    async def abort(round: Annotated[int | None, Query(ge=1, le=2**31 - 1)] = None) -> Response:
+        return await _ask(door, Act.END, None if round is None else str(round))
+
     @routes.get("/v1/adapters")
     async def every_adapter() -> adapters.AdapterPage:
         return await door.read(lambda tx: adapters.page(tx, door.config))
@@ -59,17 +64,27 @@ def router(door: Door) -> APIRouter:
         return await door.read(lambda tx: rollouts.page(tx, door.config))
 
     @routes.post("/v1/rollout/{action}", response_model=Acted, responses=LATER)
-    async def steer(action: str) -> Response:
+    async def steer(
+        action: str,
+        rollout: Annotated[str | None, Query(max_length=64)] = None,
+        champion: Annotated[str | None, Query(max_length=255)] = None,
+    ) -> Response:
+        """`rollout` is the one that is meant, `champion` the one that a rollback leaves: it must be named."""
         if action not in ON_ROLLOUTS:
             raise ApiError(404, f"rollout action {short(action)} does not exist; use one of: {', '.join(ON_ROLLOUTS)}")
-        return await _ask(door, Act(action))
+        if action != Act.ROLLBACK:
+            return await _ask(door, Act(action), rollout)
+        if champion is None:
+            words = "a rollback names the champion to leave (?champion=NAME), so that asked twice it is done once"
+            raise ApiError(422, words, param="champion")
+        return await _ask(door, Act.ROLLBACK, champion)
 
     return routes
 
 
-async def _ask(door: Door, act: Act) -> Response:
+async def _ask(door: Door, act: Act, target: str | None = None) -> Response:
     """Leave a request for the controller and wait for its answer for a while."""
-    request = await door.write(lambda tx: requests.ask(tx, act, time.time()))
+    request = await door.write(lambda tx: requests.ask(tx, act, time.time(), target, EXPIRES_S))
     deadline = time.monotonic() + ANSWER_S
     while time.monotonic() < deadline:
         answer = await door.read(lambda tx: requests.answered(tx, request))
@@ -78,4 +93,6 @@ async def _ask(door: Door, act: Act) -> Response:
         if answer is not None:
             return JSONResponse(asdict(Acted(act, answer.words)))
         await asyncio.sleep(0.1)
-    return JSONResponse(asdict(Acted(act, "accepted; the controller has not handled it yet")), 202)
+    left = EXPIRES_S - ANSWER_S
+    words = f"accepted; the controller has not handled it yet, and will not if it is away for another {left:.0f} s"
+    return JSONResponse(asdict(Acted(act, words)), 202)

@@ -5,7 +5,9 @@
     tallies                             how much there is of these; the rows add up
     snapshots ──< adapters ──< gates    what was learnt from it, and how it was judged
     rounds ──< trainings                one turn of the loop, and what was trained in it (or by hand)
-    rollouts ──< rollout_points         a challenger's A/B test, and its interval at each look
+    rollouts ──< rollout_points         a challenger's A/B test, and what each look at it saw
+    rollouts ──< trials                 each user's part in a stage of it, settled once and for good
+    exposures, voters                   how many got an answer there, by arm; who judged and is not settled yet
     aliases                             champion, challenger, previous -> adapter; the only thing that a swap changes
     replicas                            what each live policy replica holds
     requests                            what an operator asked the controller to do
@@ -38,6 +40,7 @@ from kto_ray.store.schema.loop import (
     adapters,
     aliases,
     compatibility,
+    exposures,
     gates,
     leases,
     replicas,
@@ -47,6 +50,8 @@ from kto_ray.store.schema.loop import (
     rounds,
     snapshots,
     trainings,
+    trials,
+    voters,
 )
 
 __all__ = [
@@ -60,6 +65,7 @@ __all__ = [
     "archives",
     "compatibility",
     "completions",
+    "exposures",
     "feedback",
     "gates",
     "keys",
@@ -75,4 +81,6 @@ __all__ = [
     "snapshots",
     "tallies",
     "trainings",
+    "trials",
+    "voters",
 ]

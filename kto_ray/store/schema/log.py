@@ -60,7 +60,7 @@ completions = Table(
     Column("archive", String(64)),
     Index("ix_completions_seq", "seq", unique=True),
     Index("ix_completions_external", "external_system", "external_conversation", "external_message"),
-    Index("ix_completions_rollout", "rollout"),
+    Index("ix_completions_rollout", "rollout", "seq"),
     Index("ix_completions_user", "user"),
     Index("ix_completions_created_at", "created_at"),
 )

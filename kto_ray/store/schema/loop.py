@@ -15,9 +15,10 @@ from sqlalchemy import (
     Table,
     Text,
     false,
+    true,
 )
 
-from kto_ray.store.schema.base import metadata
+from kto_ray.store.schema.base import USER, metadata
 
 snapshots = Table(
     "snapshots",
@@ -108,8 +109,58 @@ rollouts = Table(
     Column("started_at", Double, nullable=False),
     Column("stage_started_at", Double, nullable=False),
     Column("stage_started_seq", BigInteger, nullable=False, server_default="0"),
+    Column("started_seq", BigInteger, nullable=False, server_default="0"),
+    Column("looked_seq", BigInteger, nullable=False, server_default="0"),  # answers up to here have exposed their users
     Column("ended_at", Double),
     Column("reason", Text),
+    Column("level", Double, nullable=False, server_default="0"),  # of the lifetime's budget; 0: of before there was one
+    Column("by_evidence", Boolean, nullable=False, server_default=true()),  # false where an operator ended it
+    Column("rules", JSON(none_as_null=True)),  # the config section that it goes on under
+)
+
+trials = Table(
+    "trials",
+    metadata,
+    Column("rollout", String(64), ForeignKey("rollouts.id"), primary_key=True),
+    Column("stage", Integer, primary_key=True),
+    Column("user", USER, primary_key=True),
+    Column("challenger", Boolean, nullable=False),
+    Column("known", Boolean, nullable=False),  # first seen before the test, or all are by its rules
+    Column("first_at", Double, nullable=False),  # of the first answer
+    Column("place", Integer),  # in the order in which trials settled; null until then
+    Column("outcome", Double),
+    Index("ix_trials_user", "user"),
+)
+SETTLED = trials.c.place.is_not(None)
+Index(
+    "ix_trials_place",
+    trials.c.rollout,
+    trials.c.stage,
+    trials.c.place,
+    unique=True,
+    sqlite_where=SETTLED,
+    postgresql_where=SETTLED,
+)
+
+exposures = Table(
+    "exposures",
+    metadata,
+    Column("rollout", String(64), ForeignKey("rollouts.id"), primary_key=True),
+    Column("stage", Integer, primary_key=True),
+    Column("challenger", Boolean, primary_key=True),
+    *(
+        Column(name, Integer, nullable=False, server_default="0")
+        for name in ("users", "known", "failed", "aborted", "cut_off", "slow")
+    ),
+)
+
+voters = Table(  # who has judged in a test, until their trial is settled
+    "voters",
+    metadata,
+    Column("rollout", String(64), primary_key=True),
+    Column("user", USER, primary_key=True),
+    Column("due_at", Double),  # null until it is known
+    Index("ix_voters_due_at", "rollout", "due_at"),
 )
 
 rollout_points = Table(
@@ -119,11 +170,14 @@ rollout_points = Table(
     Column("at", Double, primary_key=True),
     Column("stage", Integer, nullable=False),
     Column("n_champion", Integer, nullable=False),
-    Column("up_champion", Integer, nullable=False),
+    Column("up_champion", Double, nullable=False),
     Column("n_challenger", Integer, nullable=False),
-    Column("up_challenger", Integer, nullable=False),
+    Column("up_challenger", Double, nullable=False),
     Column("low", Double, nullable=False),
     Column("high", Double, nullable=False),
+    Column("exposed_champion", Integer, nullable=False, server_default="0"),
+    Column("exposed_challenger", Integer, nullable=False, server_default="0"),
+    Column("evidence", JSON, nullable=False, server_default="{}"),  # of what is watched: its log evidence by name
 )
 
 replicas = Table(
@@ -145,6 +199,8 @@ requests = Table(
     Column("id", Integer, primary_key=True, autoincrement=True),
     Column("created_at", Double, nullable=False),
     Column("action", String(32), nullable=False),
+    Column("target", String(255)),
+    Column("expires_at", Double),  # by the store's clock; null: never
     Column("handled_at", Double),
     Column("refused", Boolean, nullable=False, server_default=false()),
     Column("result", Text),

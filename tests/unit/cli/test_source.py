@@ -95,6 +95,11 @@ def test_an_act_that_was_not_done_is_told_and_exits_1(
     assert told.exit_code == code and words in json.loads(told.stdout)["result"]
 
 
+def test_a_rollback_names_the_champion_to_leave(config: Config) -> None:
+    told = CliRunner().invoke(app, ["rollout", "rollback", "--set", f"home={config.home}"])
+    assert told.exit_code != 0 and "--leave policy@base" in str(told.exception)
+
+
 def test_a_service_that_asks_for_a_key_gets_it_from_the_environment(
     config: Config, sqlite_store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:

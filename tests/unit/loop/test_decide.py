@@ -14,11 +14,12 @@ from kto_ray.loop.operators import obey
 from kto_ray.records.adapters import AdapterVersion
 from kto_ray.records.evaluation import GateDecision, GateReport
 from kto_ray.records.replicas import ReplicaReport
-from kto_ray.records.requests import Act, Done, Refused
-from kto_ray.records.rollouts import ArmCount, Look, RolloutState, RolloutStatus
+from kto_ray.records.requests import Act, Done, Refused, Request
+from kto_ray.records.rollouts import Look, RolloutState, RolloutStatus
 from kto_ray.records.rounds import Ended, Judging, Loading, OnTrial, Outcome, Round, Sealing, State, Training
 from kto_ray.records.training import Trained, TrainProgress
 from kto_ray.records.trainings import TrainingRun as Run
+from kto_ray.records.trials import Exposed, Settled, Standing
 from tests.support.rows import manifest
 
 CONFIG = Config(home="/tmp/kto")
@@ -27,7 +28,8 @@ V1 = "policy@v1"
 VERSION = AdapterVersion(V1, 1, 1.0, "uri", "0" * 64, "s", None, "policy@base", 8)
 HOLDS = ReplicaReport("r", "node", 1, (V1,), NOW)
 EMPTY = replace(HOLDS, held=())
-TEST = RolloutState("rollout-1-n", "policy@base", V1, "salt", 1, 0.5, RolloutStatus.RUNNING, 900.0, 950.0)
+TEST = RolloutState("rollout-1-n", "policy@base", V1, "salt", 1, 0.5, RolloutStatus.RUNNING, -2e5, -2e5, level=0.005)
+NOTHING = Standing(TEST.id, 1)
 
 
 def seen(state: State | None = None, **changes: Any) -> Seen:
@@ -42,6 +44,7 @@ def seen(state: State | None = None, **changes: Any) -> Seen:
         live=(HOLDS,),
         nonce="n",
         salt="drawn",
+        level=0.004,
     )
     return replace(found, **changes)
 
@@ -134,22 +137,32 @@ def test_a_candidate_that_passes_is_tested_on_users() -> None:
     assert after is not None and after.state == OnTrial("s", V1, "rollout-1-n")
     assert kept.decision is GateDecision.PROMOTE_TO_CANARY
     assert (test.id, test.champion, test.challenger, test.stage) == ("rollout-1-n", "policy@base", V1, 0)
+    assert (test.level, test.rules) == (0.004, CONFIG.rollout.model_dump(mode="json"))
     assert test.salt == "drawn", "of its own, so that no other test and no name tells the arms"
 
 
-def in_test(arms: tuple[ArmCount, ArmCount], state: RolloutState = TEST, **changes: Any) -> Seen:
-    return seen(OnTrial("s", V1, TEST.id), trial=Trial(state, arms, changes.pop("last", None)), **changes)
+def standing(champion: tuple[int, int] = (0, 0), challenger: tuple[int, int] = (0, 0), silent: int = 0) -> Standing:
+    """(users, ups) of each arm, one after the other, and so many more of each who said nothing."""
+    trials = [Settled(arm, float(i < up)) for arm, (n, up) in ((False, champion), (True, challenger)) for i in range(n)]
+    one, other = (Exposed(n + silent, n + silent) for n, _ in (champion, challenger))
+    return Standing(TEST.id, 1, one, other, tuple(sorted(trials, key=lambda one: hash((one.outcome, one.challenger)))))
+
+
+def in_test(stands: Standing = NOTHING, state: RolloutState = TEST, **changes: Any) -> Seen:
+    return seen(OnTrial("s", V1, TEST.id), trial=Trial(state, stands, changes.pop("last", None)), **changes)
 
 
 def test_a_look_is_recorded_only_where_it_saw_something_new() -> None:
-    arms = (ArmCount(3, 1), ArmCount(2, 2))
+    arms = standing((3, 1), (2, 2))
     after, (look,) = changed(in_test(arms))
-    assert after is None and isinstance(look, Look) and look.saw == (1, arms)
+    assert after is None and isinstance(look, Look)
+    assert (look.n_champion, look.up_champion, look.n_challenger, look.up_challenger) == (3, 1.0, 2, 2.0)
     assert decide(CONFIG, in_test(arms, last=look)) is None
+    assert isinstance(decide(CONFIG, in_test(standing((3, 1), (2, 2), silent=9), last=look)), Change)
 
 
 def test_a_better_challenger_becomes_champion_when_all_hold_it() -> None:
-    arms = (ArmCount(60, 6), ArmCount(60, 54))
+    arms = standing((120, 12), (120, 108), silent=400)
     after, (look,) = changed(in_test(arms, live=(HOLDS, EMPTY)))
     assert after is None, "a replica is just starting"
     after, (state, *aliases) = changed(in_test(arms, last=look))
@@ -159,7 +172,7 @@ def test_a_better_challenger_becomes_champion_when_all_hold_it() -> None:
 
 
 def test_a_worse_challenger_goes() -> None:
-    after, effects = changed(in_test((ArmCount(60, 54), ArmCount(60, 6))))
+    after, effects = changed(in_test(standing((60, 54), (60, 6))))
     assert after is not None and isinstance(after.state, Ended) and after.state.outcome is Outcome.ABORTED
     assert effects[-1] == Point("challenger", None)
     assert not any(isinstance(effect, Point) and effect.alias == "champion" for effect in effects)
@@ -167,7 +180,7 @@ def test_a_worse_challenger_goes() -> None:
 
 def test_what_an_operator_ended_is_settled() -> None:
     promoted = replace(TEST, status=RolloutStatus.PROMOTED, reason="promoted by an operator")
-    after, effects = changed(in_test((ArmCount(0, 0), ArmCount(0, 0)), promoted))
+    after, effects = changed(in_test(NOTHING, promoted))
     assert after is not None and after.state == Ended(
         Outcome.PROMOTED, "promoted by an operator", NOW, "s", V1, TEST.id
     )
@@ -204,14 +217,18 @@ def test_what_did_not_reach_its_storage_waits_and_counts_no_attempt() -> None:
 # ---- operators
 
 
-def refused(found: Seen, act: Act, config: Config = CONFIG) -> str:
-    move, answer = obey(config, found, act)
+def asks(act: Act, target: str | None = None) -> Request:
+    return Request(1, act, target)
+
+
+def refused(found: Seen, act: Act, config: Config = CONFIG, target: str | None = None) -> str:
+    move, answer = obey(config, found, asks(act, target))
     assert move is None and isinstance(answer, Refused)
     return answer.words
 
 
 def test_a_round_is_run_now_unless_there_is_a_reason() -> None:
-    assert obey(CONFIG, seen(), Act.RUN) == (Begin(), Done("round 1 begins"))
+    assert obey(CONFIG, seen(), asks(Act.RUN)) == (Begin(), Done("round 1 begins"))
     assert refused(seen(Sealing()), Act.RUN) == "round 1 is in stage snapshot; one round at a time"
     assert refused(seen(labels=0), Act.RUN) == "there is no feedback to learn from"
     dora = CONFIG.model_copy(update={"kto": CONFIG.kto.model_copy(update={"dora": True})})
@@ -221,28 +238,99 @@ def test_a_round_is_run_now_unless_there_is_a_reason() -> None:
 @pytest.mark.parametrize("act", [Act.PROMOTE, Act.ABORT, Act.PAUSE, Act.RESUME])
 def test_there_must_be_a_rollout_to_steer(act: Act) -> None:
     assert refused(seen(), act) == f"there is no rollout to {act}"
-    ended = Trial(replace(TEST, status=RolloutStatus.ABORTED), (ArmCount(0, 0), ArmCount(0, 0)), None)
+    ended = Trial(replace(TEST, status=RolloutStatus.ABORTED), NOTHING, None)
     assert refused(seen(trial=ended), act) == f"there is no rollout to {act}"
 
 
 def test_a_rollout_is_steered() -> None:
-    none = (ArmCount(0, 0), ArmCount(0, 0))
-    move, answer = obey(CONFIG, in_test(none), Act.PAUSE)
+    none = NOTHING
+    move, answer = obey(CONFIG, in_test(none), asks(Act.PAUSE))
     assert answer == Done(f"rollout {TEST.id} is paused")
     assert isinstance(move, Change) and move.effects[0].status is RolloutStatus.PAUSED  # type: ignore[union-attr]
     assert "not every live replica holds" in refused(in_test(none, live=(EMPTY,)), Act.PROMOTE)
     assert "resume" in refused(in_test(none), Act.RESUME)
 
 
-def test_the_previous_champion_comes_back() -> None:
+def test_the_previous_champion_comes_back_once_however_often_it_is_asked() -> None:
     now = {"champion": V1, "previous": "policy@base"}
-    move, answer = obey(CONFIG, seen(aliases=now, live=(EMPTY,)), Act.ROLLBACK)
+    move, answer = obey(CONFIG, seen(aliases=now, live=(EMPTY,)), asks(Act.ROLLBACK, V1))
     assert answer == Done("champion is policy@base again")
     assert move == Change(None, (Point("previous", V1), Point("champion", "policy@base")))
-    assert refused(seen(), Act.ROLLBACK) == "there is no previous champion"
+    after = {"champion": "policy@base", "previous": V1}
+    again = refused(seen(aliases=after), Act.ROLLBACK, target=V1)
+    assert again == f"{V1} is not the champion: policy@base is"
+    assert "names the champion to leave" in refused(seen(aliases=now), Act.ROLLBACK)
+    assert refused(seen(), Act.ROLLBACK, target="policy@base") == "there is no previous champion"
     held = {"champion": "policy@v2", "previous": V1}
-    assert refused(seen(aliases=held, live=(EMPTY,)), Act.ROLLBACK) == f"not every live replica holds {V1} yet"
-    assert "abort it first" in refused(in_test((ArmCount(0, 0), ArmCount(0, 0))), Act.ROLLBACK)
+    lacking = refused(seen(aliases=held, live=(EMPTY,)), Act.ROLLBACK, target="policy@v2")
+    assert lacking == f"not every live replica holds {V1} yet"
+    assert "abort it first" in refused(in_test(), Act.ROLLBACK, target="policy@base")
+
+
+@pytest.mark.parametrize("act", [Act.PROMOTE, Act.ABORT, Act.PAUSE])
+def test_an_act_is_done_only_on_the_rollout_that_it_means(act: Act) -> None:
+    words = refused(in_test(), act, target="rollout-0-x")
+    assert words == f"{act} is meant for rollout rollout-0-x; the one in progress is {TEST.id}"
+    assert isinstance(obey(CONFIG, in_test(), asks(act, TEST.id))[1], Done)
+
+
+@pytest.mark.parametrize("act", list(Act))
+def test_what_has_expired_is_not_done_any_more(act: Act) -> None:
+    move, answer = obey(CONFIG, in_test(), Request(1, act, TEST.id, expired=True))
+    assert move is None and isinstance(answer, Refused) and "expired" in answer.words
+
+
+def test_what_only_a_newer_program_knows_is_refused_in_words() -> None:
+    assert obey(CONFIG, seen(), Request(1, "dance")) == (None, Refused("this version of kto_ray does not know 'dance'"))
+
+
+@pytest.mark.parametrize("state", [Sealing(), Training("s"), Loading("s", V1), Judging("s", V1)])
+def test_an_operator_ends_a_round_in_any_stage(state: State) -> None:
+    move, answer = obey(CONFIG, seen(state), asks(Act.END))
+    assert isinstance(move, Change) and move.round is not None and isinstance(move.round.state, Ended)
+    assert move.round.state.outcome is Outcome.ABORTED and move.effects == (Point("challenger", None),)
+    assert answer == Done(f"round 1 ended by an operator in stage {state.stage}")
+    assert "the one in progress is 1" in refused(seen(state), Act.END, target="7")
+
+
+def test_an_ended_round_takes_its_test_along() -> None:
+    move, _ = obey(CONFIG, in_test(), asks(Act.END, "1"))
+    assert isinstance(move, Change) and isinstance(move.effects[0], RolloutState)
+    assert move.effects[0].status is RolloutStatus.ABORTED
+    assert refused(seen(), Act.END) == "there is no round in progress"
+
+
+@pytest.mark.parametrize(
+    ("state", "hours", "why"),
+    [
+        (Sealing(), 6, "its job did not end"),
+        (Training("s"), 72, "its job did not end"),
+        (Loading("s", V1), 1, "it is not loaded by r"),
+        (Judging("s", V1), 6, "its job did not end"),
+    ],
+)
+def test_every_stage_has_a_deadline_and_its_reason(state: State, hours: int, why: str) -> None:
+    began = NOW - 3600 * hours
+    late = replace(seen(state, live=(EMPTY,)), round=Round(1, state, began, began))
+    in_time = replace(late, now=NOW - 1)
+    assert not isinstance(decide(CONFIG, in_time), Change)
+    after, effects = changed(late)
+    assert after is not None and isinstance(after.state, Ended) and after.state.outcome is Outcome.FAILED
+    wanted = f"{state.stage}: not done within {hours} hours (loop.{state.stage}_hours): {why}"
+    assert after.state.reason == wanted and effects == (Point("challenger", None),)
+
+
+def test_what_comes_at_the_last_moment_is_taken() -> None:
+    state = Loading("s", V1)
+    late = replace(seen(state), round=Round(1, state, 0.0, NOW - 3600))
+    after, _ = changed(late)
+    assert after is not None and after.stage == "gate"
+    nobody = replace(late, live=())
+    after, _ = changed(nobody)
+    assert after is not None and isinstance(after.state, Ended) and "no replica is live" in str(after.state.reason)
+    waits = replace(Round(1, Training("s"), 0.0, NOW - 72 * 3600), failure="StorageAway: gone")
+    after, _ = changed(replace(seen(), round=waits, job=Failed("StorageAway: gone", hopeless=False, away=True)))
+    assert after is not None and isinstance(after.state, Ended) and "StorageAway: gone" in str(after.state.reason)
 
 
 # ---- erasures
@@ -252,7 +340,7 @@ ERASED = "what it learns from was erased"
 
 def forgotten(found: Seen, after: str = "list") -> tuple[Round | None, tuple[Any, ...], str]:
     config = Config.model_validate({"home": "/tmp/kto", "retention": {"after_erasure": after}})
-    move, answer = obey(config, found, Act.FORGET)
+    move, answer = obey(config, found, asks(Act.FORGET))
     assert isinstance(answer, Done)
     return (None, (), answer.words) if move is None else (move.round, move.effects, answer.words)  # type: ignore[union-attr]
 
@@ -271,7 +359,7 @@ def test_a_round_ends_whose_snapshot_is_gone_before_users_meet_its_candidate(sta
 
 
 def test_a_test_goes_on_unless_what_learnt_from_erased_rows_is_to_retire() -> None:
-    testing = in_test((ArmCount(0, 0), ArmCount(0, 0)), tainted=frozenset({"s", V1}))
+    testing = in_test(NOTHING, tainted=frozenset({"s", V1}))
     assert forgotten(testing)[:2] == (None, ())
     after, (test, point), _ = forgotten(testing, "retire")
     assert (after, point) == (None, Point("challenger", None))

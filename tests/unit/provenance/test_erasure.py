@@ -165,7 +165,7 @@ def reach(store: Store, config: Config, subject: Subject) -> Reach:
 
 def asked(store: Store) -> list[Any]:
     with store.read() as tx:
-        return [act for _, act in requests.asked(tx)]
+        return [request.act for request in requests.asked(tx)]
 
 
 def test_an_erasure_takes_the_shards_that_hold_the_user(learnt: Any) -> None:

@@ -24,7 +24,7 @@ from kto_ray.provenance.lineage import lineage
 from kto_ray.provenance.retention import DAY_S, START, Kept, beyond, due, keep
 from kto_ray.records.completions import Completion
 from kto_ray.records.erasure import Subject
-from kto_ray.records.requests import Act, Done
+from kto_ray.records.requests import Act, Done, Request
 from kto_ray.records.rollouts import RolloutState, RolloutStatus
 from kto_ray.records.rounds import Training
 from kto_ray.records.users import user_hash
@@ -392,4 +392,4 @@ def test_answered_requests_go(store: Store, tmp_path: Path) -> None:
         waits = requests.ask(tx, Act.RUN, days(40))
     assert keep(store, config(tmp_path, requests_days=30), NOW).requests == 2
     with store.read() as tx:
-        assert requests.asked(tx) == [(waits, Act.RUN)] and requests.answered(tx, 3) == Done("round 1 begins")
+        assert requests.asked(tx) == [Request(waits, Act.RUN)] and requests.answered(tx, 3) == Done("round 1 begins")

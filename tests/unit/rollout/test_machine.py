@@ -1,7 +1,9 @@
-"""The rollout's machine: what ends a stage, what operators may ask, and how often luck gets promoted."""
+"""The rollout's machine: what ends a stage, what a promotion waits for, what operators may ask, and how often luck gets
+promoted."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -10,117 +12,152 @@ from scipy.stats import binom
 
 from kto_ray.config.deciding import RolloutSection, RolloutStage
 from kto_ray.records.requests import Act
-from kto_ray.records.rollouts import ArmCount, RolloutState, RolloutStatus
-from kto_ray.rollout.machine import Action, advance, apply, decide, start, step
+from kto_ray.records.rollouts import Look, RolloutState, RolloutStatus
+from kto_ray.records.trials import FAULTS, Exposed, Settled, Standing
+from kto_ray.rollout import evidence
+from kto_ray.rollout.machine import Action, advance, apply, decide, rules_of, start, step
 
-CONFIG = RolloutSection(
+HOUR = 3600.0
+RULES = RolloutSection(
     stages=(
-        RolloutStage(name="canary", weight=0.1, min_users=5),
-        RolloutStage(name="ab", weight=0.5, decides=True, min_users=20),
+        RolloutStage(name="canary", weight=0.1, exposed=50, hours=2),
+        RolloutStage(name="ab", weight=0.5, decides=True),
     ),
+    min_users=20,
     max_users=300,
-    max_hours=72.0,
+    min_hours=1,
+    max_hours=72,
+    settle_hours=0,
 )
-CANARY = start(CONFIG, "policy@base", "policy@v1-aaaaaa", "r1", "salt", now=1000.0)
-AB = advance(CONFIG, CANARY, now=2000.0)
+LEVEL = 0.005
+CANARY = start(RULES, "policy@base", "policy@v1-aaaaaa", "r1", "salt", LEVEL, now=1000.0)
+AB = advance(RULES, CANARY, now=2000.0)
+LATER = AB.stage_started_at + 2 * HOUR
+NO_FAULT = {f"{name}_{end}": value for name in FAULTS for end, value in (("low", -0.01), ("high", 0.01))}
 
 
-def counts(stage: str, champion: tuple[int, int], challenger: tuple[int, int]) -> dict[str, tuple[ArmCount, ArmCount]]:
-    return {stage: (ArmCount(*champion), ArmCount(*challenger))}
+def look(champion: tuple[int, float], challenger: tuple[int, float], exposed: int = 10, **changes: float) -> Look:
+    """A look that saw evidence enough of everything, but for `changes`."""
+    saw = {"gain": 9.0, "ups": 9.0, "harm": 0.0, "unequal": 0.0, "unequal_votes": 0.0, **NO_FAULT}
+    low, high = changes.pop("low", 0.1), changes.pop("high", 0.5)
+    return Look("r1", 0.0, 1, *champion, *challenger, low, high, exposed_challenger=exposed, evidence=saw | changes)
 
 
-def test_it_starts_in_the_first_stage() -> None:
+GAIN = look((60, 6), (60, 40))
+
+
+def test_it_starts_in_the_first_stage_under_rules_that_it_keeps() -> None:
     assert (CANARY.stage, CANARY.weight, CANARY.status) == (0, 0.1, RolloutStatus.RUNNING)
+    other = RULES.model_copy(update={"min_users": 999})
+    assert rules_of(other, CANARY) == RULES
+    assert rules_of(other, replace(CANARY, rules=None)) == other
+    assert rules_of(other, replace(CANARY, rules={"of": "another version"})) == other
     with pytest.raises(ValueError, match="both"):
-        start(CONFIG, "policy@base", "policy@base", "r1", "salt", now=0.0)
+        start(RULES, "policy@base", "policy@base", "r1", "salt", LEVEL, now=0.0)
 
 
 def test_a_canary_waits_advances_or_aborts_but_never_promotes() -> None:
-    assert decide(CONFIG, CANARY, {}, 1001.0).action is Action.HOLD
-    assert decide(CONFIG, CANARY, counts("canary", (40, 20), (4, 0)), 1001.0).action is Action.HOLD
-    assert decide(CONFIG, CANARY, counts("canary", (40, 20), (5, 2)), 1001.0).action is Action.ADVANCE
-    assert decide(CONFIG, CANARY, counts("canary", (200, 0), (200, 200)), 1001.0).action is Action.ADVANCE
-    harm = decide(CONFIG, CANARY, counts("canary", (60, 58), (20, 0)), 1001.0)
-    assert harm.action is Action.ABORT
-    assert harm.interval[1] < 0
-    assert "worse" in harm.reason
+    now = CANARY.stage_started_at + 1
+    assert decide(RULES, CANARY, look((0, 0), (0, 0), exposed=49), now).action is Action.HOLD
+    assert decide(RULES, CANARY, look((0, 0), (0, 0), exposed=50), now).action is Action.ADVANCE
+    assert decide(RULES, CANARY, look((0, 0), (0, 0), exposed=0), now + 2 * HOUR).action is Action.ADVANCE
+    assert decide(RULES, CANARY, look((200, 0), (200, 200), exposed=500), now).action is Action.ADVANCE
+    harm = decide(RULES, CANARY, look((60, 58), (20, 0), exposed=500, harm=3.1), now)
+    assert harm.action is Action.ABORT and "worse" in harm.reason
     assert "0 up of 20 users against the champion's 58 of 60" in harm.reason
 
 
+@pytest.mark.parametrize("state", [CANARY, AB])
+@pytest.mark.parametrize("fault", FAULTS)
+def test_an_answer_that_has_faults_more_often_ends_every_stage(state: RolloutState, fault: str) -> None:
+    at = replace(GAIN, evidence={**GAIN.evidence, f"{fault}_low": 0.02, f"{fault}_high": 0.2})
+    broken = decide(RULES, state, at, LATER)
+    assert broken.action is Action.ABORT and "by at least 0.020" in broken.reason
+
+
 def test_the_deciding_stage_promotes_on_evidence_of_gain() -> None:
-    decision = decide(CONFIG, AB, counts("ab", (60, 6), (60, 40)), 2001.0)
-    assert decision.action is Action.PROMOTE
-    assert decision.interval[0] > 0
-    assert "95% confidence sequence" in decision.reason
-    ended = step(CONFIG, AB, decision, 2001.0)
-    assert (ended.status, ended.ended_at, ended.reason) == (RolloutStatus.PROMOTED, 2001.0, decision.reason)
-
-
-def test_the_deciding_stage_needs_its_users_on_both_arms() -> None:
-    few = counts("ab", (19, 0), (60, 60))
-    assert decide(CONFIG, AB, few, 2001.0).interval[0] > 0
-    assert decide(CONFIG, AB, few, 2001.0).action is Action.HOLD
-
-
-def test_stages_do_not_share_their_data() -> None:
-    """Overwhelming canary data says nothing in the deciding stage."""
-    decision = decide(CONFIG, AB, counts("canary", (500, 0), (500, 500)), 2001.0)
-    assert decision.action is Action.HOLD
-    assert decision.interval == (-1.0, 1.0)
+    decision = decide(RULES, AB, GAIN, LATER)
+    assert decision.action is Action.PROMOTE and "90% confidence sequence" in decision.reason
+    ended = step(RULES, AB, decision, LATER)
+    assert (ended.status, ended.ended_at, ended.reason) == (RolloutStatus.PROMOTED, LATER, decision.reason)
+    assert ended.by_evidence
 
 
 @pytest.mark.parametrize(
-    ("champion", "challenger", "why"),
-    [((60, 40), (60, 6), "worse"), ((150, 45), (150, 45), "no evidence of gain among 300")],
+    ("changes", "why"),
+    [
+        ({"gain": -math.log(LEVEL) - 0.01}, "the evidence of a gain is 198 to one, of 200 to one"),
+        ({"ups": 2.9}, "no more users judge an answer up"),
+        ({"unequal": 7.0}, "share of users is not the 50%"),
+        ({"unequal_votes": 7.0}, "share of judged users is not the 50%"),
+        ({"slow_high": 0.06}, "late to begin more often, by up to 0.060 of 0.05"),
+    ],
 )
-def test_the_deciding_stage_aborts(champion: tuple[int, int], challenger: tuple[int, int], why: str) -> None:
-    decision = decide(CONFIG, AB, counts("ab", champion, challenger), 2001.0)
-    assert decision.action is Action.ABORT
-    assert why in decision.reason
-    assert step(CONFIG, AB, decision, 2001.0).status is RolloutStatus.ABORTED
+def test_a_promotion_waits_for_all_that_it_needs(changes: dict[str, float], why: str) -> None:
+    held = decide(RULES, AB, replace(GAIN, evidence={**GAIN.evidence, **changes}), LATER)
+    assert held.action is Action.HOLD and why in held.reason
+    late = decide(RULES, AB, replace(GAIN, evidence={**GAIN.evidence, **changes}), AB.stage_started_at + 72 * HOUR)
+    assert late.action is Action.ABORT and "72 hours" in late.reason and why in late.reason
 
 
-def test_a_wanted_gain_that_is_ruled_out_is_futile() -> None:
-    config = CONFIG.model_copy(update={"min_effect": 0.2, "max_users": 100_000})
-    decision = decide(config, AB, counts("ab", (2000, 600), (2000, 640)), 2001.0)
-    assert decision.action is Action.ABORT
-    assert "ruled out" in decision.reason
+def test_the_deciding_stage_needs_its_users_and_hours() -> None:
+    few = decide(RULES, AB, look((19, 0), (60, 60)), LATER)
+    assert few.action is Action.HOLD and "19 judged users of 20" in few.reason
+    early = decide(RULES, AB, GAIN, AB.stage_started_at + 0.5 * HOUR)
+    assert early.action is Action.HOLD and "0.5 hours are over of 1" in early.reason
 
 
-def test_a_gain_must_exceed_min_effect() -> None:
-    config = CONFIG.model_copy(update={"min_effect": 0.3})
-    gain = counts("ab", (60, 6), (60, 40))
-    assert decide(CONFIG, AB, gain, 2001.0).action is Action.PROMOTE
-    assert decide(config, AB, gain, 2001.0).action is Action.HOLD
+def test_the_deciding_stage_aborts() -> None:
+    none = look((150, 45), (150, 45), gain=0.0, low=-0.1, high=0.1)
+    out = decide(RULES, AB, none, LATER)
+    assert out.action is Action.ABORT and "among 300 judged users" in out.reason
+    assert step(RULES, AB, out, LATER).status is RolloutStatus.ABORTED
+    futile = decide(RULES, AB, look((60, 40), (60, 6), gain=0.0, low=-0.5, high=-0.1), LATER)
+    assert futile.action is Action.ABORT and "ruled out" in futile.reason
+    nobody = decide(RULES, AB, look((0, 0), (0, 0), gain=0.0, low=-1, high=1), LATER)
+    assert nobody.action is Action.HOLD
 
 
-@pytest.mark.parametrize("state", [CANARY, AB])
-def test_time_runs_out_in_every_stage(state: RolloutState) -> None:
-    late = CANARY.started_at + 72 * 3600
-    assert decide(CONFIG, state, {}, late - 1).action is Action.HOLD
-    decision = decide(CONFIG, state, {}, late)
-    assert decision.action is Action.ABORT
-    assert "72 hours" in decision.reason
+@pytest.mark.parametrize(
+    ("criterion", "at"),
+    [
+        ("harm", look((60, 6), (60, 4), harm=3.1)),
+        ("faults", look((60, 6), (60, 4), failed_low=0.1)),
+        ("futility", look((60, 6), (60, 4), gain=0.0, high=-0.1)),
+        ("users", look((150, 6), (150, 4), gain=0.0)),
+    ],
+)
+def test_a_person_may_be_asked_instead(criterion: str, at: Look) -> None:
+    asks = RULES.model_copy(update={"ask": (criterion,)})
+    assert decide(RULES, AB, at, LATER).action is Action.ABORT
+    decision = decide(asks, AB, at, LATER)
+    paused = step(asks, AB, decision, LATER)
+    assert decision.action is Action.ASK and paused.status is RolloutStatus.PAUSED
+    assert paused.reason is not None and paused.reason.startswith("asks for promote or abort: ")
+    assert decide(asks, paused, at, LATER).action is Action.HOLD
 
 
-def test_evidence_at_the_last_moment_still_promotes() -> None:
-    late = CANARY.started_at + 72 * 3600
-    assert decide(CONFIG, AB, counts("ab", (200, 6), (200, 80)), late).action is Action.PROMOTE
+def test_hours_end_the_deciding_stage_by_its_own_clock() -> None:
+    none = look((60, 6), (60, 6), gain=0.0, low=-0.2, high=0.2)
+    late = AB.stage_started_at + 72 * HOUR
+    assert decide(RULES, AB, none, late - 1).action is Action.HOLD
+    assert decide(RULES, AB, none, late).action is Action.ABORT
+    assert decide(RULES, AB, GAIN, late).action is Action.PROMOTE, "evidence at the last moment still promotes"
 
 
 def test_advancing_takes_the_next_weight_and_clock() -> None:
     assert (AB.stage, AB.weight, AB.stage_started_at, AB.started_at) == (1, 0.5, 2000.0, 1000.0)
-    assert step(CONFIG, CANARY, decide(CONFIG, CANARY, counts("canary", (9, 3), (5, 2)), 2000.0), 2000.0) == AB
+    assert step(RULES, CANARY, decide(RULES, CANARY, look((9, 3), (5, 2), exposed=50), 2000.0), 2000.0) == AB
     with pytest.raises(ValueError, match="stage 2 of 2"):
-        advance(CONFIG, AB, now=0.0)
+        advance(RULES, AB, now=0.0)
 
 
 def test_paused_holds_and_resumes() -> None:
     paused = apply(AB, Act.PAUSE, 2500.0)
     assert paused.status is RolloutStatus.PAUSED
-    decision = decide(CONFIG, paused, counts("ab", (60, 6), (60, 40)), 2501.0)
+    decision = decide(RULES, paused, GAIN, LATER)
     assert decision.action is Action.HOLD
-    assert step(CONFIG, paused, decision, 2501.0) == paused
+    assert step(RULES, paused, decision, 2501.0) == paused
     assert apply(paused, Act.RESUME, 2600.0) == AB
 
 
@@ -129,7 +166,8 @@ def test_operators_may_end_a_live_rollout(state: RolloutState) -> None:
     promoted, aborted = apply(state, Act.PROMOTE, 3000.0), apply(state, Act.ABORT, 3000.0)
     assert (promoted.status, promoted.ended_at) == (RolloutStatus.PROMOTED, 3000.0)
     assert (aborted.status, aborted.ended_at) == (RolloutStatus.ABORTED, 3000.0)
-    assert promoted.reason == "promoted by an operator"
+    assert promoted.reason == "promoted by an operator, without evidence"
+    assert not promoted.by_evidence
 
 
 @pytest.mark.parametrize("act", [Act.PROMOTE, Act.ABORT, Act.PAUSE, Act.RESUME])
@@ -149,28 +187,29 @@ def test_requests_must_fit() -> None:
 
 
 def run(p0: float, p1: float, random: np.random.Generator) -> RolloutState:
-    """A whole rollout, canary and A/B, with a decision after every judged user."""
-    state, now = CANARY, CANARY.started_at
-    seen: dict[str, tuple[ArmCount, ArmCount]] = {}
+    """A whole deciding stage, with a decision after every few judged users."""
+    state, now, trials, exposed = AB, LATER, list[Settled](), [0, 0]
     while state.status is RolloutStatus.RUNNING:
         now += 1.0
-        name = CONFIG.stages[state.stage].name
-        both = list(seen.get(name, (ArmCount(0, 0), ArmCount(0, 0))))
-        arm = int(random.random() < state.weight)
-        up = int(random.random() < (p0, p1)[arm])
-        both[arm] = ArmCount(both[arm].users + 1, both[arm].up + up)
-        seen[name] = (both[0], both[1])
-        state = step(CONFIG, state, decide(CONFIG, state, seen, now), now)
+        for _ in range(10):
+            arm = bool(random.random() < state.weight)
+            exposed[arm] += 1
+            trials.append(Settled(arm, float(random.random() < (p0, p1)[arm])))
+        silent = int(random.binomial(190, state.weight))  # who says nothing is exposed too
+        exposed = [exposed[0] + 190 - silent, exposed[1] + silent]
+        champion, challenger = (Exposed(n, n) for n in exposed)
+        seen = evidence.look(RULES, state, Standing("r1", 1, champion, challenger, tuple(trials)), now)
+        state = step(RULES, state, decide(RULES, state, seen, now), now)
     return state
 
 
 def test_a_candidate_that_is_no_better_is_promoted_at_most_at_the_stated_rate() -> None:
-    """80 rollouts end to end at p1 = p0, decided after every user, and 30 with a worse candidate."""
+    """80 tests at p1 = p0, and 30 with a worse candidate."""
     random = np.random.default_rng(0)
     promoted = [run(0.2, 0.2, random).status for _ in range(80)].count(RolloutStatus.PROMOTED)
-    assert promoted <= binom.ppf(0.999, 80, CONFIG.alpha)
+    assert promoted <= binom.ppf(0.999, 80, LEVEL)
     worse = [run(0.4, 0.2, random).status for _ in range(30)].count(RolloutStatus.PROMOTED)
-    assert worse <= binom.ppf(0.999, 30, CONFIG.alpha)
+    assert worse == 0
 
 
 def test_a_better_candidate_is_promoted() -> None:

@@ -20,7 +20,7 @@ from kto_ray.records.completions import ExternalRef
 from kto_ray.records.evaluation import GateDecision, GateReport
 from kto_ray.records.feedback import FeedbackKind
 from kto_ray.records.replicas import ReplicaReport
-from kto_ray.records.requests import Act, Refused
+from kto_ray.records.requests import Act, Refused, Request
 from kto_ray.records.rollouts import Look, RolloutState, RolloutStatus
 from kto_ray.records.rounds import Training
 from kto_ray.store import (
@@ -171,7 +171,7 @@ def test_a_request_of_a_newer_program_is_told_as_text(store: Store) -> None:
         tx.execute(schema.requests.insert().values(created_at=1.0, action="freeze"))
         requests.ask(tx, Act.PAUSE, 2.0)
     with store.read() as tx:
-        assert [act for _, act in requests.asked(tx)] == ["freeze", Act.PAUSE]
+        assert [request.act for request in requests.asked(tx)] == ["freeze", Act.PAUSE]
 
 
 def version(number: int) -> AdapterVersion:
@@ -219,10 +219,27 @@ def test_gates_rounds_rollouts_and_replicas_come_back(store: Store) -> None:
 
 def test_requests_are_answered_once(store: Store) -> None:
     with store.write() as tx:
-        request = requests.ask(tx, Act.PROMOTE, 1.0)
-        assert requests.asked(tx) == [(request, Act.PROMOTE)] and requests.answered(tx, request) is None
+        request = requests.ask(tx, Act.RUN, 1.0)
+        assert requests.asked(tx) == [Request(request, Act.RUN)] and requests.answered(tx, request) is None
         requests.answer(tx, request, Refused("not yet"), 2.0)
         assert requests.asked(tx) == [] and requests.answered(tx, request) == Refused("not yet")
+
+
+def test_a_request_means_what_stood_when_it_was_asked_and_expires(store: Store) -> None:
+    test = RolloutState("r", "policy@base", "policy@v1", "salt", 0, 0.1, RolloutStatus.RUNNING, 1.0, 2.0)
+    with store.write() as tx:
+        requests.ask(tx, Act.PROMOTE, 1.0)
+        rollouts.put(tx, test)
+        requests.ask(tx, Act.PAUSE, 1.0, expires_s=60.0)
+        requests.ask(tx, Act.ABORT, 1.0, target="another", expires_s=-1.0)
+        requests.ask(tx, Act.RUN, 1.0)
+    with store.read() as tx:
+        assert requests.asked(tx) == [
+            Request(1, Act.PROMOTE),
+            Request(2, Act.PAUSE, "r"),
+            Request(3, Act.ABORT, "another", expired=True),
+            Request(4, Act.RUN),
+        ]
 
 
 def test_a_failed_transaction_leaves_nothing(store: Store) -> None:

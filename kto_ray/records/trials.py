@@ -1,0 +1,40 @@
+"""A user's part in a stage of an A/B test, and what the stage has come to. A user is one trial."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+FAULTS = ("failed", "aborted", "cut_off", "slow")  # what may be wrong with the first answer that a user got
+
+
+@dataclass(frozen=True, slots=True)
+class Exposed:
+    """Users of one arm who got an answer in the stage, and of how many the first one failed, was left by the client,
+    was cut off, or began late. `known` of them count: those first seen before the test, or all by config."""
+
+    users: int = 0
+    known: int = 0
+    failed: int = 0
+    aborted: int = 0
+    cut_off: int = 0
+    slow: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Settled:
+    """A trial that is settled, for good: `outcome` in [0, 1] is the mean of a user's judgements that stood then."""
+
+    challenger: bool
+    outcome: float
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """A stage of a test: users exposed, by arm, and all settled trials in the order in which they settled."""
+
+    rollout: str
+    stage: int
+    champion: Exposed = Exposed()
+    challenger: Exposed = Exposed()
+    trials: tuple[Settled, ...] = ()
+    waiting: int = 0  # users who have judged and are not settled yet

@@ -1,0 +1,214 @@
+"""A test's trials: one a user who got an answer, settled once, with what then stood."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable
+from dataclasses import replace
+
+import pytest
+import sqlalchemy as sa
+
+from kto_ray.records.completions import Arm
+from kto_ray.records.feedback import FeedbackKind
+from kto_ray.records.rollouts import RolloutState, RolloutStatus
+from kto_ray.records.trials import Exposed, Settled, Standing
+from kto_ray.records.users import unit_interval
+from kto_ray.store import Store, completions, feedback, rollouts, trials
+from kto_ray.store.trials import Rules
+from tests.support.rows import completion, thumb
+
+STAGE = RolloutState("r", "policy@base", "policy@v1-aaaaaa", "salt", 0, 0.5, RolloutStatus.RUNNING, 1.0, 1.0)
+DAY = 86_400.0
+RULES = Rules(settle_s=DAY, new_users=True, slow_s=10.0)
+
+
+def drawn(challenger: bool, weight: float = 0.5) -> Iterable[str]:
+    """Users whom the salt draws to an arm."""
+    return (f"u{i}" for i in range(10_000) if (unit_interval(STAGE.salt, f"u{i}") < weight) is challenger)
+
+
+ANN, ART, AMY = (name for name, _ in zip(drawn(challenger=True), range(3), strict=False))
+BOB, BEN = (name for name, _ in zip(drawn(challenger=False), range(2), strict=False))
+
+
+def asked(tx: sa.Connection, name: str, user: str | None, at: float = 100.0, **changes: object) -> None:
+    mine = user is not None and unit_interval(STAGE.salt, user) < STAGE.weight
+    arm = Arm.CHALLENGER if mine else Arm.CHAMPION
+    row = completion(name, user=user, arm=arm, rollout="r", created_at=at)
+    completions.insert(tx, replace(row, **changes))  # type: ignore[arg-type]
+
+
+def judged(tx: sa.Connection, name: str, user: str, value: bool, of: str = "") -> None:
+    feedback.record(tx, thumb(f"f-{of}{name}", name, value=value, user=user))
+
+
+def told(store: Store, now: float, rules: Rules = RULES, state: RolloutState = STAGE) -> Standing:
+    with store.write() as tx:
+        trials.advance(tx, state, rules, now)
+    with store.read() as tx:
+        assert not trials.due(tx, state, now)
+        return trials.standing(tx, state)
+
+
+def test_a_trial_is_settled_a_day_after_the_first_answer_with_what_stands_then_and_stays(store: Store) -> None:
+    with store.write() as tx:
+        rollouts.put(tx, STAGE)
+        for name, user in (("a1", ANN), ("a2", ANN), ("b1", BOB), ("b2", BOB), ("c1", ART), ("d1", BEN)):
+            asked(tx, name, user)
+        judged(tx, "a1", ANN, True)
+        judged(tx, "b1", BOB, True)
+        judged(tx, "b2", BOB, True)
+    early = told(store, 100.0 + DAY - 1)
+    assert early.trials == () and early.waiting == 2
+    assert (early.champion.users, early.challenger.users) == (2, 2), "silence is exposed too"
+    with store.write() as tx:
+        judged(tx, "a1", ANN, False, of="again")
+        judged(tx, "a2", ANN, True)
+        feedback.withdraw(tx, "f-b1", 300.0)
+    then = told(store, 100.0 + DAY)
+    assert sorted(then.trials, key=repr) == [Settled(False, 1.0), Settled(True, 0.5)], (
+        "the last standing acts, averaged"
+    )
+    with store.write() as tx:
+        for name in ("f-againa1", "f-a2", "f-b2"):
+            feedback.withdraw(tx, name, 400.0)
+        judged(tx, "c1", ART, False)
+    after = told(store, 100.0 + 3 * DAY)
+    assert after.trials == (*then.trials, Settled(True, 0.0)), (
+        "what is settled stays; who judges late counts once they do"
+    )
+
+
+def test_who_withdraws_all_before_has_no_trial_and_may_have_one_later(store: Store) -> None:
+    with store.write() as tx:
+        rollouts.put(tx, STAGE)
+        asked(tx, "a1", ANN)
+        judged(tx, "a1", ANN, True)
+        feedback.withdraw(tx, "f-a1", 200.0)
+    assert told(store, 2 * DAY).trials == ()
+    with store.write() as tx:
+        judged(tx, "a1", ANN, False, of="again")
+    assert told(store, 2 * DAY).trials == (Settled(True, 0.0),)
+
+
+def test_only_users_seen_before_the_test_count_unless_the_rules_say_so(store: Store) -> None:
+    with store.write() as tx:
+        completions.insert(tx, completion("old", user=ANN))
+        rollouts.put(tx, STAGE)
+        asked(tx, "a1", ANN)
+        asked(tx, "b1", ART)
+        for name, user in (("a1", ANN), ("b1", ART)):
+            judged(tx, name, user, True)
+    found = told(store, 2 * DAY, replace(RULES, new_users=False))
+    assert found.trials == (Settled(True, 1.0),)
+    assert (found.challenger.users, found.challenger.known) == (2, 1)
+
+
+def test_a_stage_has_its_own_trials_and_clock(store: Store) -> None:
+    second = replace(STAGE, stage=1, stage_started_at=2.0)
+    with store.write() as tx:
+        rollouts.put(tx, STAGE)
+        asked(tx, "a1", ANN)
+        judged(tx, "a1", ANN, False)
+    assert told(store, 100.0).waiting == 1
+    with store.write() as tx:
+        rollouts.put(tx, second)
+        rollouts.put(tx, replace(second, status=RolloutStatus.PAUSED))
+        judged(tx, "a1", ANN, True, of="late")  # of an answer of the stage before
+    assert told(store, 9 * DAY, state=second) == Standing("r", 1)
+    with store.write() as tx:
+        asked(tx, "a2", ANN, at=9 * DAY)
+        judged(tx, "a2", ANN, True)
+    assert told(store, 9.5 * DAY, state=second).trials == ()
+    assert told(store, 10 * DAY, state=second).trials == (Settled(True, 1.0),)
+    assert told(store, 9 * DAY).trials == ()
+
+
+def test_what_stands_in_for_an_arm_is_in_none(store: Store) -> None:
+    """Answers of the weight before, pinned ones, tasks, forced words, and of nobody."""
+    with store.write() as tx:
+        rollouts.put(tx, STAGE)
+        asked(tx, "a", ANN, arm=Arm.CHAMPION)
+        asked(tx, "b", ART, arm=Arm.PINNED)
+        asked(tx, "c", AMY, task="title")
+        asked(tx, "d", BOB, forced=True)
+        asked(tx, "e", None)
+        for name, user in (("a", ANN), ("b", ART), ("d", BOB)):
+            judged(tx, name, user, True)
+    assert told(store, 9 * DAY) == Standing("r", 0)
+
+
+def test_the_first_answers_faults_are_counted(store: Store) -> None:
+    with store.write() as tx:
+        rollouts.put(tx, STAGE)
+        asked(tx, "a", ANN, status="failed")
+        asked(tx, "a2", ANN, finish_reason="length")  # her second
+        asked(tx, "b", ART, status="aborted", first_token_s=11.0)
+        asked(tx, "c", BOB, finish_reason="length", first_token_s=1.0)
+    found = told(store, 0.0)
+    assert found.challenger == Exposed(users=2, known=2, failed=1, aborted=1, slow=1)
+    assert found.champion == Exposed(users=1, known=1, cut_off=1)
+
+
+def test_edits_are_downs_and_reviewers_have_no_vote(store: Store) -> None:
+    with store.write() as tx:
+        rollouts.put(tx, STAGE)
+        for name, user in (("a", ANN), ("b", BOB)):
+            asked(tx, name, user)
+        edit = thumb("f-a", "a", user=ANN, kind=FeedbackKind.EDIT, value=None)
+        feedback.record(tx, replace(edit, text="Better."))
+        feedback.record(tx, thumb("f-b", "b", user="rev", value=False, reviewer=True))
+    assert told(store, 9 * DAY).trials == (Settled(True, 0.0),)
+
+
+def test_an_erased_user_leaves_a_trial_without_a_name(store: Store) -> None:
+    with store.write() as tx:
+        rollouts.put(tx, STAGE)
+        asked(tx, "a", ANN)
+        asked(tx, "b", ART)
+        judged(tx, "a", ANN, True)
+        judged(tx, "b", ART, True)
+    with store.write() as tx:
+        trials.advance(tx, STAGE, replace(RULES, settle_s=0.0), DAY)
+        trials.forget(tx, ANN, "erased-1")
+    with store.read() as tx:
+        assert len(trials.standing(tx, STAGE).trials) == 2
+        assert ANN not in [str(row) for row in tx.execute(sa.text('SELECT "user" FROM trials')).scalars()]
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_any_order_of_ticks_settles_the_same_trials(store: Store, seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Against the rule said plainly, with few rows a tick, and users who judge again and again."""
+    monkeypatch.setattr(trials, "ANSWERS", 7)
+    monkeypatch.setattr(trials, "VOTERS", 3)
+    monkeypatch.setattr(trials, "OVERLAP", 2)
+    chance = random.Random(seed)
+    first: dict[str, float] = {}
+    said: dict[str, dict[str, bool]] = {}
+    settled: dict[str, Settled] = {}
+    with store.write() as tx:
+        rollouts.put(tx, STAGE)
+    for i in range(120):
+        now, user = i * DAY / 20, f"u{chance.randrange(15)}"
+        with store.write() as tx:
+            asked(tx, f"c{i}", user, at=now)
+            if chance.random() < 0.5:
+                up = chance.random() < 0.5
+                judged(tx, f"c{i}", user, up)
+                said.setdefault(user, {})[f"c{i}"] = up
+        first.setdefault(user, now)
+        for name, votes in said.items():
+            if name not in settled and first[name] + DAY <= now:
+                arm = unit_interval(STAGE.salt, name) < STAGE.weight
+                settled[name] = Settled(arm, sum(votes.values()) / len(votes))
+        for _ in range(30):
+            with store.write() as tx:
+                trials.advance(tx, STAGE, RULES, now)
+            with store.read() as tx:
+                if not trials.due(tx, STAGE, now):
+                    break
+    with store.read() as tx:
+        found = trials.standing(tx, STAGE)
+    assert sorted(found.trials, key=repr) == sorted(settled.values(), key=repr) and len(settled) > 8
+    assert found.champion.users + found.challenger.users == len(first)
