@@ -1,8 +1,8 @@
 """`kto-ray bench scale`: a tick of the loop, /v1/loop, /metrics and /readyz, as the past grows.
 
-A store is filled with events, pending feedback, ended rounds and a running test's labels and trials in fixed proportions,
-and each is measured in process on it, the store's file in the page cache; a tick after one more answer and judgement of
-a new user of the test. The slope is that of log time over log events: 0 does
+A store is filled with events, pending feedback, ended rounds and a running test's labels and trials in fixed
+proportions, and each is measured in process on it, the store's file in the page cache; a tick after one more answer and
+judgement of a new user of the test. The slope is that of log time over log events: 0 does
 not grow, 1 grows as the past does. The peer is a count of the whole log, which is what a tick and each page would do
 without totals.
 """

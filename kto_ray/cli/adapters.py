@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
+from datetime import UTC, datetime
 from typing import Annotated
 
 import typer
 from rich.table import Table
 
-from kto_ray.cli.common import RUN, AsJson, ConfigFile, Overrides, out, settings_of, step, tell
+from kto_ray.cli.common import RUN, AsJson, ConfigFile, Overrides, out, plain, settings_of, step, tell
 from kto_ray.cli.source import Source
 
 app = typer.Typer()
@@ -47,7 +49,10 @@ def adapters_(
 
 @app.command(rich_help_panel=RUN)
 def rollout(
-    action: Annotated[str, typer.Argument(help="get, promote, abort, pause, resume or rollback.")] = "get",
+    action: Annotated[
+        str,
+        typer.Argument(help="get, promote, abort, pause, resume, rollback, or replay (under other --set rollout.*)."),
+    ] = "get",
     rollout_id: Annotated[
         str | None, typer.Option("--rollout", help="The one that is meant; without it, the one in progress.")
     ] = None,
@@ -64,8 +69,16 @@ def rollout(
     if action == "get":
         out.print_json(data=source.rollout()["rollout"], default=str)
         return
+    if action == "replay":
+        replayed = source.replayed(rollout_id)
+        if as_json:
+            tell({"stages": [asdict(stage) for stage in replayed]}, as_json)
+        for stage in [] if as_json else replayed:
+            when = "never" if stage.at is None else datetime.fromtimestamp(stage.at, UTC).isoformat(" ", "seconds")
+            out.print(plain(f"{stage.stage}: {stage.action}, {when}: {stage.reason}"), soft_wrap=True)
+        return
     if action not in STEERED:
-        raise ValueError(f"rollout {action!r} does not exist; use get or one of: {', '.join(STEERED)}")
+        raise ValueError(f"rollout {action!r} does not exist; use get, replay or one of: {', '.join(STEERED)}")
     if action == "rollback" and leave is None:
         champion = source.adapters()["aliases"]["champion"]
         raise ValueError(

@@ -16,6 +16,8 @@ from kto_ray.config import Config
 if TYPE_CHECKING:
     import sqlalchemy as sa
 
+    from kto_ray.rollout.replay import Replayed
+
 TIMEOUT_S = 30.0
 KEY = "KTO_RAY_KEY"  # the environment's, of a service that asks for one
 Shown = dict[str, Any]
@@ -66,6 +68,12 @@ class Source:
             return asdict(lineage(store, self._config, name))
         finally:
             store.close()
+
+    def replayed(self, rollout: str | None) -> tuple[Replayed, ...]:
+        """What the config's rules would have made of a test, from the store."""
+        from kto_ray.status import rollouts
+
+        return read_store(self._config, lambda tx: rollouts.replayed(tx, self._config, rollout))
 
     def steer(self, action: str, **meant: str | None) -> tuple[Shown, bool]:
         """Ask the controller for an act on the `rollout` that is meant, or a rollback from a `champion`; what it

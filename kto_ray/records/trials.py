@@ -29,6 +29,19 @@ class Settled:
 
 
 @dataclass(frozen=True, slots=True)
+class Part:
+    """A user's part in a stage, with its times in seconds since the epoch. `settled_at` and `outcome` are None where
+    nothing was judged; `known` says whether it counts."""
+
+    challenger: bool
+    known: bool
+    first_at: float
+    faults: tuple[str, ...]
+    settled_at: float | None
+    outcome: float | None
+
+
+@dataclass(frozen=True, slots=True)
 class Standing:
     """A stage of a test: users exposed, by arm, and all settled trials in the order in which they settled."""
 

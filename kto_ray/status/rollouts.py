@@ -13,7 +13,8 @@ from kto_ray.config import Config
 from kto_ray.records.rollouts import ArmCount, Look, RolloutState, RolloutStatus
 from kto_ray.rollout.machine import rules_of
 from kto_ray.rollout.outlook import Outlook, outlook
-from kto_ray.store import rollouts
+from kto_ray.rollout.replay import Replayed, replay
+from kto_ray.store import rollouts, trials
 
 SHOWN = 100  # of the newest tests
 
@@ -66,6 +67,28 @@ def page(tx: sa.Connection, config: Config) -> RolloutPage:
     every = rollouts.latest(tx, SHOWN)
     newest = _watched(config, every[-1], rollouts.looks(tx, every[-1].id)) if every else None
     return RolloutPage(newest, tuple(ShownTest(**_shown(state)) for state in every))
+
+
+def replayed(tx: sa.Connection, config: Config, rollout: str | None) -> tuple[Replayed, ...]:
+    """How each stage of a test, the newest where none is named, would have ended under the config's rules.
+
+    Raises:
+        ValueError: there is no such test.
+    """
+    newest = rollouts.latest(tx, 1)
+    state = rollouts.get(tx, rollout) if rollout is not None else (newest[0] if newest else None)
+    if state is None:
+        raise ValueError(f"rollout {rollout!r} does not exist" if rollout else "there has been no rollout yet")
+    then = rules_of(config.rollout, state)
+    of_the_day = {name: getattr(then, name) for name in ("stages", "settle_hours", "new_users", "slow_s")}
+    rules = config.rollout.model_copy(update=of_the_day)
+    found = []
+    for stage in range(state.stage + 1):
+        parts = trials.history(tx, state.id, stage)
+        first = min((part.first_at for part in parts), default=state.started_at)  # about when the stage began
+        began = state.stage_started_at if stage == state.stage else first
+        found.append(replay(rules, state, stage, began, parts))
+    return tuple(found)
 
 
 def _shown(state: RolloutState) -> dict[str, Any]:

@@ -7,7 +7,7 @@ number of rows is looked at each time, and nothing is looked at twice for long.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +16,7 @@ import sqlalchemy as sa
 from kto_ray.records.completions import Arm
 from kto_ray.records.labels import Verdict
 from kto_ray.records.rollouts import RolloutState
-from kto_ray.records.trials import FAULTS, Exposed, Settled, Standing
+from kto_ray.records.trials import FAULTS, Exposed, Part, Settled, Standing
 from kto_ray.records.users import unit_interval
 from kto_ray.store.among import among, values
 from kto_ray.store.schema import completions, exposures, labels, rollouts, trials, voters
@@ -69,6 +69,14 @@ def standing(tx: sa.Connection, state: RolloutState, before: Standing | None = N
     return Standing(state.id, state.stage, champion, challenger, before.trials + settled, number)
 
 
+def history(tx: sa.Connection, rollout: str, stage: int) -> list[Part]:
+    """Every user's part in a stage, in the order of their first answers."""
+    t, names = trials.c, Part.__slots__
+    theirs = (t.rollout == rollout) & (t.stage == stage)
+    query = sa.select(*(t[name] for name in names)).where(theirs).order_by(t.first_at, t.user)
+    return [Part(**{**row, "faults": tuple(row["faults"])}) for row in tx.execute(query).mappings()]
+
+
 def forget(tx: sa.Connection, user: str, pseudonym: str) -> None:
     """A user is erased: that somebody was in a test, and what came of it, stays without a name."""
     tx.execute(voters.delete().where(voters.c.user == user))
@@ -103,12 +111,13 @@ def _expose(tx: sa.Connection, state: RolloutState, rules: Rules) -> bool:
             "challenger": answer.arm == Arm.CHALLENGER,
             "known": name in known,
             "first_at": answer.created_at,
+            "faults": _faults(answer, rules),
         }
         for name, answer in first.items()
     ]
     if entered:
         tx.execute(trials.insert(), entered)
-        _count(tx, state, rules, list(first.values()), known)
+        _count(tx, state, entered)
     all_seen = len(answers) < ANSWERS
     if answers and answers[-1].seq > row.looked_seq:
         tx.execute(rollouts.update().where(rollouts.c.id == state.id).values(looked_seq=answers[-1].seq))
@@ -131,17 +140,22 @@ def _seen_before(tx: sa.Connection, users: Sequence[str], seq: int) -> set[str]:
     return set(tx.execute(sa.select(each.c.value).where(asked)).scalars())
 
 
-def _count(tx: sa.Connection, state: RolloutState, rules: Rules, answers: Sequence[Any], known: set[str]) -> None:
+def _faults(answer: Any, rules: Rules) -> list[str]:
+    late = answer.first_token_s is not None and answer.first_token_s > rules.slow_s
+    has = {
+        "failed": answer.status == "failed",
+        "aborted": answer.status == "aborted",
+        "cut_off": answer.finish_reason == "length",
+        "slow": late,
+    }
+    return [name for name in FAULTS if has[name]]
+
+
+def _count(tx: sa.Connection, state: RolloutState, entered: Sequence[Mapping[str, Any]]) -> None:
     for challenger in (False, True):
-        arm = [a for a in answers if (a.arm == Arm.CHALLENGER) is challenger]
-        ours = [a for a in arm if a.user in known]
-        faults = {
-            "failed": sum(a.status == "failed" for a in ours),
-            "aborted": sum(a.status == "aborted" for a in ours),
-            "cut_off": sum(a.finish_reason == "length" for a in ours),
-            "slow": sum(a.first_token_s is not None and a.first_token_s > rules.slow_s for a in ours),
-        }
-        assert tuple(faults) == FAULTS
+        arm = [part for part in entered if part["challenger"] is challenger]
+        ours = [part for part in arm if part["known"]]
+        faults = {name: sum(name in part["faults"] for part in ours) for name in FAULTS}
         more = {"users": len(arm), "known": len(ours), **faults}
         where = _of(exposures, state) & (exposures.c.challenger == challenger)
         added = {name: exposures.c[name] + by for name, by in more.items()}
@@ -182,7 +196,8 @@ def _settle(tx: sa.Connection, state: RolloutState, now: float) -> None:
     ]
     mine = _of(trials, state) & (trials.c.user == sa.bindparam("name")) & trials.c.place.is_(None)
     if settled:
-        tx.execute(trials.update().where(mine).values(place=sa.bindparam("at"), outcome=sa.bindparam("of")), settled)
+        values = {"place": sa.bindparam("at"), "outcome": sa.bindparam("of"), "settled_at": now}
+        tx.execute(trials.update().where(mine).values(**values), settled)
     _drop(tx, state, users)
 
 

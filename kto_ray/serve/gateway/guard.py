@@ -70,7 +70,6 @@ TABLE: Mapping[str, Rule] = {
     "GET /v1/loop/rounds/{}": _see,
     "POST /v1/loop/run": _act,
     "POST /v1/loop/abort": _act,
-    "POST /v1/loop/abort": _act,
     "GET /v1/adapters": _see,
     "GET /v1/rollout": _see,
     "POST /v1/rollout/{}": _act,

@@ -127,7 +127,9 @@ trials = Table(
     Column("challenger", Boolean, nullable=False),
     Column("known", Boolean, nullable=False),  # first seen before the test, or all are by its rules
     Column("first_at", Double, nullable=False),  # of the first answer
+    Column("faults", JSON, nullable=False, server_default="[]"),  # of the first answer
     Column("place", Integer),  # in the order in which trials settled; null until then
+    Column("settled_at", Double),
     Column("outcome", Double),
     Index("ix_trials_user", "user"),
 )

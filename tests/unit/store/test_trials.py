@@ -147,6 +147,9 @@ def test_the_first_answers_faults_are_counted(store: Store) -> None:
         asked(tx, "b", ART, status="aborted", first_token_s=11.0)
         asked(tx, "c", BOB, finish_reason="length", first_token_s=1.0)
     found = told(store, 0.0)
+    with store.read() as tx:
+        parts = trials.history(tx, "r", 0)
+    assert sorted(part.faults for part in parts) == [("aborted", "slow"), ("cut_off",), ("failed",)]
     assert found.challenger == Exposed(users=2, known=2, failed=1, aborted=1, slow=1)
     assert found.champion == Exposed(users=1, known=1, cut_off=1)
 

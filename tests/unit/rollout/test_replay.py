@@ -1,0 +1,93 @@
+"""Other rules over the traffic of a test: the same rules decide the same at the same moment."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from kto_ray.config.deciding import RolloutSection, RolloutStage
+from kto_ray.records.rollouts import Look, RolloutStatus
+from kto_ray.records.trials import Exposed, Part, Settled, Standing
+from kto_ray.rollout import evidence
+from kto_ray.rollout.machine import Action, advance, decide, start, step
+from kto_ray.rollout.replay import replay
+
+HOUR = 3600.0
+RULES = RolloutSection(
+    stages=(RolloutStage(name="canary", weight=0.5, exposed=15), RolloutStage(name="ab", weight=0.5, decides=True)),
+    min_users=20,
+    min_hours=0,
+    settle_hours=1,
+    max_hours=100,
+    max_fault_rise=0.5,
+)
+AB = advance(RULES, start(RULES, "policy@base", "policy@v1-aaaaaa", "r", "salt", 0.005, 0.0), 0.0)
+
+
+def traffic(seed: int, gain: float = 0.3, users: int = 400, known: float = 1.0) -> list[Part]:
+    """A user every six minutes, half of whom judge, an hour after their first answer."""
+    random = np.random.default_rng(seed)
+    parts = []
+    for i in range(users):
+        arm, votes = bool(random.random() < 0.5), bool(random.random() < 0.5)
+        outcome = float(random.random() < 0.4 + gain * arm) if votes else None
+        at = i * HOUR / 10
+        faults = ("slow",) if random.random() < 0.05 else ()
+        parts.append(Part(arm, bool(random.random() < known), at, faults, at + HOUR if votes else None, outcome))
+    return parts
+
+
+def live(parts: list[Part]) -> tuple[Action, float | None]:
+    """The loop itself: a tick at every moment at which something happened."""
+    state, last = AB, None
+    for at in sorted({p.first_at for p in parts} | {p.settled_at for p in parts if p.settled_at is not None}):
+        seen = [p for p in parts if p.known and p.first_at <= at]
+        settled = [p for p in seen if p.settled_at is not None and p.settled_at <= at]
+        trials = tuple(
+            Settled(p.challenger, p.outcome)
+            for p in sorted(settled, key=lambda p: p.settled_at or 0)
+            if p.outcome is not None
+        )
+        arms = [[p for p in seen if p.challenger is arm] for arm in (False, True)]
+        champion, challenger = (Exposed(len(a), len(a), slow=sum("slow" in p.faults for p in a)) for a in arms)
+        standing = Standing("r", 1, champion, challenger, trials)
+        if evidence.is_due(last, standing):
+            last = evidence.look(RULES, state, standing, at)
+        assert isinstance(last, Look)
+        decision = decide(RULES, state, last, at)
+        if decision.action is not Action.HOLD:
+            assert step(RULES, state, decision, at).status is not RolloutStatus.RUNNING
+            return decision.action, at
+    return Action.HOLD, None
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_the_same_rules_decide_the_same_at_the_same_moment(seed: int) -> None:
+    parts = traffic(seed, gain=(0.3, -0.4, 0.0, 0.35)[seed], known=0.9)
+    found = replay(RULES, AB, 1, 0.0, parts)
+    assert (found.stage, found.action, found.at) == ("ab", *live(parts))
+
+
+def test_other_rules_decide_at_another_time() -> None:
+    parts = traffic(0, users=800)
+    usual = replay(RULES, AB, 1, 0.0, parts)
+    assert usual.action is Action.PROMOTE and usual.at is not None
+    strict = replay(RULES, replace(AB, level=1e-6), 1, 0.0, parts)
+    assert strict.at is None or strict.at > usual.at
+    more = replay(RULES.model_copy(update={"min_users": 190}), AB, 1, 0.0, parts)
+    assert more.action is Action.PROMOTE and more.at is not None and more.at > usual.at
+    slow = replay(RULES.model_copy(update={"min_users": 10_000}), AB, 1, 0.0, parts)
+    assert (slow.action, slow.at) == (Action.HOLD, None) and "min_users" in slow.reason
+    short = replay(RULES.model_copy(update={"max_hours": 5.0}), AB, 1, 0.0, parts)
+    assert (short.action, short.at) == (Action.ABORT, 5 * HOUR) and "max_hours" in short.reason
+
+
+def test_a_watching_stage_ends_by_users_or_by_its_hours() -> None:
+    parts = traffic(0, gain=0.0)
+    of_the_challenger = [part.first_at for part in parts if part.challenger]
+    assert replay(RULES, AB, 0, 0.0, parts).at == of_the_challenger[14]
+    later = [replace(part, first_at=part.first_at * 10, settled_at=None) for part in parts]
+    assert replay(RULES, AB, 0, 0.0, later).at == 4 * HOUR
+    assert replay(RULES, AB, 0, 0.0, []).reason == "nobody got an answer"
