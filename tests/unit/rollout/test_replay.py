@@ -76,7 +76,7 @@ def test_other_rules_decide_at_another_time() -> None:
     assert usual.action is Action.PROMOTE and usual.at is not None
     strict = replay(RULES, replace(AB, level=1e-6), 1, 0.0, parts)
     assert strict.at is None or strict.at > usual.at
-    more = replay(RULES.model_copy(update={"min_users": 190}), AB, 1, 0.0, parts)
+    more = replay(RULES.model_copy(update={"min_users": 178}), AB, 1, 0.0, parts)
     assert more.action is Action.PROMOTE and more.at is not None and more.at > usual.at
     slow = replay(RULES.model_copy(update={"min_users": 10_000}), AB, 1, 0.0, parts)
     assert (slow.action, slow.at) == (Action.HOLD, None) and "min_users" in slow.reason
