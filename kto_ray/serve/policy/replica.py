@@ -229,7 +229,10 @@ class Policy(LLMServer):
                 return
             try:
                 directory = await asyncio.to_thread(
-                    adapter_files.fetch, version.uri, self._config.serve.max_lora_rank, version.sha256
+                    adapter_files.fetch,
+                    version,
+                    self._config.serve.max_lora_rank,
+                    self._config.adapters.signing_keys,
                 )
                 await self.engine.load_adapter(version.name, directory)
                 await self._probe(version.name)

@@ -28,7 +28,8 @@ HI = {"messages": [{"role": "user", "content": "Hi"}]}
 
 
 @pytest.fixture
-def config(tmp_path: Path) -> Config:
+def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Config:
+    monkeypatch.setenv("KTO_RAY_CACHE", str(tmp_path / "cache"))
     return load_config(None, (f"home={tmp_path}", "serve.drain_s=2"))
 
 
@@ -139,12 +140,12 @@ def test_files_out_of_reach_are_no_refusal_and_hold_up_no_other(
         with sqlite_store.write() as tx:
             adapters.set_alias(tx, CHAMPION, first.name, 1.0)
         replica, reached = policy(config, sqlite_store), fetch
-        away = {first.uri}
+        away = {first.name}
 
-        def fetched(uri: str, *rest: Any) -> str:
-            if uri in away:
+        def fetched(version: AdapterVersion, *rest: Any) -> str:
+            if version.name in away:
                 raise StorageAway("object storage cannot be reached")
-            return reached(uri, *rest)
+            return reached(version, *rest)
 
         monkeypatch.setattr("kto_ray.adapters.files.fetch", fetched)
         await replica._survive(replica._reconcile)
