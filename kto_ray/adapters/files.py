@@ -15,8 +15,10 @@ import os
 import posixpath
 import shutil
 import stat
+import threading
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 from kto_ray.adapters.check import MAX_JSON, AdapterFiles, known_files, published, sha256_of, sound
@@ -28,7 +30,17 @@ log = logging.getLogger(__name__)
 
 PICKLES = (".bin", ".pt", ".pth", ".pkl")
 
-_held: dict[str, int] = {}  # private copies that this process holds -> its lock, an open descriptor of the folder
+
+@dataclass(slots=True)
+class _Hold:
+    """Of a private copy by this process: the lock, an open descriptor of its folder, and how often it was taken."""
+
+    lock: int
+    taken: int = 1
+
+
+_held: dict[str, _Hold] = {}
+_holding = threading.Lock()
 
 
 def adapter_name(served_name: str, number: int, sha256: str) -> str:
@@ -37,7 +49,8 @@ def adapter_name(served_name: str, number: int, sha256: str) -> str:
 
 
 def fetch(version: AdapterVersion, max_rank: int, keys: Sequence[str]) -> str:
-    """A private copy of a published adapter, checked, which this process holds until it ends or `let_go`.
+    """A private copy of a published adapter, checked, which this process holds until it ends, or lets it go as often as
+    it fetched it.
 
     Args:
         keys: any of which may have signed it (adapters.signing_keys); where there are none, nothing need be signed.
@@ -47,7 +60,6 @@ def fetch(version: AdapterVersion, max_rank: int, keys: Sequence[str]) -> str:
         OSError: the storage cannot be reached, or the copy cannot be written.
     """
     copy = str(_copies() / _name_of_copy(version))
-    first = copy not in _held
     _hold(copy)
     try:
         try:
@@ -56,17 +68,20 @@ def fetch(version: AdapterVersion, max_rank: int, keys: Sequence[str]) -> str:
             for file, data in _read_published(version, max_rank, keys, version.uri).items():
                 write_atomic(f"{copy}/{file}", data)
     except BaseException:
-        if first:
-            let_go(copy)
+        let_go(copy)
         raise
     return copy
 
 
 def let_go(copy: str) -> None:
     """Give up a private copy, which goes from the disk if no other process holds it."""
-    lock = _held.pop(copy, None)
-    if lock is not None:
-        _remove(copy, lock)
+    with _holding:
+        hold = _held[copy]
+        hold.taken -= 1
+        if hold.taken:
+            return
+        del _held[copy]
+    _remove(copy, hold.lock)
 
 
 def sweep(wanted: Collection[AdapterVersion]) -> None:
@@ -205,18 +220,22 @@ def _name_of_copy(version: AdapterVersion) -> str:
 
 def _hold(copy: str) -> None:
     """Lock a copy's folder, empty where there is none yet. What removes one does so under a lock that excludes this."""
-    while copy not in _held:
-        with suppress(FileExistsError):
-            os.mkdir(copy, 0o700)
-        try:
-            lock = os.open(copy, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
-        except FileNotFoundError:  # removed just now
-            continue
-        fcntl.flock(lock, fcntl.LOCK_SH)
-        if _is(copy, lock):
-            _held[copy] = lock
-        else:
-            os.close(lock)
+    with _holding:
+        if copy in _held:
+            _held[copy].taken += 1
+            return
+        while copy not in _held:
+            with suppress(FileExistsError):
+                os.mkdir(copy, 0o700)
+            try:
+                lock = os.open(copy, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+            except FileNotFoundError:  # removed just now
+                continue
+            fcntl.flock(lock, fcntl.LOCK_SH)
+            if _is(copy, lock):
+                _held[copy] = _Hold(lock)
+            else:
+                os.close(lock)
 
 
 def _remove(copy: str, lock: int) -> None:

@@ -13,7 +13,7 @@ from kto_ray.loop.moves import Begin, Change, KeepSnapshot, Point, Start
 from kto_ray.loop.operators import obey
 from kto_ray.records.adapters import AdapterVersion
 from kto_ray.records.evaluation import GateDecision, GateReport
-from kto_ray.records.replicas import ReplicaReport
+from kto_ray.records.replicas import LoadFault, ReplicaReport
 from kto_ray.records.requests import Act, Done, Refused
 from kto_ray.records.rollouts import ArmCount, Look, RolloutState, RolloutStatus
 from kto_ray.records.rounds import Ended, Judging, Loading, OnTrial, Outcome, Round, Sealing, State, Training
@@ -111,12 +111,32 @@ def test_the_candidate_is_judged_when_every_live_replica_holds_it() -> None:
 
 
 def test_a_refused_candidate_ends_its_round() -> None:
-    refusing = replace(EMPTY, errors={V1: "broken"})
+    refusing = replace(EMPTY, errors={V1: LoadFault("broken", refused=True)})
     after, effects = changed(seen(Loading("s", V1), live=(HOLDS, refusing)))
     assert after is not None and isinstance(after.state, Ended)
     assert (after.state.outcome, after.state.adapter) == (Outcome.FAILED, V1)
     assert after.state.reason == "load: a replica refused the adapter: broken"
     assert effects == (Point("challenger", None),)
+
+
+def test_a_candidate_that_cannot_be_loaded_yet_waits_and_says_why_until_its_deadline() -> None:
+    away = replace(EMPTY, errors={V1: LoadFault("no route to the bucket", refused=False, tries=3, age_s=9.0)})
+    waiting = seen(Loading("s", V1), live=(HOLDS, away))
+    after, effects = changed(waiting)
+    words = "1 of 2 live replicas do not hold the adapter; r, at each try: no route to the bucket"
+    assert after is not None and (after.state, after.attempts, after.failure) == (Loading("s", V1), 0, words)
+    assert effects == () and decide(CONFIG, replace(waiting, round=after)) is None, "told once"
+    after, _ = changed(seen(Loading("s", V1), live=(HOLDS,)))
+    assert after is not None and after.state == Judging("s", V1)
+    at_last = 950.0 + CONFIG.adapters.load_s
+    for live, told in (((HOLDS, away), words), ((HOLDS, EMPTY), "1 of 2 live"), ((), "0 of 0 live")):
+        now = seen(Loading("s", V1), live=live, now=at_last)
+        assert now.round is not None and decide(CONFIG, replace(now, round=now.round.waits(words))) is None
+        after, effects = changed(seen(Loading("s", V1), live=live, now=at_last + 1))
+        assert after is not None and isinstance(after.state, Ended) and after.state.outcome is Outcome.FAILED
+        assert after.state.reason is not None and after.state.reason.startswith(f"load: {told}")
+        assert after.state.reason.endswith(", after 1800 s (adapters.load_s)")
+        assert effects == (Point("challenger", None),)
 
 
 @pytest.mark.parametrize(
