@@ -179,8 +179,8 @@ def _read_remote(uri: str, limits: Mapping[str, int | None]) -> dict[str, bytes]
     _refuse_names(uri, listed, limits)
     for name, limit in limits.items():
         _refuse_size(uri, name, listed[name], limit)
-    # By its length: what has grown since is not read. Of nothing, a store has no part to give.
-    return {name: bytes(fs.cat_file(f"{path}/{name}", 0, listed[name])) if listed[name] else b"" for name in limits}
+    # By its length: what has grown since is not read.
+    return {name: bytes(fs.cat_file(f"{path}/{name}", start=0, end=listed[name])) for name in limits}
 
 
 def _refuse_names(uri: str, names: Collection[str], wanted: Collection[str]) -> None:

@@ -12,11 +12,14 @@ from pathlib import Path
 
 import fsspec
 import pytest
+from moto.server import ThreadedMotoServer
 
 from kto_ray.adapters import files
 from kto_ray.adapters.files import check_adapter, fetch, let_go, sweep
 from kto_ray.adapters.publish import sign
 from kto_ray.config import Config
+from kto_ray.paths import StorageAway, filesystem
+from tests.conftest import FreePort
 from tests.support.adapters import tensors, write
 from tests.unit.adapters.conftest import Published
 
@@ -27,6 +30,7 @@ CONFIG, WEIGHTS, MANIFEST = "adapter_config.json", "adapter_model.safetensors", 
 HOLDS = """
 import sys
 from kto_ray.adapters.files import fetch
+from tests.conftest import FreePort
 from tests.support.adapters import AdapterVersion
 import json
 version = AdapterVersion(**json.loads(sys.argv[1]))
@@ -156,3 +160,35 @@ def test_what_was_never_signed_is_signed_by_what_the_store_knows(
     write(Path(version.uri), {name: 2 * tensor for name, tensor in tensors().items()})
     with pytest.raises(ValueError, match="changed after it was published"):
         sign(config, version)
+
+
+def test_object_storage_is_asked_anew_and_its_absence_is_no_refusal(
+    published: Published, cache: Path, monkeypatch: pytest.MonkeyPatch, free_port: FreePort
+) -> None:
+    port = free_port()
+    named = {"ACCESS_KEY_ID": "a", "SECRET_ACCESS_KEY": "b", "REGION": "us-east-1", "MAX_ATTEMPTS": "1"}
+    for name, value in {**named, "ENDPOINT_URL": f"http://127.0.0.1:{port}"}.items():
+        monkeypatch.setenv(f"AWS_{name}", value)
+    filesystem("s3://bucket")[0].clear_instance_cache()
+    fs = fsspec.filesystem("s3", skip_instance_cache=True)  # as another process, whose changes ours does not see
+    server = ThreadedMotoServer("127.0.0.1", port)
+    server.start()
+    try:
+        fs.mkdir("bucket")
+        version = published(home="s3://bucket/kto")
+        config = f"{version.uri}/{CONFIG}"
+        sound = fs.cat_file(config)
+        for gone in (True, False):
+            _ = fs.rm_file(config) if gone else fs.pipe_file(config, b"")
+            for _ in range(2):
+                with pytest.raises(ValueError, match=CONFIG):
+                    fetch(version, MAX_RANK, ())
+            fs.pipe_file(config, sound)
+            copy = fetch(version, MAX_RANK, ())
+            check_adapter(version, MAX_RANK, (), copy)
+            let_go(copy)
+    finally:
+        server.stop()
+    with pytest.raises(StorageAway):
+        fetch(version, MAX_RANK, ())
+    assert list(cache.iterdir()) == []

@@ -84,7 +84,7 @@ def test_what_somebody_else_put_there_first_is_not_taken_for_ours(config: Any, t
     first = published(config, tmp_path / "checkpoint")
     file = Path(first.uri, "manifest.json")
     if planted == b"another's":
-        (Path(first.uri) / "adapter_config.json").write_bytes(b"{}")
+        write(Path(first.uri), lora_alpha=800)
         known_anew(first)
     else:
         file.write_bytes(planted)

@@ -130,6 +130,7 @@ def test_pauses_double_up_to_a_minute_and_begin_anew_after_a_success(config: Con
             pauses.append(clock.now - at)
             at = clock.now
         assert pauses == [1, 2, 4, 8, 16, 32, 60, 60]
+        assert shelf.faults[one.name].age_s == sum(pauses), "since the first try"
         shelf._troubles[one.name].tries = 5000
         clock.now += 60
         await shelf.load(one)
