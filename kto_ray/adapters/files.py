@@ -1,63 +1,46 @@
-"""Adapter files: published under an immutable name, checked before anything loads them. Only safetensors: a pickle runs
-code where it is loaded."""
+"""An adapter's files on their way to whoever loads them: read once, checked, and copied to where nobody else writes.
+
+What was checked must be what is loaded, so nothing is loaded from where an adapter was published: the very bytes that
+were checked are written to a folder of this user alone, named by their hashes, and the engine is pointed there. It may
+read them again at any time (vLLM does when a slot was taken), so a process that holds a copy locks it, and a copy goes
+from the disk when the last one lets it go.
+"""
 
 from __future__ import annotations
 
-import hashlib
+import errno
+import fcntl
+import logging
 import os
 import posixpath
 import shutil
-import tempfile
+import stat
+import threading
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar
 
-import numpy as np
-from numpy.typing import NDArray
-from pydantic import BaseModel, Field, ValidationError
-from safetensors import SafetensorError, deserialize
-
+from kto_ray.adapters.check import MAX_JSON, AdapterFiles, known_files, published, sha256_of, sound
 from kto_ray.model import cache_dir
-from kto_ray.paths import ADAPTER_CONFIG, ADAPTER_MANIFEST, ADAPTER_WEIGHTS, filesystem, is_local, join
+from kto_ray.paths import ADAPTER_CONFIG, ADAPTER_MANIFEST, ADAPTER_WEIGHTS, filesystem, is_local, write_atomic
+from kto_ray.records.adapters import AdapterVersion
 
-M = TypeVar("M", bound=BaseModel)
+log = logging.getLogger(__name__)
 
 PICKLES = (".bin", ".pt", ".pth", ".pkl")
 
-# Little-endian storage of each float type that PEFT writes, and the exponent bits that are all set in NaN and Inf.
-FLOATS: dict[str, tuple[str, int]] = {
-    "BF16": ("<u2", 0x7F80),
-    "F16": ("<u2", 0x7C00),
-    "F32": ("<u4", 0x7F800000),
-}
+
+@dataclass(slots=True)
+class _Hold:
+    """Of a private copy by this process: the lock, an open descriptor of its folder, and how often it was taken."""
+
+    lock: int
+    taken: int = 1
 
 
-@dataclass(frozen=True, slots=True)
-class AdapterFiles:
-    """An adapter's two files, read and found sound. `rank` is the highest of any layer."""
-
-    config: bytes
-    weights: bytes
-    rank: int
-
-
-class _Settings(BaseModel):
-    """What is relied on of PEFT's adapter_config.json."""
-
-    peft_type: Literal["LORA"]
-    r: int = Field(ge=1, strict=True)
-    rank_pattern: dict[str, int] | None = None
-    target_modules: str | list[str] | None = None
-    modules_to_save: list[str] | None = None
-
-
-class _File(BaseModel):
-    sha256: str
-
-
-class _Manifest(BaseModel):
-    files: dict[str, _File]
+_held: dict[str, _Hold] = {}
+_holding = threading.Lock()
 
 
 def adapter_name(served_name: str, number: int, sha256: str) -> str:
@@ -65,160 +48,210 @@ def adapter_name(served_name: str, number: int, sha256: str) -> str:
     return f"{served_name}@v{number}-{sha256[:6]}"
 
 
-def fetch(uri: str, max_rank: int, sha256: str) -> str:
-    """The local directory of a published adapter, downloaded once if it is remote, and checked.
-
-    Raises:
-        ValueError: the files are missing, damaged or unsafe (see check_adapter).
-        OSError: the storage cannot be reached.
-    """
-    if is_local(uri):
-        directory = uri.removeprefix("file://")
-        check_adapter(directory, max_rank, sha256)
-        return directory
-    directory = str(cache_dir() / "adapters" / sha256)
-    if os.path.isdir(directory):
-        try:
-            check_adapter(directory, max_rank, sha256)
-            return directory
-        except ValueError:  # the copy may be what is damaged
-            shutil.rmtree(directory)
-    _download(uri, directory)
-    check_adapter(directory, max_rank, sha256)
-    return directory
-
-
-def check_adapter(uri: str, max_rank: int, sha256: str) -> None:
-    """Make sure that a published adapter is whole and loadable, before any engine sees it.
+def fetch(version: AdapterVersion, max_rank: int, keys: Sequence[str]) -> str:
+    """A private copy of a published adapter, checked, which this process holds until it ends, or lets it go as often as
+    it fetched it.
 
     Args:
-        sha256: of the weights, as the store knows it: manifest and weights may have been exchanged together.
+        keys: any of which may have signed it (adapters.signing_keys); where there are none, nothing need be signed.
 
     Raises:
-        ValueError: a file is missing, damaged, a pickle, not the one that the manifest or the store names, holds NaN or
-            Inf, has a rank above `max_rank` or trains the LM head. The message names the adapter, the fault and the
-            fix.
+        ValueError: the files are missing, damaged, unsafe or not signed (see `check`).
+        OSError: the storage cannot be reached, or the copy cannot be written.
     """
-    files = read_sound(uri, max_rank)
-    fs, path = filesystem(join(uri, ADAPTER_MANIFEST))
-    if not fs.exists(path):
-        raise ValueError(
-            f"adapter {uri!r} has no {ADAPTER_MANIFEST}, which is written last: it was never fully published; "
-            "export it again"
-        )
-    recorded = _parsed(_Manifest, uri, ADAPTER_MANIFEST, fs.cat_file(path)).files
-    for name, data in ((ADAPTER_CONFIG, files.config), (ADAPTER_WEIGHTS, files.weights)):
-        told = recorded[name].sha256 if name in recorded else "nothing of it"
-        if told != sha256_of(data):
-            raise ValueError(
-                f"adapter {uri!r}: {name} has SHA-256 {sha256_of(data)}, its manifest says {told}: "
-                "the file was changed after it was published; export it again under a new version"
-            )
-    if sha256_of(files.weights) != sha256:
-        raise ValueError(
-            f"adapter {uri!r} holds weights of SHA-256 {sha256_of(files.weights)}, the store knows it by {sha256}: "
-            "a name never points at other weights; publish these under a new version"
-        )
+    copy = str(_copies() / _name_of_copy(version))
+    _hold(copy)
+    try:
+        try:
+            check_adapter(version, max_rank, keys, copy)
+        except ValueError:  # there is none yet, it is damaged, or its manifest was signed by a key that is gone
+            for file, data in _read_published(version, max_rank, keys, version.uri).items():
+                write_atomic(f"{copy}/{file}", data)
+    except BaseException:
+        let_go(copy)
+        raise
+    return copy
+
+
+def let_go(copy: str) -> None:
+    """Give up a private copy, which goes from the disk if no other process holds it."""
+    with _holding:
+        hold = _held[copy]
+        hold.taken -= 1
+        if hold.taken:
+            return
+        del _held[copy]
+    _remove(copy, hold.lock)
+
+
+def sweep(wanted: Collection[AdapterVersion]) -> None:
+    """Remove the private copies that nobody holds: what killed processes left, but of what is wanted again."""
+    kept = set()
+    for version in wanted:
+        with suppress(ValueError):
+            kept.add(_name_of_copy(version))
+    for copy in _copies().iterdir():
+        if copy.name not in kept:
+            with suppress(OSError):
+                _remove(str(copy), os.open(copy, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW))
+
+
+def check_adapter(version: AdapterVersion, max_rank: int, keys: Sequence[str], uri: str | None = None) -> None:
+    """Make sure that a published adapter is whole and loadable, where it was published or in a copy (`uri`).
+
+    Raises:
+        ValueError: see `check.published`.
+    """
+    _read_published(version, max_rank, keys, uri or version.uri)
 
 
 def read_sound(uri: str, max_rank: int) -> AdapterFiles:
-    config, weights = _read_files(uri)
-    settings = _parsed(_Settings, uri, ADAPTER_CONFIG, config)
-    tensors = _tensors(uri, weights)
-    _refuse_lm_head(uri, settings, tensors)
-    rank = max([settings.r, *(settings.rank_pattern or {}).values(), *_lora_ranks(tensors)])
-    if rank > max_rank:
-        raise ValueError(
-            f"adapter {uri!r} has rank {rank}, the servers load at most {max_rank} (serve.max_lora_rank): "
-            "raise that, or train with a lower kto.rank"
-        )
-    return AdapterFiles(config=config, weights=weights, rank=rank)
+    """An adapter as a training left it, beside other files.
+
+    Raises:
+        ValueError: see `check.sound`.
+    """
+    files = read_folder(uri, {ADAPTER_CONFIG: MAX_JSON, ADAPTER_WEIGHTS: None})
+    return sound(uri, files[ADAPTER_CONFIG], files[ADAPTER_WEIGHTS], max_rank)
 
 
-def _parsed(model: type[M], uri: str, name: str, data: bytes) -> M:
+def _read_published(version: AdapterVersion, max_rank: int, keys: Sequence[str], uri: str) -> dict[str, bytes]:
+    limits = {file: named.bytes for file, named in known_files(version).items()}
+    files = read_folder(uri, {**limits, ADAPTER_MANIFEST: MAX_JSON})
+    published(uri, version, files, max_rank, keys)
+    return files
+
+
+def read_folder(uri: str, limits: Mapping[str, int | None]) -> dict[str, bytes]:
+    """Some files of a folder, each read once.
+
+    Args:
+        limits: name -> the most bytes that are read of it, None for all. Nothing else of the folder is looked at.
+
+    Raises:
+        ValueError: one is missing, larger, or no plain file of that folder; or pickles lie beside them.
+        OSError: the storage cannot be reached.
+    """
+    path = filesystem(uri)[1]
+    if ".." in path.split("/"):
+        raise ValueError(f"adapter {uri!r} leads out of its folder by '..'; give the folder itself")
+    return _read_local(uri, path, limits) if is_local(uri) else _read_remote(uri, limits)
+
+
+def _read_local(uri: str, path: str, limits: Mapping[str, int | None]) -> dict[str, bytes]:
     try:
-        return model.model_validate_json(data)
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"]) or "the file"
-        raise ValueError(f"adapter {uri!r}: {name} is damaged: {where}: {first['msg']}; export it again") from None
+        folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    except (FileNotFoundError, NotADirectoryError):
+        what = "is a symbolic link, which may lead anywhere" if os.path.islink(path) else "does not exist"
+        raise ValueError(f"adapter {uri!r} {what}; export it first") from None
+    try:
+        _refuse_names(uri, os.listdir(folder), limits)
+        return {name: _read_file(uri, folder, name, limit) for name, limit in limits.items()}
+    finally:
+        os.close(folder)
 
 
-def _read_files(uri: str) -> tuple[bytes, bytes]:
+def _read_file(uri: str, folder: int, name: str, limit: int | None) -> bytes:
+    """Without waiting, should it be a pipe."""
+    try:
+        opened = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=folder)
+    except OSError as error:
+        if error.errno != errno.ELOOP:
+            raise
+        raise ValueError(
+            f"adapter {uri!r}: {name} is a symbolic link, which may lead anywhere; put the file itself there"
+        ) from None
+    with os.fdopen(opened, "rb") as file:
+        told = os.fstat(opened)
+        if not stat.S_ISREG(told.st_mode):
+            raise ValueError(f"adapter {uri!r}: {name} is no plain file; export it again")
+        _refuse_size(uri, name, told.st_size, limit)
+        return file.read(told.st_size)  # what is written to it meanwhile is not read
+
+
+def _read_remote(uri: str, limits: Mapping[str, int | None]) -> dict[str, bytes]:
     fs, path = filesystem(uri)
-    if not fs.isdir(path):
-        raise ValueError(f"adapter {uri!r} does not exist; export it first")
-    names = {posixpath.basename(str(file)) for file in fs.ls(path, detail=False)}
+    fs.invalidate_cache(path)  # a listing of before would hide what came back
+    try:
+        listed = {posixpath.basename(str(file["name"])): int(file["size"] or 0) for file in fs.ls(path, detail=True)}
+    except (FileNotFoundError, NotADirectoryError):
+        raise ValueError(f"adapter {uri!r} does not exist; export it first") from None
+    _refuse_names(uri, listed, limits)
+    for name, limit in limits.items():
+        _refuse_size(uri, name, listed[name], limit)
+    # By its length: what has grown since is not read.
+    return {name: bytes(fs.cat_file(f"{path}/{name}", start=0, end=listed[name])) for name in limits}
+
+
+def _refuse_names(uri: str, names: Collection[str], wanted: Collection[str]) -> None:
     pickles = sorted(name for name in names if name.startswith("adapter_model") and name.endswith(PICKLES))
     if pickles:
         raise ValueError(
             f"adapter {uri!r} holds {', '.join(pickles)}: a pickle runs code when it is loaded, and engines fall back "
             f"to it; save the adapter as {ADAPTER_WEIGHTS} (save_pretrained does) and delete the pickle"
         )
-    for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS):
+    for name in wanted:
         if name not in names:
+            why = ", which is written last: it was never fully published" if name == ADAPTER_MANIFEST else ""
             held = ", ".join(sorted(names)) or "nothing"
-            raise ValueError(f"adapter {uri!r} has no {name} (it holds: {held}); export it again")
-    return bytes(fs.cat_file(f"{path}/{ADAPTER_CONFIG}")), bytes(fs.cat_file(f"{path}/{ADAPTER_WEIGHTS}"))
+            raise ValueError(f"adapter {uri!r} has no {name}{why} (it holds: {held}); export it again")
 
 
-def _tensors(uri: str, weights: bytes) -> dict[str, tuple[int, ...]]:
-    """The shapes of all tensors, after looking at every value."""
-    try:
-        entries = deserialize(weights)  # type: ignore[no-untyped-call]
-    except SafetensorError as error:
+def _refuse_size(uri: str, name: str, size: int, limit: int | None) -> None:
+    if limit is not None and size > limit:
         raise ValueError(
-            f"adapter {uri!r}: {ADAPTER_WEIGHTS} ({len(weights)} bytes) is truncated or damaged: {error}; "
-            "export it again"
-        ) from None
-    if not entries:
-        raise ValueError(f"adapter {uri!r}: {ADAPTER_WEIGHTS} holds no tensor; export it again")
-    for name, entry in entries:
-        if entry["dtype"] not in FLOATS:
-            raise ValueError(
-                f"adapter {uri!r}: tensor {name} has type {entry['dtype']}; save it as one of {', '.join(FLOATS)}"
-            )
-        if not _finite(entry["data"], entry["dtype"]):
-            raise ValueError(
-                f"adapter {uri!r}: tensor {name} holds NaN or Inf: the training diverged; "
-                "train again with a lower kto.learning_rate"
-            )
-    return {name: tuple(entry["shape"]) for name, entry in entries}
-
-
-def _finite(data: bytes, dtype: str) -> bool:
-    storage, exponent = FLOATS[dtype]
-    bits: NDArray[Any] = np.frombuffer(data, dtype=storage)
-    return not bool(np.any((bits & exponent) == exponent))
-
-
-def _lora_ranks(tensors: dict[str, tuple[int, ...]]) -> list[int]:
-    """lora_A is (rank, in), lora_B (out, rank)."""
-    return [shape[0] for name, shape in tensors.items() if ".lora_A." in name]
-
-
-def _refuse_lm_head(uri: str, settings: _Settings, tensors: dict[str, tuple[int, ...]]) -> None:
-    targets = settings.target_modules or []
-    named = [*([targets] if isinstance(targets, str) else targets), *(settings.modules_to_save or [])]
-    guilty = sorted({name for name in [*named, *tensors] if "lm_head" in name or "embed_tokens" in name})
-    if guilty:
-        raise ValueError(
-            f"adapter {uri!r} changes {guilty[0]}: KTO's fused head never trains an adapter there and engines do not "
-            "load it; take lm_head and embed_tokens out of the target modules and train again"
+            f"adapter {uri!r}: {name} has {size} bytes, and {limit} are the most that it may have, so it was not read: "
+            "it is not what was published; export it again"
         )
 
 
-def _download(uri: str, directory: str) -> None:
-    Path(directory).parent.mkdir(parents=True, exist_ok=True)
-    fs, path = filesystem(uri)
-    staging = tempfile.mkdtemp(dir=Path(directory).parent)
+def _copies() -> Path:
+    """The folder of all private copies of this user."""
+    folder = cache_dir() / "adapters"
+    folder.mkdir(parents=True, exist_ok=True)
+    folder.chmod(0o700)  # fails where it is another user's
+    return folder
+
+
+def _name_of_copy(version: AdapterVersion) -> str:
+    known = known_files(version)
+    return sha256_of("".join(known[file].sha256 for file in sorted(known)).encode())
+
+
+def _hold(copy: str) -> None:
+    """Lock a copy's folder, empty where there is none yet. What removes one does so under a lock that excludes this."""
+    with _holding:
+        if copy in _held:
+            _held[copy].taken += 1
+            return
+        while copy not in _held:
+            with suppress(FileExistsError):
+                os.mkdir(copy, 0o700)
+            try:
+                lock = os.open(copy, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+            except FileNotFoundError:  # removed just now
+                continue
+            fcntl.flock(lock, fcntl.LOCK_SH)
+            if _is(copy, lock):
+                _held[copy] = _Hold(lock)
+            else:
+                os.close(lock)
+
+
+def _remove(copy: str, lock: int) -> None:
     try:
-        fs.get(path.rstrip("/") + "/", staging, recursive=True)
-        with suppress(OSError):  # another process was first
-            os.rename(staging, directory)
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if _is(copy, lock):
+            shutil.rmtree(copy)
+    except OSError as error:  # another process holds it, or the file system knows no locks of folders: it stays
+        log.debug("the copy %s stays: %s", copy, error)
     finally:
-        shutil.rmtree(staging, ignore_errors=True)
+        os.close(lock)
 
 
-def sha256_of(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()
+def _is(copy: str, lock: int) -> bool:
+    """Whether the folder of this name is still the one that was opened."""
+    try:
+        return os.path.samestat(os.stat(copy, follow_symlinks=False), os.fstat(lock))
+    except FileNotFoundError:
+        return False

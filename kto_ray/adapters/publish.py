@@ -1,4 +1,4 @@
-"""Publishing a trained adapter: exactly its two files under an immutable name, the manifest last."""
+"""Publishing a trained adapter: exactly its two files under an immutable name, the manifest last, and signed."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ import importlib.metadata
 import json
 from typing import Any
 
-from kto_ray.adapters.files import adapter_name, read_sound, sha256_of
+from kto_ray.adapters.check import AdapterFiles, known_files, sha256_of
+from kto_ray.adapters.files import adapter_name, check_adapter, read_sound
+from kto_ray.adapters.signature import signed
 from kto_ray.config import Config
 from kto_ray.paths import ADAPTER_CONFIG, ADAPTER_MANIFEST, ADAPTER_WEIGHTS, Paths, filesystem, join, write_atomic
 from kto_ray.records.adapters import AdapterVersion
@@ -29,7 +31,7 @@ def publish(
 
     `champion` is the version that this one is meant to follow, None where that is the base model; `created_at` is in
     seconds since the epoch.
-    Publishing the same weights under the same number again returns what is there.
+    Publishing the same weights under the same number again returns what is there, if it is what was published.
 
     Raises:
         ValueError: the files are missing, damaged, not finite, or more than the servers can load.
@@ -38,9 +40,8 @@ def publish(
     sha256 = sha256_of(files.weights)
     name = adapter_name(config.model.served_name, number, sha256)
     uri = Paths(config.home).adapter(name)
-    fs, path = filesystem(join(uri, ADAPTER_MANIFEST))
-    if fs.exists(path):
-        return _version(uri, json.loads(fs.cat_file(path)))
+    if (there := _published(config, uri, files)) is not None:
+        return there
     manifest: dict[str, Any] = {
         "name": name,
         "number": number,
@@ -57,10 +58,29 @@ def publish(
         "config": config.model_dump(mode="json", include=CONFIG_SECTIONS, exclude={"train": {"mlflow_uri"}}),
         "versions": installed_versions(),
     }
+    manifest = signed(manifest, config.adapters.signing_keys)
     write_atomic(join(uri, ADAPTER_CONFIG), files.config)
     write_atomic(join(uri, ADAPTER_WEIGHTS), files.weights)
     write_atomic(join(uri, ADAPTER_MANIFEST), json.dumps(manifest, indent=2).encode())
     return _version(uri, manifest)
+
+
+def sign(config: Config, version: AdapterVersion) -> None:
+    """Sign a version that was published before there was a key, or under one that is to go: what the store knows of it,
+    whatever lies beside its files.
+
+    Raises:
+        ValueError: there is no key, or its files are not those that the store knows.
+    """
+    if not config.adapters.signing_keys:
+        raise ValueError(
+            f"adapters.signing_keys is empty, so that nothing can sign {version.name}; make a key with "
+            "`openssl rand -hex 32`, and give it as KTO_RAY__ADAPTERS__SIGNING_KEYS"
+        )
+    manifest = signed(version.manifest, config.adapters.signing_keys)
+    known_files(version)
+    write_atomic(join(version.uri, ADAPTER_MANIFEST), json.dumps(manifest, indent=2).encode())
+    check_adapter(version, config.serve.max_lora_rank, config.adapters.signing_keys)
 
 
 def as_trained(config: Config, version: AdapterVersion) -> Config:
@@ -73,6 +93,21 @@ def as_trained(config: Config, version: AdapterVersion) -> Config:
 def installed_versions() -> dict[str, str]:
     """Of the libraries that shape an adapter."""
     return {library: importlib.metadata.version(library) for library in LIBRARIES}
+
+
+def _published(config: Config, uri: str, files: AdapterFiles) -> AdapterVersion | None:
+    """What is there already, from a process that was killed before it told; not what somebody else put there."""
+    fs, path = filesystem(join(uri, ADAPTER_MANIFEST))
+    if not fs.exists(path):
+        return None
+    try:
+        there = _version(uri, json.loads(fs.cat_file(path)))
+        check_adapter(there, config.serve.max_lora_rank, config.adapters.signing_keys)
+        known = known_files(there)
+    except (KeyError, TypeError, ValueError):
+        return None
+    same = (known[ADAPTER_CONFIG].sha256, known[ADAPTER_WEIGHTS].sha256)
+    return there if same == (sha256_of(files.config), sha256_of(files.weights)) else None
 
 
 def _version(uri: str, manifest: dict[str, Any]) -> AdapterVersion:

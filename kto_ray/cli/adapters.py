@@ -4,13 +4,25 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from datetime import UTC, datetime
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.table import Table
 
-from kto_ray.cli.common import RUN, AsJson, ConfigFile, Overrides, out, plain, settings_of, step, tell
+from kto_ray.cli.common import (
+    RUN,
+    AsJson,
+    ConfigFile,
+    Overrides,
+    out,
+    plain,
+    read_store,
+    settings_of,
+    step,
+    tell,
+)
 from kto_ray.cli.source import Source
+from kto_ray.config import Config
 
 app = typer.Typer()
 STEERED = ("promote", "abort", "pause", "resume", "rollback")
@@ -18,18 +30,26 @@ STEERED = ("promote", "abort", "pause", "resume", "rollback")
 
 @app.command("adapters", rich_help_panel=RUN)
 def adapters_(
-    action: Annotated[str | None, typer.Argument(help="`show` for one version.")] = None,
+    action: Annotated[str | None, typer.Argument(help="`show` for one version, `sign` to sign one.")] = None,
     name: Annotated[str | None, typer.Argument(help="The version.")] = None,
     as_json: AsJson = False,
     config: ConfigFile = None,
     set_: Overrides = None,
 ) -> None:
-    """List adapter versions, or `adapters show V` for all that is known of one."""
+    """List adapter versions, or `adapters show V` for all that is known of one.
+
+    `adapters sign V` signs one that was published before there was a key, or under one that is to go, as the store
+    knows it.
+    """
     settings = settings_of(config, set_)
+    if action == "sign" and name is not None:
+        tell(_sign(settings, name), as_json)
+        return
     told = Source(settings).adapters()
     if action is not None:
         if action != "show" or name is None:
-            raise ValueError(f"adapters takes nothing or `show VERSION`, got {action!r} {name or ''}")
+            words = "adapters takes nothing, `show VERSION` or `sign VERSION`"
+            raise ValueError(f"{words}, got {action!r} {name or ''}")
         found = [a for a in told["adapters"] if a["name"] == name]
         if not found:
             raise ValueError(f"adapter {name!r} is not in the store; `kto-ray adapters` lists what is")
@@ -45,6 +65,17 @@ def adapters_(
         row = (version["name"], version["snapshot"] or "-", version["parent"] or "-", gate)
         table.add_row(*row, alias_of.get(version["name"], ""))
     out.print(table)
+
+
+def _sign(settings: Config, name: str) -> dict[str, Any]:
+    from kto_ray.adapters.publish import sign
+    from kto_ray.store import adapters
+
+    version = read_store(settings, lambda tx: adapters.get(tx, name))
+    if version is None:
+        raise ValueError(f"adapter {name!r} is not in the store; `kto-ray adapters` lists what is")
+    sign(settings, version)
+    return {"adapter": name, "signed": True}
 
 
 @app.command(rich_help_panel=RUN)

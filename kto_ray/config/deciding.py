@@ -95,6 +95,5 @@ class LoopSection(Section):
     # Hours that a stage of a round may take, all its attempts and waiting together; then the round ends, and says why
     snapshot_hours: float = Field(6.0, gt=0)
     train_hours: float = Field(72.0, gt=0)
-    load_hours: float = Field(1.0, gt=0)
     gate_hours: float = Field(6.0, gt=0)
     max_rounds: int | None = Field(None, ge=1)  # rounds that start by themselves; None for ever

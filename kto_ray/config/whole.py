@@ -11,6 +11,7 @@ from typing import Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from kto_ray.config.adapters import AdaptersSection
 from kto_ray.config.base import Section
 from kto_ray.config.capture import FeedbackSection
 from kto_ray.config.deciding import GateSection, LoopSection, RolloutSection
@@ -37,6 +38,7 @@ class Config(Section):
     data: DataSection = DataSection()
     kto: KtoSection = KtoSection()
     train: TrainSection = TrainSection()
+    adapters: AdaptersSection = AdaptersSection()
     gate: GateSection = GateSection()
     rollout: RolloutSection = RolloutSection()
     loop: LoopSection = LoopSection()

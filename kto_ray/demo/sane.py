@@ -15,6 +15,7 @@ from kto_ray.evaluate import gate
 from kto_ray.evaluate.measure import guard_metrics, text_metrics
 from kto_ray.model import resolve_model
 from kto_ray.people.turns import Turn
+from kto_ray.records.adapters import AdapterVersion
 from kto_ray.records.evaluation import GateDecision, GuardAnswer, Tokens
 
 EXAMINED = 64  # answers of each side that are scored under the models
@@ -41,7 +42,8 @@ def examine(config: Config, champion: Report, before: Sequence[Turn], after: Seq
     """
     from kto_ray.evaluate.logprobs import Scorer  # loads torch
 
-    directory = adapter_files.fetch(champion["uri"], config.serve.max_lora_rank, champion["sha256"])
+    version = AdapterVersion(**{name: champion[name] for name in AdapterVersion.__slots__})
+    directory = adapter_files.fetch(version, config.serve.max_lora_rank, config.adapters.signing_keys)
     scorer = Scorer(config, resolve_model(config.model), directory, None)
     tokenizer = load_tokenizer(resolve_model(config.model), config.model.revision)
     new, old = (_tokenized(tokenizer, _answers(turns[:EXAMINED])) for turns in (after, before))

@@ -99,7 +99,7 @@ def decide(config: Config, seen: Seen) -> Move:
         case Sealing() | Training() | Judging():
             return _work(config, seen, seen.round)
         case Loading() as loading:
-            return _load(seen, seen.round, loading)
+            return _load(config, seen, seen.round, loading)
         case OnTrial() as testing:
             return _test(config, seen, seen.round, testing)
         case Ended():
@@ -107,25 +107,19 @@ def decide(config: Config, seen: Seen) -> Move:
 
 
 def _late(config: Config, seen: Seen, current: Round) -> Move:
-    """The end of a round whose stage has taken longer than it may, unless what it waited for has just come."""
+    """The end of a round whose job has taken longer than it may, unless what it waited for has just come. (How long a
+    candidate may load, `_load` says.)"""
     section = config.loop
     allowed = {
         Stage.SNAPSHOT: section.snapshot_hours,
         Stage.TRAIN: section.train_hours,
-        Stage.LOAD: section.load_hours,
         Stage.GATE: section.gate_hours,
     }.get(current.stage)
     if allowed is None or seen.now - current.stage_started_at < 3600 * allowed:
         return None
     if isinstance(seen.job, (SnapshotManifest, Trained, GateReport)):
         return None
-    if isinstance(current.state, Loading):
-        if seen.all_hold(current.state.adapter):
-            return None
-        lack = [replica.replica for replica in seen.live if current.state.adapter not in replica.held]
-        why = f"it is not loaded by {', '.join(lack)}" if lack else "no replica is live"
-    else:
-        why = current.failure or ("its job still runs" if isinstance(seen.job, Running) else "its job did not end")
+    why = current.failure or ("its job still runs" if isinstance(seen.job, Running) else "its job did not end")
     return _give_up(
         current, f"{current.stage}: not done within {allowed:g} hours (loop.{current.stage}_hours): {why}", seen.now
     )
@@ -211,14 +205,23 @@ def _give_up(current: Round, reason: str, now: float) -> Change:
     return Change(ended, (Point(CHALLENGER, None),), _end_words(ended), failed=True)
 
 
-def _load(seen: Seen, current: Round, loading: Loading) -> Move:
-    """Wait until every live replica holds and has probed the candidate."""
-    refusals = [replica.errors[loading.adapter] for replica in seen.live if loading.adapter in replica.errors]
-    if refusals:
-        return _give_up(current, f"load: a replica refused the adapter: {refusals[0]}", seen.now)
-    if not seen.all_hold(loading.adapter):
-        return None
-    return Change(current.to(Judging(loading.snapshot, loading.adapter), seen.now))
+def _load(config: Config, seen: Seen, current: Round, loading: Loading) -> Move:
+    """Wait until every live replica holds and has probed the candidate. One that refuses it for what it is ends the
+    round; what stands in the way of one may pass, within `adapters.load_s`."""
+    faults = {r.replica: r.errors[loading.adapter] for r in seen.live if loading.adapter in r.errors}
+    for fault in faults.values():
+        if fault.refused:
+            return _give_up(current, f"load: a replica refused the adapter: {fault.reason}", seen.now)
+    if seen.all_hold(loading.adapter):
+        return Change(current.to(Judging(loading.snapshot, loading.adapter), seen.now))
+    waiting = sum(loading.adapter not in replica.held for replica in seen.live)
+    told = f"{waiting} of {len(seen.live)} live replicas do not hold the adapter"
+    told += "".join(f"; {name}, at each try: {fault.reason}" for name, fault in sorted(faults.items()))
+    if seen.now - current.stage_started_at > config.adapters.load_s:
+        return _give_up(current, f"load: {told}, after {config.adapters.load_s:.0f} s (adapters.load_s)", seen.now)
+    if faults and told != current.failure:
+        return Change(current.waits(told), words=f"round {current.id} waits: {told}", failed=True)
+    return None
 
 
 def _test(config: Config, seen: Seen, current: Round, testing: OnTrial) -> Move:

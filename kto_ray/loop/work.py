@@ -84,14 +84,14 @@ def gate(
     if config.train.device == "cpu":
         yield_to_serving()
     manifest = load_manifest(snapshot_uri)
-    rank = config.serve.max_lora_rank
+    rank, keys = config.serve.max_lora_rank, config.adapters.signing_keys
     return evaluate(
         config=config,
         adapter=candidate.name,
         snapshot=manifest.id,
         model_path=resolve_model(config.model),
-        adapter_dir=fetch(candidate.uri, rank, candidate.sha256),
-        champion_dir=fetch(champion.uri, rank, champion.sha256) if champion else None,
+        adapter_dir=fetch(candidate, rank, keys),
+        champion_dir=fetch(champion, rank, keys) if champion else None,
         rows=held_out(read_split(snapshot_uri, manifest, "holdout")),
         candidate=candidate_answers,
         champion=champion_answers,

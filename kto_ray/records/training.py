@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from kto_ray.config.learning import KtoSection, TrainSection
 from kto_ray.config.serving import ModelSection
@@ -35,6 +35,7 @@ class TrainJob:
     home: str
     run: str
     start: AdapterVersion | None = None  # policy and reference start from it; None: from the base model
+    signing_keys: tuple[str, ...] = field(default=(), repr=False)  # of adapters.signing_keys: who may have signed it
 
 
 @dataclass(frozen=True, slots=True)

@@ -95,7 +95,7 @@ def log_evidence(watch: Watch) -> float:
 
 def log_evidence_many(log_stakes: Floats) -> Floats:
     """The same of stakes (..., bets)."""
-    stake = log_mean(list(np.moveaxis(log_stakes, -1, 0)))
+    stake = log_mean([log_stakes[..., i] for i in range(log_stakes.shape[-1])])
     with np.errstate(divide="ignore"):
         evidence: Floats = stake + np.log(-np.expm1(-stake))
     return evidence

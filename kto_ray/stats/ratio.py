@@ -15,8 +15,9 @@ Both read counts only, so the order of the trials within them does not matter.
    is 1 at r = w: a supermartingale for EVERY share r <= w, not for w alone, and so is a mean over several q. They are
    put as the ratio of ups per exposed user: RATIOS times as many make a share of q = w ratio / (1 - w + w ratio).
 
-Sources: M. Lindon, A. Malek, "Anytime-valid inference for multinomial count data", NeurIPS 2022 (sample ratio); H. Robbins,
-"Statistical methods related to the law of the iterated logarithm", Ann. Math. Statist. 41 (1970) (mixtures).
+Sources: M. Lindon, A. Malek, "Anytime-valid inference for multinomial count data", NeurIPS 2022 (sample ratio);
+H. Robbins, "Statistical methods related to the law of the iterated logarithm", Ann. Math. Statist. 41 (1970)
+(mixtures).
 """
 
 from __future__ import annotations
@@ -45,8 +46,7 @@ def log_evidence(champion: ArrayLike, challenger: ArrayLike, weight: float) -> F
 def more_ups(champion_ups: ArrayLike, challenger_ups: ArrayLike, weight: float) -> Floats:
     """The log evidence that the challenger earns more ups per exposed user than the champion.
 
-    An up may count for less than 1 where a trial's outcome does; the factors' means stay what they are only for whole
-    ones, so count trials whose outcome is at least a half.
+    A trial counts as an up where its outcome is at least a half: the bound is one on whole ups, not on fractions.
 
     Raises:
         ValueError: as of `log_evidence`.

@@ -29,8 +29,8 @@ is no theorem: `kto-ray bench decisions` measures what is left, and a hold on un
 beside this test. Who are silent is no matter of this test either: `ratio.more_ups`.
 
 Sources: J. Ville, "Étude critique de la notion de collectif" (1939); I. Waudby-Smith, A. Ramdas, "Estimating means of
-bounded random variables by betting", JRSS-B 86 (2024), for the bets and their truncation; A. Ramdas, P. Grünwald, V. Vovk,
-G. Shafer, "Game-theoretic statistics and safe anytime-valid inference", Statistical Science 38 (2023).
+bounded random variables by betting", JRSS-B 86 (2024), for the bets and their truncation; A. Ramdas, P. Grünwald,
+V. Vovk, G. Shafer, "Game-theoretic statistics and safe anytime-valid inference", Statistical Science 38 (2023).
 """
 
 from __future__ import annotations
@@ -81,7 +81,8 @@ def interval(challenger: Arms, outcome: Floats, weight: float, level: float) -> 
 
     Now, not ever: the running intersection is as valid and never wider, but after a drift it is empty or speaks of
     data long gone, and what is shown should describe the trials at hand. So a test that once rejected may stand beside
-    an interval that holds its effect again. M falls as the effect grows, hence an interval, whose ends are bisected.
+    an interval that holds its effect again. M falls as the effect grows (but for rare trials at which c_t binds), hence
+    an interval, whose ends are bisected.
 
     Raises:
         ValueError: as of `log_evidence`, or the level is not in (0, 1).

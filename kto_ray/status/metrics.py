@@ -8,7 +8,8 @@ from prometheus_client.core import GaugeMetricFamily
 
 from kto_ray.config import Config
 from kto_ray.records.trainings import TrainingRun
-from kto_ray.store import adapters, replicas, rollouts, rounds, tallies, trainings
+from kto_ray.status.readiness import readiness
+from kto_ray.store import adapters, rollouts, rounds, tallies, trainings
 
 Gauges = dict[str, tuple[str, float]]  # name -> (help, value)
 
@@ -35,7 +36,7 @@ def as_text(gauges: Gauges) -> bytes:
 
 def _loop(tx: sa.Connection, config: Config) -> Gauges:
     tally, current, test = tallies.total(tx), rounds.current(tx), rollouts.live(tx)
-    live = replicas.live(tx, config.serve.heartbeat_timeout_s)
+    ready = readiness(tx, config)
     return {
         "kto_ray_completions": ("Completions logged", tally.completions),
         "kto_ray_feedback_events": ("Feedback events stored", tally.stored),
@@ -46,7 +47,15 @@ def _loop(tx: sa.Connection, config: Config) -> Gauges:
         "kto_ray_labels_undesirable": ("Labels that are undesirable", tally.undesirable),
         "kto_ray_labels_new": ("Labels since the last round began", rounds.new_labels(tx)),
         "kto_ray_adapters": ("Adapter versions trained", adapters.count(tx)),
-        "kto_ray_replicas_live": ("Policy replicas heard of lately", len(live)),
+        "kto_ray_replicas_live": ("Policy replicas heard of lately", len(ready.replicas)),
+        "kto_ray_replicas_failing": (
+            "Live policy replicas that cannot load an adapter which they are to hold",
+            sum(bool(replica.errors) for replica in ready.replicas),
+        ),
+        "kto_ray_champion_replaced": (
+            "Whether another answers for the champion, which a replica cannot load",
+            float(ready.answers != ready.champion),
+        ),
         "kto_ray_round": ("Number of the round in progress, 0 if none", current.id if current else 0),
         "kto_ray_rollout_weight": ("The challenger's share of users, 0 if no rollout", test.weight if test else 0),
     }

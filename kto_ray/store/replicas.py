@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from typing import Any
 
 import sqlalchemy as sa
 
-from kto_ray.records.replicas import ReplicaReport
+from kto_ray.records.replicas import LoadFault, ReplicaReport
 from kto_ray.store import clock
 from kto_ray.store.schema import replicas
 
@@ -18,7 +19,7 @@ def report(tx: sa.Connection, told: ReplicaReport) -> None:
     now = clock.now(tx)
     silent = replicas.c.heartbeat_at < now - FORGET_S
     tx.execute(replicas.delete().where((replicas.c.replica == told.replica) | silent))
-    columns = {**asdict(told), "held": list(told.held), "errors": dict(told.errors), "heartbeat_at": now}
+    columns = {**asdict(told), "held": list(told.held), "heartbeat_at": now}
     tx.execute(replicas.insert().values(**columns))
 
 
@@ -28,4 +29,14 @@ def live(tx: sa.Connection, timeout_s: float) -> list[ReplicaReport]:
     now = clock.now(tx)
     lately = (replicas.c.heartbeat_at >= now - timeout_s) & (replicas.c.heartbeat_at <= now + timeout_s)
     query = sa.select(replicas).where(lately).order_by(replicas.c.replica)
-    return [ReplicaReport(**{**row, "held": tuple(row["held"])}) for row in tx.execute(query).mappings()]
+    return [_report(row) for row in tx.execute(query).mappings()]
+
+
+def _report(row: sa.RowMapping) -> ReplicaReport:
+    errors = {adapter: _fault(told) for adapter, told in row["errors"].items()}
+    return ReplicaReport(**{**row, "held": tuple(row["held"]), "errors": errors})
+
+
+def _fault(told: Any) -> LoadFault:
+    """A replica of an older version, while the new ones come, tells words alone, and tries no more."""
+    return LoadFault(**told) if isinstance(told, dict) else LoadFault(str(told), refused=True)

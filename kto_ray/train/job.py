@@ -225,6 +225,7 @@ def _job(config: Config, run_name: str, snapshot: SnapshotManifest, start: Adapt
         home=_absolute(config.home),
         run=run_name,
         start=start,
+        signing_keys=config.adapters.signing_keys,
     )
 
 

@@ -66,7 +66,7 @@ def train_on_worker(job: TrainJob, stream: DataIterator) -> TrainOutcome:
     steps = job.kto.epochs * math.ceil(len(batches) / job.kto.accumulate)
     model_path = resolve_model(job.model)
     tokenizer = AutoTokenizer.from_pretrained(model_path, revision=job.model.revision)
-    start = fetch(job.start.uri, job.start.rank, job.start.sha256) if job.start else None
+    start = fetch(job.start, job.start.rank, job.signing_keys) if job.start else None
     model, fresh_adapter = policy(job, model_path, start)
     trainer = RowTrainer(
         job,

@@ -5,7 +5,8 @@ from __future__ import annotations
 import time
 from dataclasses import asdict
 
-from kto_ray.adapters.files import read_sound, sha256_of
+from kto_ray.adapters.check import sha256_of
+from kto_ray.adapters.files import read_sound
 from kto_ray.adapters.publish import publish
 from kto_ray.config import Config
 from kto_ray.data.manifest import load_manifest

@@ -85,6 +85,23 @@ def test_a_request_that_kills_replicas_kills_two_and_not_all(api: Api, stream: b
     assert len(api.engine.asked) == 2
 
 
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("code", [500, 503])
+def test_a_replica_that_tells_of_its_own_failure_costs_no_error(api: Api, stream: bool, code: int) -> None:
+    api.engine.refusal, api.engine.refuses = {"message": "the engine has ended", "code": code, "type": "x"}, 1
+    assert api.chat(stream=stream).status_code == 200
+    assert len(api.engine.asked) == 2
+    api.engine.refuses = 9
+    assert api.chat(stream=stream).status_code == 503
+    assert len(api.engine.asked) == 4, "a request is tried twice and no more"
+
+
+def test_a_request_that_is_refused_is_asked_once(api: Api) -> None:
+    api.engine.refusal = {"message": "max_tokens is too large", "code": 400, "param": "max_tokens", "type": "bad"}
+    assert api.chat().status_code == 400
+    assert len(api.engine.asked) == 1
+
+
 def test_a_stream_that_breaks_off_says_so_and_is_logged_as_failed(api: Api) -> None:
     api.engine.breaks_after = 2
     answer = api.chat(stream=True)

@@ -291,7 +291,7 @@ def test_a_damaged_adapter_is_refused_and_chat_goes_on(run: Service, tmp_path: P
 
     def refused() -> Any:
         errors = [replica["errors"] for replica in run.get("/readyz")["replicas"]]
-        return next((e[broken.name] for e in errors if broken.name in e), None)
+        return next((e[broken.name]["reason"] for e in errors if broken.name in e), None)
 
     try:
         assert "adapter_model.safetensors" in run.wait("the refusal", refused, 30)

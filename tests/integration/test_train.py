@@ -72,7 +72,7 @@ def test_the_adapter_loads_and_changes_the_model(whole_run: Any, sealed: Any) ->
 
     settings, result = whole_run
     version = publish(settings, result.adapter_dir, 1, sealed.manifest, None, created_at=1.0)
-    check_adapter(version.uri, settings.serve.max_lora_rank, version.sha256)
+    check_adapter(version, settings.serve.max_lora_rank, ())
     base = AutoModelForCausalLM.from_pretrained(resolve_model(settings.model), dtype=torch.float32)
     model = PeftModel.from_pretrained(base, version.uri)
     ids = torch.arange(10, 30).unsqueeze(0)

@@ -20,9 +20,10 @@ class StandIn:
     """Answers with `words`, or calls functions where `calls` names some with their arguments.
 
     What is to go wrong is set by a test: `dies` counts the replicas that die before their first event, `breaks_after`
-    the events of a stream after which one dies, `refusal` is what the engine refuses with, `fault` what it fails with,
-    `silent` says that it ends without an event, `pause_s` passes before each event, and after `stalls_after` events
-    nothing comes any more. `stopped` counts the answers that were given up before their end."""
+    the events of a stream after which one dies, `refusal` is what the engine refuses with (`refuses` times, where that
+    is set), `fault` what it fails with, `silent` says that it ends without an event, `pause_s` passes before each
+    event, and after `stalls_after` events nothing comes any more. `stopped` counts the answers that were given up
+    before their end."""
 
     def __init__(self, words: tuple[str, ...] = WORDS) -> None:
         self.words = words
@@ -31,6 +32,7 @@ class StandIn:
         self.dies = 0
         self.breaks_after: int | None = None
         self.refusal: dict[str, Any] | None = None
+        self.refuses = -1
         self.pause_s = 0.0
         self.calls: tuple[tuple[str, str], ...] = ()
         self.finish_reason = "stop"
@@ -58,7 +60,8 @@ class StandIn:
         if self.dies:
             self.dies -= 1
             raise RayActorError
-        if self.refusal is not None:
+        if self.refusal is not None and self.refuses:
+            self.refuses -= 1
             yield json.dumps({"error": self.refusal})
         elif body.get("stream"):
             async for event in self._stream(body, adapter):
@@ -118,6 +121,8 @@ def adapter_engine(refuses: tuple[str, ...] = ()) -> Any:
 
     Args:
         refuses: adapters that it does not load.
+
+    What goes wrong besides is set by a test: `fault` is what it fails with at a chat, `load_s` passes at each load.
     """
     from ray.serve.llm.openai_api_models import ChatCompletionRequest, ChatCompletionResponse  # with vLLM: 10 s
 
@@ -126,9 +131,13 @@ def adapter_engine(refuses: tuple[str, ...] = ()) -> Any:
     class Engine(AdapterEngine):
         def __init__(self) -> None:
             self.held: dict[str, str] = {}
+            self.refuses = refuses
+            self.fault: Exception | None = None
+            self.load_s = 0.0
 
         async def load_adapter(self, name: str, directory: str) -> None:
-            if name in refuses:
+            await asyncio.sleep(self.load_s)
+            if name in self.refuses:
                 raise ValueError(f"{name} is not of this model")
             self.held[name] = directory
 
@@ -136,6 +145,8 @@ def adapter_engine(refuses: tuple[str, ...] = ()) -> Any:
             del self.held[name]
 
         async def chat(self, request: ChatCompletionRequest, *_: Any) -> AsyncIterator[ChatCompletionResponse]:
+            if self.fault is not None:
+                raise self.fault
             choice = {"index": 0, "message": {"role": "assistant", "content": "Hi"}, "finish_reason": "stop"}
             usage = {"prompt_tokens": 1, "completion_tokens": 1, "total_tokens": 2}
             yield ChatCompletionResponse(model=request.model, choices=[choice], usage=usage)

@@ -216,17 +216,31 @@ def _failed(name: str, error: RayError | RayServeException) -> ApiError:
 
 
 async def _asked(door: Door, body: Mapping[str, Any], adapter: str) -> AsyncGenerator[str, None]:
-    """The policy's events, but DONE. A replica that dies before its first event costs the client time, not an error."""
+    """The policy's events, but DONE. A replica that dies before its first event, or has nothing but its own failure to
+    tell, costs the client time and no error."""
     for attempt in range(TRIES):
-        begun = False
+        begun, last = False, attempt + 1 == TRIES
         try:
             async with aclosing(door.generate(body, adapter)) as events:
                 async for event in events:
+                    if not begun and not last and _failed_itself(event):
+                        log.warning("a replica failed before it answered, asking once more")
+                        break
                     begun = True
                     if event != DONE:
                         yield event
-            return
+                else:
+                    return
         except RayActorError as error:
-            if begun or attempt + 1 == TRIES:
+            if begun or last:
                 raise
             log.warning("a replica died before it answered, asking another: %s", error)
+
+
+def _failed_itself(event: str) -> bool:
+    """Whether a first event tells that not the request was at fault, but who was to answer it."""
+    told = event.removeprefix("data:").lstrip()
+    if not told.startswith('{"error"'):
+        return False
+    error = json.loads(told)["error"]
+    return isinstance(error, dict) and str(error.get("code")) in ("500", "503")

@@ -6,9 +6,10 @@ import logging
 import threading
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from kto_ray.config import Config
+from kto_ray.records.completions import Arm
 from kto_ray.records.keys import Key
 from kto_ray.records.replicas import held_by_all
 from kto_ray.records.rollouts import RolloutState
@@ -32,13 +33,20 @@ class View:
     keys: Mapping[str, Key]  # by their public ids, the revoked ones too
 
     def route(self, model: str, user: str | None, served_name: str) -> assignment.Route:
-        """Raises:
-        ApiError: 404, the model is not served here.
+        """As `assignment.route`; but where another answers for a champion that cannot be loaded, no answer is of an
+        arm, for the test is between the champion and its challenger.
+
+        Raises:
+            ApiError: 404, the model is not served here.
         """
         try:
-            return assignment.route(model, user, served_name, self.aliases, self.rollout, self.servable)
+            route = assignment.route(model, user, served_name, self.aliases, self.rollout, self.servable)
         except assignment.UnknownModel as error:
             raise ApiError(404, shortened(str(error), model), param="model", code="model_not_found") from None
+        if self.ready.answers == self.ready.champion:
+            return route
+        adapter = self.ready.answers if route.adapter == self.ready.champion else route.adapter
+        return replace(route, adapter=adapter, arm=Arm.PINNED, rollout=None)
 
 
 class Viewer:
@@ -46,6 +54,7 @@ class Viewer:
 
     def __init__(self, config: Config, store: Store) -> None:
         self._config, self._store = config, store
+        self._answers = ""  # who did at the last look
         self.refresh()
         self._closed = threading.Event()
         threading.Thread(target=self._refresh_until_closed, daemon=True).start()
@@ -61,6 +70,9 @@ class Viewer:
             ready = readiness(tx, config)
             aliases, test = adapters.aliases(tx, config.base_name), rollouts.live(tx)
             known = {key.id: key for key in keys.every(tx)}
+        if ready.answers != ready.champion and ready.answers != self._answers:
+            log.error("%s answers in place of the champion %s, which a replica cannot load: %s", *_why(ready))
+        self._answers = ready.answers
         self.view = View(aliases, test, held_by_all(ready.replicas) | {config.base_name}, ready, known)
         self._read_at = began
 
@@ -74,3 +86,8 @@ class Viewer:
                 self.refresh()
             except Exception as error:  # whatever it is: without this thread, requests go by an old view for ever
                 log.warning("the view is %.0f s old: %s: %s", self.age_s, type(error).__name__, first_line(error))
+
+
+def _why(ready: Readiness) -> tuple[str, str, str]:
+    reasons = {replica.errors[ready.champion].reason for replica in ready.replicas if ready.champion in replica.errors}
+    return ready.answers, ready.champion, "; ".join(sorted(reasons))

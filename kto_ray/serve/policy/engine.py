@@ -29,10 +29,14 @@ class AdapterEngine(VLLMEngine):
 
         Raises:
             ValueError: vLLM refused the adapter; the message is vLLM's.
+            Exception: the engine has ended, which vLLM tells of in the same way.
         """
-        await self.resolve_lora(
-            DiskMultiplexConfig(model_id=name, max_total_tokens=None, local_path=directory, lora_assigned_int_id=0)
-        )
+        asked = DiskMultiplexConfig(model_id=name, max_total_tokens=None, local_path=directory, lora_assigned_int_id=0)
+        try:
+            await self.resolve_lora(asked)
+        except ValueError:
+            await self.check_health()
+            raise
 
     async def unload_adapter(self, name: str) -> None:
         """Forget an adapter and free its slot.

@@ -1,9 +1,11 @@
 """The policy: a vLLM replica that holds the adapters the store asks for, and reports what it holds.
 
 Reconciliation: read the desired set (champion, challenger, previous champion), load and probe what is missing, unload
-what is no longer wanted once nothing uses it, report. A replica is ready (its constructor returns) only when it holds
-the champion and has tried the rest. Names are immutable, so loading on demand is always right; it happens when a
-request was routed just before an alias moved.
+what is no longer wanted once nothing uses it, report. A replica is ready (its constructor returns) when it holds the
+champion and has tried the rest. Where it cannot load the champion it stays out as long as another replica holds it; if
+none does, it comes in without, says so, and goes on trying: the gateways then ask for another (`champions_answer`).
+Names are immutable, so loading on demand is always right; it happens when a request was routed just before an alias
+moved.
 """
 
 from __future__ import annotations
@@ -13,9 +15,7 @@ import json
 import logging
 import os
 import time
-from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import asynccontextmanager
 from typing import Any
 
 import sqlalchemy as sa
@@ -23,15 +23,15 @@ from pydantic import ValidationError
 from ray import serve
 from ray.serve.llm import LLMConfig, LLMServer
 
-from kto_ray.adapters import files as adapter_files
+from kto_ray.adapters.files import sweep
 from kto_ray.cluster import cpu_engine
 from kto_ray.config import Config
 from kto_ray.model import awaited
-from kto_ray.paths import StorageAway
 from kto_ray.processor import precision
 from kto_ray.records.adapters import CHAMPION, AdapterVersion
 from kto_ray.records.replicas import ReplicaReport
 from kto_ray.serve.policy.engine import AdapterEngine
+from kto_ray.serve.policy.shelf import Shelf
 from kto_ray.store import adapters, replicas, store_of
 from kto_ray.store.database import STARTED_S
 from kto_ray.store.faults import first_line
@@ -104,15 +104,14 @@ class Policy(LLMServer):
         self._config = config
         self._store = await asyncio.to_thread(store_of, config, wait_s=STARTED_S)
         await super().__init__(llm_config(config, await asyncio.to_thread(awaited, config.model)))
-        self._held: dict[str, str] = {}  # adapter -> directory
-        self._errors: dict[str, str] = {}
-        self._in_use: Counter[str] = Counter()
-        self._last_used: dict[str, float] = {}
-        self._lock = asyncio.Lock()  # of loading and unloading
+        self._shelf = Shelf(config, self.engine, self._probe)
         self._replica = serve.get_replica_context().replica_id.unique_id
         await self._probe(config.base_name)
+        await self._survive(self._sweep)
         await self._hold_champion()
-        await asyncio.to_thread(self._report)
+        await self._survive(self._tell)
+        if self._shelf.faults:
+            await asyncio.sleep(config.serve.drain_s)  # the gateways read what it lacks before they ask it for anything
         self._tasks = [asyncio.create_task(self._forever(step)) for step in (self._reconcile, self._tell)]
 
     async def generate(self, body: Mapping[str, Any], adapter: str) -> AsyncIterator[str]:
@@ -127,6 +126,7 @@ class Policy(LLMServer):
             with the single key "error" (OpenAI's shape, `code` is the HTTP status).
         """
         from ray.serve.llm.openai_api_models import ChatCompletionRequest
+        from vllm.v1.engine.exceptions import EngineDeadError
 
         try:
             request = ChatCompletionRequest(**{**body, "model": adapter})
@@ -134,128 +134,93 @@ class Policy(LLMServer):
             yield _bad_request(error)
             return
         try:
-            async with self._using(adapter):
+            with self._shelf.using(adapter):  # before any await, so that an unload sees it
+                if adapter != self._config.base_name and adapter not in self._shelf.held:
+                    await self._load_on_demand(adapter)
                 async for item in self.engine.chat(request):
                     yield item if isinstance(item, str) else item.model_dump_json()
         except AdapterUnavailable as error:
-            yield json.dumps({"error": {"message": str(error), "type": "server_error", "param": "model", "code": 503}})
+            yield _unavailable(str(error), "model")
+        except EngineDeadError:  # Serve replaces this replica; until it knows, requests come here
+            yield _unavailable("the engine of this replica has ended", None)
 
     async def check_health(self) -> None:
         await super().check_health()
         if any(task.done() for task in self._tasks):
             raise RuntimeError(f"the reconcile loop of replica {self._replica} ended")
 
-    @asynccontextmanager
-    async def _using(self, name: str) -> AsyncIterator[None]:
-        self._in_use[name] += 1  # before any await, so that an unload sees it
-        try:
-            if name != self._config.base_name and name not in self._held:
-                await self._load_on_demand(name)
-            yield
-        finally:
-            self._in_use[name] -= 1
-            self._last_used[name] = time.monotonic()
-
     async def _load_on_demand(self, name: str) -> None:
-        version = await asyncio.to_thread(self._version, name)
+        """Raises:
+        AdapterUnavailable: it is not held then; why is told to operators only.
+        """
+        try:
+            version = await asyncio.to_thread(self._version, name)
+        except sa.exc.SQLAlchemyError as error:
+            log.warning("adapter %s is asked for and cannot be looked up: %s", name, first_line(error))
+            raise AdapterUnavailable(f"adapter {name} cannot be loaded now: the store is away") from None
         if version is None:
             raise AdapterUnavailable(f"adapter {name} is not in the store")
-        try:
-            await self._load(version)
-        except StorageAway as error:
-            raise AdapterUnavailable(f"adapter {name} cannot be loaded now: {error}") from None
-        if name not in self._held:
-            raise AdapterUnavailable(f"adapter {name} cannot be loaded: {self._errors[name]}")
+        await self._shelf.load(version)
+        if name not in self._shelf.held:
+            raise AdapterUnavailable(f"adapter {name} cannot be loaded now")
 
     async def _hold_champion(self) -> None:
-        """Hold what is wanted, the champion before all, however long its files are out of reach: until then others
-        answer.
+        """Hold what is wanted, the champion before all. It is waited for as long as others hold it, who answer; where
+        none does, for `adapters.patience_s` if it may still come, and not at all if it is refused."""
+        patient_until = time.monotonic() + self._config.adapters.patience_s
+        champion, others_hold = self._config.base_name, False
 
-        Raises:
-            RuntimeError: the champion is refused.
-        """
-        champion: str | None = None
+        async def look() -> None:
+            nonlocal champion, others_hold
+            champion, others_hold = await asyncio.to_thread(self._champion)
 
-        async def ask() -> None:
-            nonlocal champion
-            champion = await asyncio.to_thread(self._champion)
-
-        while champion not in (*self._held, self._config.base_name):
-            await self._survive(self._reconcile)
-            await self._survive(ask)
-            if champion in self._errors:
-                raise RuntimeError(f"champion {champion} cannot be loaded: {self._errors[champion]}")
+        while True:
+            seen = await self._survive(self._reconcile) and await self._survive(look)
+            if seen and self._comes_in(champion, others_hold, time.monotonic() > patient_until):
+                return
             await asyncio.sleep(self._config.serve.reconcile_s)
+
+    def _comes_in(self, champion: str, others_hold: bool, waited: bool) -> bool:
+        if champion in (*self._shelf.held, self._config.base_name):
+            return True
+        fault = self._shelf.faults.get(champion)
+        if fault is None or others_hold or not (fault.refused or waited):
+            return False
+        words = "replica %s comes in without the champion %s, for which another answers until it can be loaded: %s"
+        log.error(words, self._replica, champion, fault.reason)
+        return True
 
     async def _forever(self, step: Callable[[], Awaitable[None]]) -> None:
         while True:
             await asyncio.sleep(self._config.serve.reconcile_s)
             await self._survive(step)
 
-    async def _survive(self, step: Callable[[], Awaitable[None]]) -> None:
-        """An outage of the store or of the storage stops changes, not chat."""
+    async def _survive(self, step: Callable[[], Awaitable[None]]) -> bool:
+        """Whether it was done. An outage of the store stops changes, not chat, and so does what nobody foresaw."""
         try:
             await step()
-        except (sa.exc.SQLAlchemyError, StorageAway) as error:
-            log.warning("replica %s goes on with what it has: %s", self._replica, first_line(error))
+        except Exception as error:
+            words = "replica %s goes on with what it has: %s: %s"
+            log.warning(words, self._replica, type(error).__name__, first_line(error))
+            return False
+        return True
+
+    async def _sweep(self) -> None:
+        """What killed processes left in the cache."""
+        await asyncio.to_thread(lambda: sweep(self._desired()))
 
     async def _reconcile(self) -> None:
-        wanted = {version.name: version for version in await asyncio.to_thread(self._desired)}
-        away: StorageAway | None = None
-        for name, version in wanted.items():
-            if name not in self._held and name not in self._errors:
-                try:
-                    await self._load(version)
-                except StorageAway as error:  # another's files may be here
-                    away = error
-        for name in set(self._held) - set(wanted):
-            await self._unload_if_idle(name)
-        self._errors = {name: reason for name, reason in self._errors.items() if name in wanted}
-        if away is not None:
-            raise away
+        await self._shelf.follow(await asyncio.to_thread(self._desired))
 
     async def _tell(self) -> None:
         """By itself: a replica that waits for files is alive."""
         await asyncio.to_thread(self._report)
 
-    async def _load(self, version: AdapterVersion) -> None:
-        """Check, load and probe one adapter; a fault of its own is kept as the reason that the report tells.
-
-        Raises:
-            StorageAway: its files are out of reach.
-        """
-        async with self._lock:
-            if version.name in self._held:
-                return
-            try:
-                directory = await asyncio.to_thread(
-                    adapter_files.fetch, version.uri, self._config.serve.max_lora_rank, version.sha256
-                )
-                await self.engine.load_adapter(version.name, directory)
-                await self._probe(version.name)
-            except StorageAway:
-                raise
-            except Exception as error:  # one adapter's fault, whatever it raises in vLLM, must not take chat down
-                log.error("replica %s cannot load %s: %s", self._replica, version.name, error)
-                self._errors[version.name] = str(error) or type(error).__name__
-                return
-            self._held[version.name] = directory
-            self._errors.pop(version.name, None)
-
-    async def _unload_if_idle(self, name: str) -> None:
-        async with self._lock:
-            idle_s = time.monotonic() - self._last_used.get(name, 0.0)
-            if self._in_use[name] or idle_s < self._config.serve.drain_s:
-                return
-            # Popped before the first await: a request that arrives now loads it again instead of losing its slot.
-            del self._held[name]
-            await self.engine.unload_adapter(name)
-
     async def _probe(self, name: str) -> None:
         """One token through the real path.
 
         Raises:
-            ValueError: the engine did not answer with a completion.
+            RuntimeError: the engine did not answer with a completion; what it refuses of an adapter, it refuses before.
         """
         from ray.serve.llm.openai_api_models import ChatCompletionRequest
 
@@ -263,7 +228,7 @@ class Policy(LLMServer):
         async for item in self.engine.chat(ChatCompletionRequest(**body)):
             answer = json.loads(item.model_dump_json())
             if "error" in answer:
-                raise ValueError(f"probe of {name} failed: {answer['error']['message']}")
+                raise RuntimeError(f"probe of {name} failed: {answer['error']['message']}")
 
     def _desired(self) -> list[AdapterVersion]:
         with self._store.read() as tx:
@@ -273,17 +238,20 @@ class Policy(LLMServer):
         with self._store.read() as tx:
             return adapters.get(tx, name)
 
-    def _champion(self) -> str:
+    def _champion(self) -> tuple[str, bool]:
+        """Its name, and whether another live replica holds it."""
         with self._store.read() as tx:
-            return adapters.aliases(tx, self._config.base_name)[CHAMPION]
+            champion = adapters.aliases(tx, self._config.base_name)[CHAMPION]
+            live = replicas.live(tx, self._config.serve.heartbeat_timeout_s)
+        return champion, any(champion in other.held for other in live if other.replica != self._replica)
 
     def _report(self) -> None:
         report = ReplicaReport(
             replica=self._replica,
             node=os.uname().nodename,
             pid=os.getpid(),
-            held=tuple(sorted(self._held)),
-            errors=self._errors,
+            held=self._shelf.held,
+            errors=self._shelf.faults,
             dtype=self._precision.dtype,
             dtype_why=self._precision.why,
         )
@@ -293,6 +261,11 @@ class Policy(LLMServer):
 
 class AdapterUnavailable(RuntimeError):
     """A request named an adapter that this replica cannot hold."""
+
+
+def _unavailable(message: str, param: str | None) -> str:
+    """Another replica may answer."""
+    return json.dumps({"error": {"message": message, "type": "server_error", "param": param, "code": 503}})
 
 
 def _bad_request(error: ValidationError) -> str:

@@ -35,6 +35,7 @@ def test_shipped_configs_load(path: Path, monkeypatch: pytest.MonkeyPatch) -> No
         ("kto.rank=64", ["kto.rank is 64", "serve.max_lora_rank is 16", "raise"]),
         ("http.behind_proxy=true", ["'http.behind_proxy'", "proxy_secret"]),
         ("http.proxy_secret=short", ["'http.proxy_secret'", "16"]),
+        ("adapters.signing_keys=[sh0rt]", ["'adapters.signing_keys'", "5 characters", "openssl rand -hex 32"]),
         ("http.proxy_name=a/b", ["'http.proxy_name'", "a/b"]),
         ("http.cors_origins=['*']", ["http.cors_origins", "*"]),
         ("limits.chats_per_minute=0", ["'limits.chats_per_minute'", "0"]),
@@ -133,8 +134,17 @@ def test_beyond_one_machine_a_model_of_the_hub_is_one_commit(model: tuple[str, .
 
 def test_a_config_is_shown_without_its_secrets() -> None:
     secrets = ("salt=c2VjcmV0", "http.proxy_secret=0123456789abcdef", "store_url=sqlite:////tmp/p4ss.db")
-    shown = repr(load_config(None, secrets))
-    assert "'127.0.0.1'" in shown and not any(held in shown for held in ("c2VjcmV0", "0123456789abcdef", "p4ss"))
+    shown = repr(load_config(None, (*secrets, f"adapters.signing_keys={'5e' * 16}")))
+    told = ("c2VjcmV0", "0123456789abcdef", "p4ss", "5e5e")
+    assert "'127.0.0.1'" in shown and not any(held in shown for held in told)
+    with pytest.raises(ConfigError) as error:
+        load_config(None, ("adapters.signing_keys=[sh0rt]",))
+    assert "sh0rt" not in str(error.value)
+
+
+def test_signing_keys_come_from_the_environment_as_one_text(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KTO_RAY__ADAPTERS__SIGNING_KEYS", f"{'n' * 32}, {'o' * 32}")
+    assert load_config().adapters.signing_keys == ("n" * 32, "o" * 32)
 
 
 def test_a_store_is_told_by_a_mark_that_needs_the_salt() -> None:

@@ -13,7 +13,7 @@ from kto_ray.loop.moves import Begin, Change, KeepSnapshot, Point, Start
 from kto_ray.loop.operators import obey
 from kto_ray.records.adapters import AdapterVersion
 from kto_ray.records.evaluation import GateDecision, GateReport
-from kto_ray.records.replicas import ReplicaReport
+from kto_ray.records.replicas import LoadFault, ReplicaReport
 from kto_ray.records.requests import Act, Done, Refused, Request
 from kto_ray.records.rollouts import Look, RolloutState, RolloutStatus
 from kto_ray.records.rounds import Ended, Judging, Loading, OnTrial, Outcome, Round, Sealing, State, Training
@@ -114,12 +114,32 @@ def test_the_candidate_is_judged_when_every_live_replica_holds_it() -> None:
 
 
 def test_a_refused_candidate_ends_its_round() -> None:
-    refusing = replace(EMPTY, errors={V1: "broken"})
+    refusing = replace(EMPTY, errors={V1: LoadFault("broken", refused=True)})
     after, effects = changed(seen(Loading("s", V1), live=(HOLDS, refusing)))
     assert after is not None and isinstance(after.state, Ended)
     assert (after.state.outcome, after.state.adapter) == (Outcome.FAILED, V1)
     assert after.state.reason == "load: a replica refused the adapter: broken"
     assert effects == (Point("challenger", None),)
+
+
+def test_a_candidate_that_cannot_be_loaded_yet_waits_and_says_why_until_its_deadline() -> None:
+    away = replace(EMPTY, errors={V1: LoadFault("no route to the bucket", refused=False, tries=3, age_s=9.0)})
+    waiting = seen(Loading("s", V1), live=(HOLDS, away))
+    after, effects = changed(waiting)
+    words = "1 of 2 live replicas do not hold the adapter; r, at each try: no route to the bucket"
+    assert after is not None and (after.state, after.attempts, after.failure) == (Loading("s", V1), 0, words)
+    assert effects == () and decide(CONFIG, replace(waiting, round=after)) is None, "told once"
+    after, _ = changed(seen(Loading("s", V1), live=(HOLDS,)))
+    assert after is not None and after.state == Judging("s", V1)
+    at_last = 950.0 + CONFIG.adapters.load_s
+    for live, told in (((HOLDS, away), words), ((HOLDS, EMPTY), "1 of 2 live"), ((), "0 of 0 live")):
+        now = seen(Loading("s", V1), live=live, now=at_last)
+        assert now.round is not None and decide(CONFIG, replace(now, round=now.round.waits(words))) is None
+        after, effects = changed(seen(Loading("s", V1), live=live, now=at_last + 1))
+        assert after is not None and isinstance(after.state, Ended) and after.state.outcome is Outcome.FAILED
+        assert after.state.reason is not None and after.state.reason.startswith(f"load: {told}")
+        assert after.state.reason.endswith(", after 1800 s (adapters.load_s)")
+        assert effects == (Point("challenger", None),)
 
 
 @pytest.mark.parametrize(
@@ -300,37 +320,23 @@ def test_an_ended_round_takes_its_test_along() -> None:
     assert refused(seen(), Act.END) == "there is no round in progress"
 
 
-@pytest.mark.parametrize(
-    ("state", "hours", "why"),
-    [
-        (Sealing(), 6, "its job did not end"),
-        (Training("s"), 72, "its job did not end"),
-        (Loading("s", V1), 1, "it is not loaded by r"),
-        (Judging("s", V1), 6, "its job did not end"),
-    ],
-)
-def test_every_stage_has_a_deadline_and_its_reason(state: State, hours: int, why: str) -> None:
+@pytest.mark.parametrize(("state", "hours"), [(Sealing(), 6), (Training("s"), 72), (Judging("s", V1), 6)])
+def test_every_stage_has_a_deadline_and_its_reason(state: State, hours: int) -> None:
     began = NOW - 3600 * hours
-    late = replace(seen(state, live=(EMPTY,)), round=Round(1, state, began, began))
-    in_time = replace(late, now=NOW - 1)
-    assert not isinstance(decide(CONFIG, in_time), Change)
+    late = replace(seen(state), round=Round(1, state, began, began))
+    assert not isinstance(decide(CONFIG, replace(late, now=NOW - 1)), Change)
     after, effects = changed(late)
     assert after is not None and isinstance(after.state, Ended) and after.state.outcome is Outcome.FAILED
-    wanted = f"{state.stage}: not done within {hours} hours (loop.{state.stage}_hours): {why}"
+    wanted = f"{state.stage}: not done within {hours} hours (loop.{state.stage}_hours): its job did not end"
     assert after.state.reason == wanted and effects == (Point("challenger", None),)
 
 
-def test_what_comes_at_the_last_moment_is_taken() -> None:
-    state = Loading("s", V1)
-    late = replace(seen(state), round=Round(1, state, 0.0, NOW - 3600))
-    after, _ = changed(late)
-    assert after is not None and after.stage == "gate"
-    nobody = replace(late, live=())
-    after, _ = changed(nobody)
-    assert after is not None and isinstance(after.state, Ended) and "no replica is live" in str(after.state.reason)
+def test_a_stage_that_is_late_ends_with_what_stood_in_its_way_but_takes_what_has_just_come() -> None:
     waits = replace(Round(1, Training("s"), 0.0, NOW - 72 * 3600), failure="StorageAway: gone")
     after, _ = changed(replace(seen(), round=waits, job=Failed("StorageAway: gone", hopeless=False, away=True)))
     assert after is not None and isinstance(after.state, Ended) and "StorageAway: gone" in str(after.state.reason)
+    after, _ = changed(replace(seen(), round=waits, job=Trained(VERSION, ({"step": 1, "loss": 0.5},), {"steps": 1})))
+    assert after is not None and after.stage == "load"
 
 
 # ---- erasures

@@ -19,7 +19,7 @@ from kto_ray.records.adapters import AdapterVersion
 from kto_ray.records.completions import ExternalRef
 from kto_ray.records.evaluation import GateDecision, GateReport
 from kto_ray.records.feedback import FeedbackKind
-from kto_ray.records.replicas import ReplicaReport
+from kto_ray.records.replicas import LoadFault, ReplicaReport
 from kto_ray.records.requests import Act, Refused, Request
 from kto_ray.records.rollouts import Look, RolloutState, RolloutStatus
 from kto_ray.records.rounds import Training
@@ -197,7 +197,7 @@ def test_gates_rounds_rollouts_and_replicas_come_back(store: Store) -> None:
     report = GateReport("policy@v1", "s", 1.0, GateDecision.REJECT, ("why",), {"auc": 0.5}, ({"prompt": "p"},))
     test = RolloutState("r", "policy@base", "policy@v1", "salt", 0, 0.1, RolloutStatus.RUNNING, 1.0, 1.0)
     look = Look("r", 2.0, 0, 3, 1, 2, 2, -0.5, 0.75)
-    replica = ReplicaReport("x", "node", 7, ("policy@v1",), 50.0, {"policy@v2": "broken"})
+    replica = ReplicaReport("x", "node", 7, ("policy@v1",), 50.0, {"policy@v2": LoadFault("broken", True, 3, 7.5)})
     with store.write() as tx:
         adapters.insert(tx, version(1))
         evaluation.put(tx, report)

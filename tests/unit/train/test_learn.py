@@ -38,7 +38,7 @@ def test_what_was_trained_is_published_with_its_figures(
     manifest, uri = seal(tmp_path, {"train": [("c1", "ann")]}, 1)
     config = load_config(None, (f"home={tmp_path}", f"kto.reference={reference}"))
     done = learn.learn(config, "round-7", 7, uri, CHAMPION)
-    check_adapter(done.version.uri, config.serve.max_lora_rank, done.version.sha256)
+    check_adapter(done.version, config.serve.max_lora_rank, ())
     assert (done.version.number, done.version.snapshot, done.version.parent) == (7, manifest.id, CHAMPION.name)
     assert starts == [CHAMPION if reference == "champion" else None]
     assert done.history == ({"step": 1},) and done.figures["steps"] == 1.0 and "history" not in done.figures

@@ -1,4 +1,4 @@
-"""The engine starts Ray's download task only where the model's files are not here."""
+"""Our engine: what it leaves out of Ray's start, and what it tells of an adapter that vLLM did not load."""
 
 from __future__ import annotations
 
@@ -27,3 +27,18 @@ def test_a_model_that_is_here_is_not_downloaded(tmp_path: Path, monkeypatch: pyt
     )
     asyncio.run(engine.start())
     assert seen == [not here]
+
+
+@pytest.mark.parametrize("dead", [True, False])
+def test_an_engine_that_has_ended_refused_nothing(monkeypatch: pytest.MonkeyPatch, dead: bool) -> None:
+    async def fails(*_: object) -> None:
+        raise ValueError("Failed to load lora model: it is broken")
+
+    async def healthy(_: AdapterEngine) -> None:
+        if dead:
+            raise RuntimeError("EngineCore encountered an issue")
+
+    monkeypatch.setattr(AdapterEngine, "resolve_lora", fails)
+    monkeypatch.setattr(AdapterEngine, "check_health", healthy)
+    with pytest.raises(RuntimeError if dead else ValueError):
+        asyncio.run(AdapterEngine.__new__(AdapterEngine).load_adapter("policy@v1", "/nowhere"))

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import ANY
 
 import pytest
 import sqlalchemy as sa
@@ -17,8 +18,10 @@ from kto_ray.config import Config, load_config
 from kto_ray.paths import StorageAway
 from kto_ray.processor import precision
 from kto_ray.records.adapters import CHALLENGER, CHAMPION, AdapterVersion
-from kto_ray.records.replicas import ReplicaReport
+from kto_ray.records.replicas import LoadFault, ReplicaReport
 from kto_ray.serve.policy.replica import Policy, llm_config
+from kto_ray.serve.policy.shelf import Shelf
+from kto_ray.status.readiness import readiness
 from kto_ray.store import Store, adapters, replicas, snapshots
 from tests.support.adapters import tensors, write
 from tests.support.engine import adapter_engine
@@ -28,7 +31,8 @@ HI = {"messages": [{"role": "user", "content": "Hi"}]}
 
 
 @pytest.fixture
-def config(tmp_path: Path) -> Config:
+def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Config:
+    monkeypatch.setenv("KTO_RAY_CACHE", str(tmp_path / "cache"))
     return load_config(None, (f"home={tmp_path}", "serve.drain_s=2"))
 
 
@@ -44,9 +48,8 @@ def policy(config: Config, store: Store, refuses: tuple[str, ...] = ()) -> Any:
     made: Any = Bare.__new__(Bare)
     made._config, made._store, made._replica = config, store, "r1"
     made._precision = precision("cpu", "float32")
-    made._held, made._errors, made._last_used = {}, {}, {}
-    made._in_use, made._lock = Counter(), asyncio.Lock()
     made.engine = adapter_engine(refuses)
+    made._shelf = Shelf(config, made.engine, made._probe)
     return made
 
 
@@ -81,12 +84,12 @@ def test_it_holds_what_is_wanted_and_lets_go_once_nothing_uses_it(config: Config
         await turn(replica)
         assert reported(sqlite_store).held == (first.name,) and first.name in replica.engine.held
         second = challenger(config, sqlite_store, 2)
-        async with replica._using(first.name):
+        with replica._shelf.using(first.name):
             await turn(replica)
             assert set(replica.engine.held) == {first.name, second.name}, "a request still runs on it"
         await turn(replica)
         assert first.name in replica.engine.held, "a request may have been routed to it just now"
-        replica._last_used[first.name] -= config.serve.drain_s
+        replica._shelf._last_used[first.name] -= config.serve.drain_s
         await turn(replica)
         assert set(replica.engine.held) == {second.name}
         assert reported(sqlite_store).held == (second.name,)
@@ -110,8 +113,11 @@ def test_what_cannot_be_loaded_is_told_and_not_held(config: Config, sqlite_store
         await turn(replica)
         report = reported(sqlite_store)
         assert report.held == () and set(report.errors) == {version.name}
+        fault = report.errors[version.name]
+        assert fault.refused and fault.tries == 1 and 0 <= fault.age_s < 60
         (answer,) = [item async for item in replica.generate(HI, version.name)]
-        assert json.loads(answer)["error"]["code"] == 503
+        told = json.loads(answer)["error"]
+        assert told["code"] == 503 and str(config.home) not in told["message"], "paths are for operators"
 
     asyncio.run(act())
 
@@ -131,47 +137,69 @@ def test_a_request_that_comes_before_the_adapter_loads_it(config: Config, sqlite
     asyncio.run(act())
 
 
+def out_of_reach(away: set[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The files of these versions, until they are taken out of the set."""
+    reached = fetch
+
+    def fetched(version: AdapterVersion, *rest: Any) -> str:
+        if version.name in away:
+            raise StorageAway("object storage cannot be reached")
+        return reached(version, *rest)
+
+    monkeypatch.setattr("kto_ray.adapters.files.fetch", fetched)
+
+
+def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No pause between two tries."""
+    monkeypatch.setattr("kto_ray.serve.policy.shelf.FIRST_S", 0.0)
+
+
+def as_champion(store: Store, version: AdapterVersion) -> None:
+    with store.write() as tx:
+        adapters.set_alias(tx, CHAMPION, version.name, 1.0)
+
+
 def test_files_out_of_reach_are_no_refusal_and_hold_up_no_other(
     config: Config, sqlite_store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def act() -> None:
         first, second = challenger(config, sqlite_store, 1), challenger(config, sqlite_store, 2)
-        with sqlite_store.write() as tx:
-            adapters.set_alias(tx, CHAMPION, first.name, 1.0)
-        replica, reached = policy(config, sqlite_store), fetch
-        away = {first.uri}
-
-        def fetched(uri: str, *rest: Any) -> str:
-            if uri in away:
-                raise StorageAway("object storage cannot be reached")
-            return reached(uri, *rest)
-
-        monkeypatch.setattr("kto_ray.adapters.files.fetch", fetched)
-        await replica._survive(replica._reconcile)
-        await replica._tell()
+        as_champion(sqlite_store, first)
+        replica, away = policy(config, sqlite_store), {first.name}
+        out_of_reach(away, monkeypatch)
+        await turn(replica)
         report = reported(sqlite_store)
-        assert (report.held, dict(report.errors)) == ((second.name,), {}), "one that waits for files is alive"
+        assert report.held == (second.name,), "one that waits for files is alive"
+        assert report.errors[first.name] == LoadFault("object storage cannot be reached", False, 1, ANY)
         (answer,) = [item async for item in replica.generate(HI, first.name)]
         told = json.loads(answer)["error"]
         assert told["code"] == 503 and "cannot be loaded now" in told["message"]
         away.clear()
         await turn(replica)
-        assert reported(sqlite_store).held == (first.name, second.name)
+        assert reported(sqlite_store).errors[first.name].tries == 1, "its pause is not over"
+        at_once(monkeypatch)
+        replica._shelf._troubles[first.name].again_at = 0.0
+        await turn(replica)
+        assert reported(sqlite_store).held == (first.name, second.name) and reported(sqlite_store).errors == {}
 
     asyncio.run(act())
+
+
+def quick(config: Config, **section: Any) -> Config:
+    serve = config.serve.model_copy(update={"reconcile_s": 0.01})
+    return config.model_copy(update={"serve": serve, "adapters": config.adapters.model_copy(update=section)})
 
 
 def test_a_replica_that_starts_waits_for_its_champion(
     config: Config, sqlite_store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its files away, then the store, then neither; one that is refused ends it."""
+    """Its files away, then the store, then neither."""
 
     async def act() -> None:
         version = challenger(config, sqlite_store, 1)
-        with sqlite_store.write() as tx:
-            adapters.set_alias(tx, CHAMPION, version.name, 1.0)
-        replica, reached = policy(config, sqlite_store), fetch
-        replica._config = config.model_copy(update={"serve": config.serve.model_copy(update={"reconcile_s": 0.01})})
+        as_champion(sqlite_store, version)
+        replica, reached = policy(quick(config), sqlite_store), fetch
+        at_once(monkeypatch)
         faults: list[Exception] = [StorageAway("gone"), sa.exc.OperationalError("SELECT 1", {}, Exception("gone"))]
         wanted = replica._desired
 
@@ -188,10 +216,74 @@ def test_a_replica_that_starts_waits_for_its_champion(
         monkeypatch.setattr("kto_ray.adapters.files.fetch", fetched)
         replica._desired = desired
         await replica._hold_champion()
-        assert set(replica._held) == {version.name} and faults == []
-        refused = policy(config, sqlite_store, (version.name,))
-        with pytest.raises(RuntimeError, match="is not of this model"):
-            await refused._hold_champion()
+        assert replica._shelf.held == (version.name,) and faults == []
+
+    asyncio.run(act())
+
+
+@pytest.mark.parametrize("why", ["refused", "out of reach for long"])
+def test_a_champion_that_cannot_be_loaded_keeps_no_replica_out_unless_another_holds_it(
+    config: Config, sqlite_store: Store, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, why: str
+) -> None:
+    async def act() -> None:
+        version = challenger(config, sqlite_store, 1)
+        as_champion(sqlite_store, version)
+        at_once(monkeypatch)
+        refuses = (version.name,) if why == "refused" else ()
+        away = set() if refuses else {version.name}
+        out_of_reach(away, monkeypatch)
+        replica = policy(quick(config, patience_s=0.2), sqlite_store, refuses)
+        other = ReplicaReport("r2", "node", 2, (version.name,))
+        with sqlite_store.write() as tx:
+            replicas.report(tx, other)
+        starting = asyncio.create_task(replica._hold_champion())
+        await asyncio.sleep(0.5)
+        assert not starting.done(), "the other one answers"
+        with sqlite_store.write() as tx:
+            replicas.report(tx, replace(other, held=()))
+        await asyncio.wait_for(starting, 30)
+        assert f"comes in without the champion {version.name}" in caplog.text
+        await replica._tell()
+        with sqlite_store.read() as tx:
+            ready = readiness(tx, config)
+        assert (ready.ready, ready.champion, ready.answers) == (True, version.name, config.base_name)
+        assert ready.replicas[0].errors[version.name].tries > 1
+        away.clear()
+        replica._shelf._engine.refuses = ()
+        while version.name not in replica._shelf.held:
+            await replica._reconcile()
+        await replica._tell()
+        with sqlite_store.write() as tx:
+            replicas.report(tx, other)
+        with sqlite_store.read() as tx:
+            assert readiness(tx, config).answers == version.name
+
+    asyncio.run(act())
+
+
+def test_an_outage_or_a_fault_of_ours_ends_no_reconciling(
+    config: Config, sqlite_store: Store, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def act() -> None:
+        replica = policy(config, sqlite_store)
+
+        async def failing() -> None:
+            raise KeyError("r")
+
+        assert not await replica._survive(failing)
+        assert "KeyError: 'r'" in caplog.text
+
+    asyncio.run(act())
+
+
+def test_a_dead_engine_is_told_as_what_another_replica_may_answer(config: Config, sqlite_store: Store) -> None:
+    from vllm.v1.engine.exceptions import EngineDeadError
+
+    async def act() -> None:
+        replica = policy(config, sqlite_store)
+        replica.engine.fault = EngineDeadError()
+        (answer,) = [item async for item in replica.generate(HI, config.base_name)]
+        assert json.loads(answer)["error"]["code"] == 503
 
     asyncio.run(act())
 
