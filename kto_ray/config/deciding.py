@@ -57,13 +57,18 @@ class RolloutSection(Section):
     new_users: bool = False
     min_users: int = Field(100, ge=1)  # settled trials of each arm before the deciding stage may promote
     max_users: int = Field(20_000, ge=20)  # settled trials of both arms; then the deciding stage ends
-    min_hours: float = Field(48.0, ge=0)  # of the deciding stage, for what is only new
+    min_hours: float = Field(48.0, ge=0)  # of the deciding stage
+    # Of the deciding stage, in which nobody is counted yet: what pleases only while it is new has worn off by then
+    burn_in_hours: float = Field(0.0, ge=0)
     max_hours: float = Field(336.0, gt=0)
     # How much more often a user's first answer may fail, be left, be cut off or begin late than the champion's: to
     # promote, it is shown to be less. In points
     max_fault_rise: Annotated[float, Field(gt=0, le=1)] = 0.05
     slow_s: float = Field(10.0, gt=0)  # to the first token: an answer after that begins late
-    unequal_alpha: Annotated[float, Field(gt=0, lt=0.5)] = 0.001  # chance that fair arms are taken for an unfair split
+    # After a promotion so many users stay on the previous champion, drawn anew each week: should that be better after
+    # all, it comes back by itself. 0: nobody watches
+    holdback: Annotated[float, Field(ge=0, lt=0.5)] = 0.1
+    unequal_alpha: Annotated[float, Field(gt=0, lt=0.5)] = 0.01  # chance that fair arms are taken for an unfair split
     ask: tuple[Literal["harm", "faults", "futility", "users", "hours"], ...] = ()  # pause for a person, do not abort
 
     @model_validator(mode="after")
@@ -77,11 +82,11 @@ class RolloutSection(Section):
 
     @model_validator(mode="after")
     def _hours_fit(self) -> RolloutSection:
-        needed = max(self.min_hours, self.settle_hours)
-        if self.max_hours <= needed:
+        if self.max_hours <= max(self.min_hours, self.burn_in_hours + self.settle_hours):
             raise ValueError(
-                f"max_hours is {self.max_hours:g}, which must exceed min_hours ({self.min_hours:g}) and settle_hours "
-                f"({self.settle_hours:g}): no trial would be settled in time"
+                f"max_hours is {self.max_hours:g}, which must exceed min_hours ({self.min_hours:g}) and burn_in_hours "
+                f"and settle_hours together ({self.burn_in_hours + self.settle_hours:g}): no trial would be settled in "
+                "time"
             )
         return self
 

@@ -5,17 +5,16 @@ A round walks SNAPSHOT -> TRAIN -> LOAD -> GATE -> ROLLOUT -> DONE. A decision i
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import assert_never
 
 from kto_ray.config import Config
+from kto_ray.loop import verdict
 from kto_ray.loop.moves import Begin, Change, KeepSnapshot, Move, Point, Start
+from kto_ray.loop.seen import Failed, Running, Seen
 from kto_ray.paths import Paths
-from kto_ray.records.adapters import CHALLENGER, CHAMPION, PREVIOUS
+from kto_ray.records.adapters import CHALLENGER, CHAMPION
 from kto_ray.records.evaluation import GateDecision, GateReport
-from kto_ray.records.replicas import ReplicaReport, held_by_all
-from kto_ray.records.rollouts import Look, RolloutState, RolloutStatus
 from kto_ray.records.rounds import (
     Ended,
     Judging,
@@ -30,67 +29,13 @@ from kto_ray.records.rounds import (
 from kto_ray.records.snapshots import SnapshotManifest
 from kto_ray.records.training import Trained, TrainProgress
 from kto_ray.records.trainings import TrainingRun, ended_run
-from kto_ray.records.trials import Standing
-from kto_ray.rollout import evidence, machine
-
-
-@dataclass(frozen=True, slots=True)
-class Running:
-    """The stage's job runs; `progress` is that of a training that has taken a step since the last look."""
-
-    progress: TrainProgress | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Failed:
-    """The stage's job ended in an error. The same input would end the same way where it is hopeless; it was not looked
-    at where the storage is `away`."""
-
-    reason: str
-    hopeless: bool
-    away: bool = False
-
-
-NO_LOOKS: tuple[Look, ...] = ()
-Job = Running | Failed | SnapshotManifest | Trained | GateReport | None  # None: not started, or lost with its process
-
-
-@dataclass(frozen=True, slots=True)
-class Trial:
-    """The A/B test of a round, what its present stage has come to, and what the last look saw."""
-
-    state: RolloutState
-    standing: Standing
-    last: Look | None
-
-
-@dataclass(frozen=True, slots=True)
-class Seen:
-    """All that a decision looks at."""
-
-    now: float
-    round: Round | None  # in progress
-    ended: Round | None  # the newest of those that have ended
-    new_labels: int
-    labels: int
-    aliases: Mapping[str, str]  # the champion is always among them
-    live: tuple[ReplicaReport, ...]
-    trial: Trial | None = None  # running or paused, or that of the round in progress
-    job: Job = None
-    nonce: str = ""  # fresh and random: names a new test
-    salt: str = ""  # likewise, and a secret: draws its arms
-    level: float = 0.0  # what the budget of the loop's life allows the next test. Looked up where one may begin
-    # What learnt from rows that were erased, or holds them, of all that has an alias or is in progress: names of
-    # adapters and ids of snapshots. Looked up for Act.FORGET alone
-    tainted: frozenset[str] = frozenset()
-
-    def all_hold(self, adapter: str) -> bool:
-        """Whether every live replica holds the adapter, and there is one."""
-        return adapter in held_by_all(self.live)
+from kto_ray.rollout import machine
 
 
 def decide(config: Config, seen: Seen) -> Move:
     """The next move, None where there is nothing to do but wait."""
+    if watched := verdict.watch_over(seen):
+        return watched
     if seen.round is None:
         return Begin() if due(config, seen) else None
     if late := _late(config, seen, seen.round):
@@ -101,7 +46,7 @@ def decide(config: Config, seen: Seen) -> Move:
         case Loading() as loading:
             return _load(config, seen, seen.round, loading)
         case OnTrial() as testing:
-            return _test(config, seen, seen.round, testing)
+            return verdict.test(config, seen, seen.round, testing)
         case Ended():
             return None
 
@@ -179,7 +124,7 @@ def _judged(config: Config, seen: Seen, current: Round, report: GateReport) -> M
         rejected = report.decision is GateDecision.REJECT
         outcome = Outcome.REJECTED if rejected else Outcome.INCONCLUSIVE
         ended = current.ended(outcome, "; ".join(report.reasons), seen.now)
-        return Change(ended, (report, Point(CHALLENGER, None)), _end_words(ended))
+        return Change(ended, (report, Point(CHALLENGER, None)), ended.in_words)
     assert isinstance(current.state, Judging)
     name = f"rollout-{current.id}-{seen.nonce}"
     test = machine.start(config.rollout, seen.aliases[CHAMPION], report.adapter, name, seen.salt, seen.level, seen.now)
@@ -202,7 +147,7 @@ def _failed(config: Config, seen: Seen, current: Round, failed: Failed) -> Move:
 
 def _give_up(current: Round, reason: str, now: float) -> Change:
     ended = current.ended(Outcome.FAILED, reason, now)
-    return Change(ended, (Point(CHALLENGER, None),), _end_words(ended), failed=True)
+    return Change(ended, (Point(CHALLENGER, None),), ended.in_words, failed=True)
 
 
 def _load(config: Config, seen: Seen, current: Round, loading: Loading) -> Move:
@@ -222,50 +167,3 @@ def _load(config: Config, seen: Seen, current: Round, loading: Loading) -> Move:
     if faults and told != current.failure:
         return Change(current.waits(told), words=f"round {current.id} waits: {told}", failed=True)
     return None
-
-
-def _test(config: Config, seen: Seen, current: Round, testing: OnTrial) -> Move:
-    assert seen.trial is not None and seen.trial.state.id == testing.rollout, "a round in ROLLOUT has its test"
-    state, looks = seen.trial.state, NO_LOOKS
-    if state.live:
-        state, looks = _look(config, seen, seen.trial)
-    if state.live:
-        if state != seen.trial.state:
-            return Change(None, (*looks, state), _stage_words(config, state))
-        return Change(None, looks) if looks else None
-    outcome, aliases = settle(state)
-    ended = current.ended(outcome, state.reason, seen.now)
-    return Change(ended, (*looks, state, *aliases), _end_words(ended))
-
-
-def _look(config: Config, seen: Seen, trial: Trial) -> tuple[RolloutState, tuple[Look, ...]]:
-    """What a live test comes to by its last look, and a new look where enough has happened since."""
-    state, rules = trial.state, machine.rules_of(config.rollout, trial.state)
-    now, looks = trial.last, NO_LOOKS
-    if now is None or evidence.is_due(now, trial.standing):
-        now = evidence.look(rules, state, trial.standing, seen.now)
-        looks = (now,)
-    decision = machine.decide(rules, state, now, seen.now)
-    if decision.action is machine.Action.PROMOTE and not seen.all_hold(state.challenger):
-        return state, looks  # a replica is just starting; the alias moves when it holds the challenger
-    return machine.step(rules, state, decision, seen.now), looks
-
-
-def settle(state: RolloutState) -> tuple[Outcome, tuple[Point, ...]]:
-    """The outcome of an ended test and where the aliases point after it."""
-    if state.status is RolloutStatus.PROMOTED:
-        swap = (Point(PREVIOUS, state.champion), Point(CHAMPION, state.challenger), Point(CHALLENGER, None))
-        return Outcome.PROMOTED, swap
-    return Outcome.ABORTED, (Point(CHALLENGER, None),)
-
-
-def _stage_words(config: Config, state: RolloutState) -> str:
-    if state.status is RolloutStatus.PAUSED:
-        return f"rollout {state.id} {state.reason}"
-    stage = machine.stage_of(machine.rules_of(config.rollout, state), state)
-    return f"rollout {state.id} enters stage {stage.name}"
-
-
-def _end_words(ended: Round) -> str:
-    assert isinstance(ended.state, Ended)
-    return f"round {ended.id} ends: {ended.state.outcome} ({ended.state.reason})"

@@ -6,8 +6,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 from kto_ray.config import Config
-from kto_ray.loop.decide import Seen
 from kto_ray.loop.moves import Begin, Change, Effect, Move, Point
+from kto_ray.loop.seen import Seen
 from kto_ray.records.adapters import CHALLENGER, CHAMPION, PREVIOUS
 from kto_ray.records.requests import Act, Answer, Done, Refused, Request
 from kto_ray.records.rounds import Judging, Loading, Outcome, Round, Training

@@ -25,9 +25,10 @@ from ray.serve.handle import DeploymentHandle
 from kto_ray.config import Config
 from kto_ray.feedback.quarantine import Why
 from kto_ray.loop import trial, work
-from kto_ray.loop.decide import Failed, Job, Running, Seen, decide
+from kto_ray.loop.decide import decide
 from kto_ray.loop.moves import Begin, Change, Move, Start, perform
 from kto_ray.loop.operators import obey
+from kto_ray.loop.seen import Failed, Job, Running, Seen
 from kto_ray.paths import is_away
 from kto_ray.provenance.taint import tainted
 from kto_ray.records.adapters import CHAMPION
@@ -112,9 +113,9 @@ class Loop:
         now = time.time()
         with self._store.read() as tx:
             testing = trial.due(tx, now)
-        if testing is not None:
+        for state in testing:
             with self._act() as tx:
-                trial.count(tx, self._config.rollout, testing, now)
+                trial.count(tx, self._config.rollout, state, now)
         seen = self._observe(with_job=True)
         self._do(seen, decide(self._config, seen))
 
@@ -134,6 +135,7 @@ class Loop:
                 aliases=adapters.aliases(tx, config.base_name),
                 live=tuple(replicas.live(tx, config.serve.heartbeat_timeout_s)),
                 trial=self._watch.trial(tx, current),
+                holdback=self._watch.holdback(tx),
                 level=trial.level_of(tx, config.rollout)
                 if current is not None and current.stage is Stage.GATE
                 else 0.0,

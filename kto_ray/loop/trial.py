@@ -1,12 +1,13 @@
-"""The A/B test in progress: its users counted tick by tick, and what the budget of the loop's life allows the next."""
+"""The A/B test and the holdback in progress: their users counted tick by tick, and what the budget of the loop's life
+allows the next test."""
 
 from __future__ import annotations
 
 import sqlalchemy as sa
 
 from kto_ray.config.deciding import RolloutSection
-from kto_ray.loop.decide import Trial
-from kto_ray.records.rollouts import RolloutState, RolloutStatus
+from kto_ray.loop.seen import Trial
+from kto_ray.records.rollouts import RolloutKind, RolloutState, RolloutStatus
 from kto_ray.records.rounds import OnTrial, Round
 from kto_ray.records.trials import Standing
 from kto_ray.rollout import machine
@@ -15,34 +16,43 @@ from kto_ray.store import rollouts, trials
 
 
 class Watch:
-    """Reads tests; what it remembers of the one in progress is read no second time, and may be lost at any time."""
+    """Reads them; what it remembers of what is in progress is read no second time, and may be lost at any time."""
 
     def __init__(self) -> None:
-        self._standing: Standing | None = None
+        self._standings: dict[RolloutKind, Standing] = {}
 
     def trial(self, tx: sa.Connection, current: Round | None) -> Trial | None:
         """The test of the round in progress, or one that goes on without a round."""
         testing = current.state if current is not None and isinstance(current.state, OnTrial) else None
         state = rollouts.get(tx, testing.rollout) if testing else rollouts.live(tx)
-        if state is None:
-            return None
-        self._standing = trials.standing(tx, state, self._standing)
+        return None if state is None else self._read(tx, state)
+
+    def holdback(self, tx: sa.Connection) -> Trial | None:
+        state = rollouts.live(tx, RolloutKind.HOLDBACK)
+        return None if state is None else self._read(tx, state)
+
+    def _read(self, tx: sa.Connection, state: RolloutState) -> Trial:
+        standing = trials.standing(tx, state, self._standings.get(state.kind))
+        self._standings[state.kind] = standing
         last = rollouts.last_look(tx, state.id)
-        return Trial(state, self._standing, last if last is not None and last.stage == state.stage else None)
+        return Trial(state, standing, last if last is not None and last.stage == state.stage else None)
 
 
-def due(tx: sa.Connection, now: float) -> RolloutState | None:
-    """The test in progress where there is something to count."""
-    state = rollouts.live(tx)
-    return state if state is not None and trials.due(tx, state, now) else None
+def due(tx: sa.Connection, now: float) -> list[RolloutState]:
+    """The rollouts in progress where there is something to count."""
+    live = (rollouts.live(tx, kind) for kind in RolloutKind)
+    return [state for state in live if state is not None and trials.due(tx, state, now)]
 
 
 def count(tx: sa.Connection, section: RolloutSection, state: RolloutState, now: float) -> None:
     """Take in who got an answer, and settle the trials that are due. While a stage only watches, a trial is settled as
     soon as there is one: harm is to be seen at once."""
     rules = machine.rules_of(section, state)
-    settle_s = 3600 * rules.settle_hours if machine.stage_of(rules, state).decides else 0.0
-    trials.advance(tx, state, trials.Rules(settle_s, rules.new_users, rules.slow_s), now)
+    test = state.kind is RolloutKind.TEST
+    decides = test and machine.stage_of(rules, state).decides
+    settle_s = 3600 * rules.settle_hours if decides or not test else 0.0
+    since = state.stage_started_at + 3600 * rules.burn_in_hours if decides else 0.0
+    trials.advance(tx, state, trials.Rules(settle_s, rules.new_users, rules.slow_s, since), now)
 
 
 def level_of(tx: sa.Connection, section: RolloutSection) -> float:

@@ -58,14 +58,17 @@ class Completion:
     reasoning: str | None = None
     tool_calls: tuple[Json, ...] = ()
     base: str | None = None  # `ModelSection.mark`
+    holdback: str | None = None  # the holdback of which its user is a randomised unit
     archive: str | None = None  # the archive that holds messages, text and ids, once retention has moved them there
     seq: int | None = field(default=None, compare=False)  # its place in the order of the store; None: not stored yet
 
 
 class Arm(enum.StrEnum):
-    """Which side of the A/B test answered. PINNED requests named a version and never count in a test."""
+    """Which side of the A/B test answered. PINNED requests named a version and never count in a test; HOLDBACK are of
+    those who stay on the previous champion for a while."""
 
     CHAMPION = "champion"
     CHALLENGER = "challenger"
+    HOLDBACK = "holdback"
     PINNED = "pinned"
     IMPORT = "import"

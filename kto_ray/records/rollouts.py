@@ -8,9 +8,15 @@ from dataclasses import dataclass, field
 from typing import Any
 
 
+class RolloutKind(enum.StrEnum):
+    TEST = "test"  # whether a challenger becomes champion
+    HOLDBACK = "holdback"  # whether a new champion stays
+
+
 @dataclass(frozen=True, slots=True)
 class RolloutState:
-    """Where an A/B test stands. `stage` indexes the configured stages; `weight` is the challenger's share of users."""
+    """Where an A/B test stands, or a holdback, whose challenger is the previous champion. `stage` indexes the stages
+    of the rules, or counts the weeks; `weight` is the challenger's share of users."""
 
     id: str
     champion: str
@@ -26,6 +32,8 @@ class RolloutState:
     level: float = 0.0  # of false promotion, as the loop's budget gave it when the test began; 0 before there was one
     by_evidence: bool = True  # false where an operator ended it
     rules: Mapping[str, Any] | None = None  # the config section that it began with, and goes on under
+    kind: RolloutKind = RolloutKind.TEST
+    watch: Mapping[str, Any] | None = None  # of a holdback, as `kto_ray.rollout.holdback` keeps it
 
     @property
     def live(self) -> bool:

@@ -98,6 +98,12 @@ class Round:
         return not isinstance(self.state, Ended)
 
     @property
+    def in_words(self) -> str:
+        """How it ended."""
+        assert isinstance(self.state, Ended)
+        return f"round {self.id} ends: {self.state.outcome} ({self.state.reason})"
+
+    @property
     def run(self) -> str:
         """The name of its training run."""
         return f"round-{self.id}"

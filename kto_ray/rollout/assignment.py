@@ -11,7 +11,7 @@ nothing about the arms.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from kto_ray.records.adapters import BASE, CHAMPION
 from kto_ray.records.completions import Arm
@@ -25,11 +25,12 @@ class UnknownModel(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """Where a request goes. `rollout` is set only where the request is a randomised unit of that rollout."""
+    """Where a request goes. `rollout` and `holdback` are set only where the request is a randomised unit of these."""
 
     adapter: str
     arm: Arm
     rollout: str | None = None
+    holdback: str | None = None
 
 
 def route(
@@ -39,6 +40,7 @@ def route(
     aliases: Mapping[str, str],
     rollout: RolloutState | None,
     servable: Collection[str],
+    holdback: RolloutState | None = None,
 ) -> Route:
     """Route one request.
 
@@ -50,12 +52,13 @@ def route(
         aliases: alias -> adapter name; always holds "champion" (the base model's name before the first promotion).
         rollout: the present rollout, if there is one.
         servable: the adapter names that the replicas hold, the base model's included.
+        holdback: of the last promotion, while it goes on.
 
     Raises:
         UnknownModel: the name is not the policy, not an alias and not servable.
     """
     if model == served_name:
-        return _assign(user, aliases[CHAMPION], rollout, servable)
+        return _held_back(user, aliases[CHAMPION], rollout, holdback, servable)
     prefix, at, version = model.partition("@")
     if at and prefix == served_name:
         if version in aliases:
@@ -64,6 +67,23 @@ def route(
             return Route(model, Arm.PINNED)
     known = [served_name, *(f"{served_name}@{alias}" for alias in aliases), *servable, f"{served_name}@{BASE}"]
     raise UnknownModel(f"model {model!r} is not served here; use one of: {', '.join(sorted(set(known)))}")
+
+
+def _held_back(
+    user: str | None,
+    champion: str,
+    rollout: RolloutState | None,
+    holdback: RolloutState | None,
+    servable: Collection[str],
+) -> Route:
+    """Who is held back gets the previous champion and is in no test; all others whom the champion answers are the
+    holdback's other arm, those in a test too."""
+    if holdback is None or user is None or holdback.champion != champion or holdback.challenger not in servable:
+        return _assign(user, champion, rollout, servable)
+    if unit_interval(holdback.salt, user) < holdback.weight:
+        return Route(holdback.challenger, Arm.HOLDBACK, None, holdback.id)
+    assigned = _assign(user, champion, rollout, servable)
+    return replace(assigned, holdback=holdback.id) if assigned.arm is Arm.CHAMPION else assigned
 
 
 def _assign(user: str | None, champion: str, rollout: RolloutState | None, servable: Collection[str]) -> Route:

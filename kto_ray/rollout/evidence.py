@@ -66,7 +66,7 @@ def _arms(trials: tuple[Settled, ...]) -> tuple[ArmCount, ArmCount]:
 
 def _split(state: RolloutState, standing: Standing) -> dict[str, float]:
     votes = [sum(trial.challenger is which for trial in standing.trials) for which in (False, True)]
-    ups = [sum(t.challenger is which and t.outcome > 0.5 for t in standing.trials) for which in (False, True)]
+    ups = [sum(t.challenger is which and t.outcome >= 0.5 for t in standing.trials) for which in (False, True)]
     return {
         "ups": float(ratio.more_ups(ups[0], ups[1], state.weight)),
         "unequal": float(ratio.log_evidence(standing.champion.known, standing.challenger.known, state.weight)),

@@ -100,7 +100,7 @@ def stage_of(rules: RolloutSection, state: RolloutState) -> RolloutStage:
 
 def level_of(rules: RolloutSection, state: RolloutState) -> float:
     """The chance of a false promotion that is allowed: of a test from before the budget, that of a first one."""
-    return state.level or rules.omega * rules.alpha
+    return state.level if state.rules is not None else rules.omega * rules.alpha
 
 
 Verdict = tuple[Action, str, str | None]  # and the criterion, for `ask`
@@ -156,6 +156,8 @@ def _lacking(rules: RolloutSection, state: RolloutState, look: Look, hours: floa
     fewest = min(look.n_champion, look.n_challenger)
     if fewest < rules.min_users:
         return f"an arm has {fewest} judged users of {rules.min_users} (min_users)"
+    if level == 0:
+        return "nothing is left of the budget for false promotions (rollout.alpha was lowered)"
     if saw.get("gain", 0.0) < -math.log(level):
         odds = math.exp(min(saw.get("gain", 0.0), 700.0))
         return f"the evidence of a gain is {odds:.3g} to one, of {1 / level:.3g} to one"

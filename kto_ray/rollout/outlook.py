@@ -28,7 +28,7 @@ class Outlook:
 def outlook(rules: RolloutSection, state: RolloutState, look: Look, now: float) -> Outlook:
     decision = machine.decide(rules, state, look, now)
     verdict = f"{decision.action}: {decision.reason}"
-    passed = now - state.stage_started_at - 3600 * rules.settle_hours  # no trial settles before
+    passed = now - state.stage_started_at - 3600 * (rules.burn_in_hours + rules.settle_hours)  # none settles before
     if not machine.stage_of(rules, state).decides or passed <= 0:
         return Outlook(verdict)
     settled = look.n_champion + look.n_challenger

@@ -10,7 +10,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from kto_ray.config import Config
-from kto_ray.records.rollouts import ArmCount, Look, RolloutState, RolloutStatus
+from kto_ray.records.rollouts import ArmCount, Look, RolloutKind, RolloutState, RolloutStatus
 from kto_ray.rollout.machine import rules_of
 from kto_ray.rollout.outlook import Outlook, outlook
 from kto_ray.rollout.replay import Replayed, replay
@@ -57,16 +57,20 @@ class WatchedTest(ShownTest):
 
 @dataclass(frozen=True, slots=True)
 class RolloutPage:
-    """`rollout` is the newest test, running or ended."""
+    """`rollout` is the newest test, running or ended; `holdback` that of the last promotion, while it goes on: a stage
+    is a week, and the previous champion stands in the challenger's place."""
 
     rollout: WatchedTest | None
     rollouts: tuple[ShownTest, ...]
+    holdback: WatchedTest | None = None
 
 
 def page(tx: sa.Connection, config: Config) -> RolloutPage:
     every = rollouts.latest(tx, SHOWN)
     newest = _watched(config, every[-1], rollouts.looks(tx, every[-1].id)) if every else None
-    return RolloutPage(newest, tuple(ShownTest(**_shown(state)) for state in every))
+    back = rollouts.live(tx, RolloutKind.HOLDBACK)
+    watched = _watched(config, back, rollouts.looks(tx, back.id)) if back is not None else None
+    return RolloutPage(newest, tuple(ShownTest(**_shown(state)) for state in every), watched)
 
 
 def replayed(tx: sa.Connection, config: Config, rollout: str | None) -> tuple[Replayed, ...]:
@@ -97,15 +101,16 @@ def _shown(state: RolloutState) -> dict[str, Any]:
 
 def _watched(config: Config, state: RolloutState, looks: list[Look]) -> WatchedTest:
     rules = rules_of(config.rollout, state)
-    names = dict(enumerate(stage.name for stage in rules.stages))
+    test = state.kind is RolloutKind.TEST
+    names = {i: stage.name for i, stage in enumerate(rules.stages) if test}
     own = _shown(state)
     if looks:
         own["interval"] = (looks[-1].low, looks[-1].high)
     return WatchedTest(
         **own,
-        stage_name=names.get(state.stage, str(state.stage)),
+        stage_name=names.get(state.stage, f"week {state.stage + 1}"),
         # The last look at a stage holds its final counts.
-        counts={names.get(look.stage, str(look.stage)): ShownArms(*look.arms) for look in looks},
-        outlook=outlook(rules, state, looks[-1], time.time()) if looks and state.live else None,
+        counts={names.get(look.stage, f"week {look.stage + 1}"): ShownArms(*look.arms) for look in looks},
+        outlook=outlook(rules, state, looks[-1], time.time()) if looks and state.live and test else None,
         history=tuple(looks),
     )

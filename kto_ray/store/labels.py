@@ -128,8 +128,8 @@ def _refresh(tx: sa.Connection, ids: Sequence[str]) -> Tally:
     c = completions.c
     # Locked, so that two transactions with feedback on one completion see each other's, one after the other. No key
     # update: their new rows of feedback already hold the key.
-    columns = (c.id, c.text, c.tool_calls, c.status, c.task, c.forced, c.rollout, c.arm, c.user, c.principal, c.seq)
-    query = sa.select(*columns).where(among(tx, c.id, ids))
+    names = ("id", "text", "tool_calls", "status", "task", "forced", "rollout", "holdback", "arm", "user", "principal")
+    query = sa.select(*(c[name] for name in names), c.seq).where(among(tx, c.id, ids))
     answers = tx.execute(query.order_by(c.id).with_for_update(key_share=True)).all()
     events = _said(tx, ids)
     ours = among(tx, labels.c.completion_id, ids)
@@ -155,8 +155,9 @@ def _refresh(tx: sa.Connection, ids: Sequence[str]) -> Tally:
 
 
 def _mark_voters(tx: sa.Connection, fresh: Sequence[dict[str, Any]]) -> None:
-    """Who has judged in a test may have a trial to settle there."""
-    pairs = {(row["rollout"], row["asker"]) for row in fresh if row["rollout"] and row["asker"] and not row["reviewer"]}
+    """Who has judged in a test or a holdback may have a trial to settle there."""
+    own = [row for row in fresh if row["asker"] and not row["reviewer"]]
+    pairs = {(row[kind], row["asker"]) for kind in ("rollout", "holdback") for row in own if row[kind]}
     if not pairs:
         return
     insert = postgresql.insert if tx.dialect.name == "postgresql" else sqlite.insert
@@ -173,6 +174,7 @@ def _columns(label: Label, answer: Any, since: int) -> dict[str, Any]:
         "seq": label.seq,
         "reviewer": label.reviewer,
         "rollout": answer.rollout,
+        "holdback": answer.holdback,
         "arm": answer.arm,
         "asker": answer.user,
         "asked_seq": answer.seq,

@@ -7,9 +7,11 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from kto_ray.records.rollouts import LIVE, Look, RolloutState, RolloutStatus
+from kto_ray.records.rollouts import LIVE, Look, RolloutKind, RolloutState, RolloutStatus
 from kto_ray.store import sequence
 from kto_ray.store.schema import rollout_points, rollouts, voters
+
+_TESTS = rollouts.c.kind == RolloutKind.TEST.value
 
 
 def put(tx: sa.Connection, state: RolloutState) -> None:
@@ -19,8 +21,9 @@ def put(tx: sa.Connection, state: RolloutState) -> None:
     if known is None or known.stage_started_at != state.stage_started_at:  # a stage's trials are its own
         columns["stage_started_seq"] = columns["looked_seq"] = sequence.last(tx)
         tx.execute(voters.update().where(voters.c.rollout == state.id).values(due_at=None))
-    if known is None:
-        columns["started_seq"] = columns["stage_started_seq"]
+        # Who is known when a test begins; when a week begins, of a holdback, which goes on for long
+        if known is None or state.kind is RolloutKind.HOLDBACK:
+            columns["started_seq"] = columns["stage_started_seq"]
     if tx.execute(rollouts.update().where(rollouts.c.id == state.id).values(**columns)).rowcount == 0:
         tx.execute(rollouts.insert().values(**columns))
 
@@ -30,11 +33,11 @@ def get(tx: sa.Connection, rollout: str) -> RolloutState | None:
     return _state(row) if row else None
 
 
-def live(tx: sa.Connection) -> RolloutState | None:
-    """The rollout in progress, running or paused; there is at most one."""
+def live(tx: sa.Connection, kind: RolloutKind = RolloutKind.TEST) -> RolloutState | None:
+    """The rollout in progress, running or paused; there is at most one of a kind."""
     query = (
         sa.select(rollouts)
-        .where(rollouts.c.status.in_([status.value for status in LIVE]))
+        .where(rollouts.c.status.in_([status.value for status in LIVE]), rollouts.c.kind == kind.value)
         .order_by(rollouts.c.started_at.desc())
         .limit(1)
     )
@@ -44,13 +47,13 @@ def live(tx: sa.Connection) -> RolloutState | None:
 
 def latest(tx: sa.Connection, number: int) -> list[RolloutState]:
     """The newest tests, oldest first."""
-    query = sa.select(rollouts).order_by(rollouts.c.started_at.desc()).limit(number)
+    query = sa.select(rollouts).where(_TESTS).order_by(rollouts.c.started_at.desc()).limit(number)
     return [_state(row) for row in tx.execute(query).mappings()][::-1]
 
 
 def of_adapter(tx: sa.Connection, adapter: str) -> list[RolloutState]:
     """The tests in which an adapter was an arm, oldest first."""
-    theirs = (rollouts.c.champion == adapter) | (rollouts.c.challenger == adapter)
+    theirs = _TESTS & ((rollouts.c.champion == adapter) | (rollouts.c.challenger == adapter))
     return [
         _state(row) for row in tx.execute(sa.select(rollouts).where(theirs).order_by(rollouts.c.started_at)).mappings()
     ]
@@ -73,12 +76,12 @@ def last_look(tx: sa.Connection, rollout: str) -> Look | None:
 
 
 def _columns(state: RolloutState) -> dict[str, Any]:
-    return {**asdict(state), "status": state.status.value}
+    return {**asdict(state), "status": state.status.value, "kind": state.kind.value}
 
 
 def _state(row: Any) -> RolloutState:
     fields = {name: row[name] for name in RolloutState.__slots__}
-    return RolloutState(**{**fields, "status": RolloutStatus(row["status"])})
+    return RolloutState(**{**fields, "status": RolloutStatus(row["status"]), "kind": RolloutKind(row["kind"])})
 
 
 def finished(tx: sa.Connection) -> list[RolloutState]:

@@ -1,5 +1,5 @@
-"""Who got an answer in a stage of an A/B test, and each user's one trial: settled a fixed time after the first answer,
-with the mean of what then stood of the user's own judgements, for good.
+"""Who got an answer in a stage of an A/B test, or a week of a holdback, and each user's one trial: settled a fixed time
+after the first answer, with the mean of what then stood of the user's own judgements, for good.
 
 What is said later, turned or withdrawn, changes nothing any more: counts that could fall would be no test. A bounded
 number of rows is looked at each time, and nothing is looked at twice for long.
@@ -15,7 +15,7 @@ import sqlalchemy as sa
 
 from kto_ray.records.completions import Arm
 from kto_ray.records.labels import Verdict
-from kto_ray.records.rollouts import RolloutState
+from kto_ray.records.rollouts import RolloutKind, RolloutState
 from kto_ray.records.trials import FAULTS, Exposed, Part, Settled, Standing
 from kto_ray.records.users import unit_interval
 from kto_ray.store.among import among, values
@@ -34,12 +34,13 @@ class Rules:
     settle_s: float  # after the first answer
     new_users: bool  # whether who came since the test began counts
     slow_s: float  # a first token after this is a fault
+    since: float = 0.0  # who got an answer before (seconds since the epoch) enters with the next one
 
 
 def due(tx: sa.Connection, state: RolloutState, now: float) -> bool:
     """Whether `advance` has something to do. Reads only."""
     row = _row(tx, state)
-    answers = sa.select(completions.c.id).where(completions.c.rollout == state.id, completions.c.seq > row.looked_seq)
+    answers = sa.select(completions.c.id).where(_named(completions, state), completions.c.seq > row.looked_seq)
     ready = voters.c.due_at.is_(None) | (voters.c.due_at <= now)
     waits = sa.select(voters.c.user).where(voters.c.rollout == state.id, ready)
     return any(tx.execute(query.limit(1)).first() is not None for query in (answers, waits))
@@ -91,14 +92,24 @@ def _of(table: sa.Table, state: RolloutState) -> sa.ColumnElement[bool]:
     return (table.c.rollout == state.id) & (table.c.stage == state.stage)
 
 
+def _named(table: sa.Table, state: RolloutState) -> sa.ColumnElement[bool]:
+    """Answers, or labels of answers, that are of a rollout. A user may be in a test and in a holdback's other arm."""
+    return (table.c.rollout if state.kind is RolloutKind.TEST else table.c.holdback) == state.id
+
+
+def _challenger(state: RolloutState) -> Arm:
+    return Arm.CHALLENGER if state.kind is RolloutKind.TEST else Arm.HOLDBACK
+
+
 def _expose(tx: sa.Connection, state: RolloutState, rules: Rules) -> bool:
     """Enter the users of new answers, each by the first; whether all answers have been looked at."""
     row, c = _row(tx, state), completions.c
     columns = (c.seq, c.user, c.arm, c.task, c.forced, c.created_at, c.status, c.finish_reason, c.first_token_s)
     since = max(row.stage_started_seq, row.looked_seq - OVERLAP)
-    new = (c.rollout == state.id) & (c.seq > since)
+    new = _named(completions, state) & (c.seq > since)
     answers = tx.execute(sa.select(*columns).where(new).order_by(c.seq).limit(ANSWERS)).all()
-    first = {answer.user: answer for answer in reversed(answers) if _as_drawn(state, answer)}
+    counted = (answer for answer in reversed(answers) if answer.created_at >= rules.since)
+    first = {answer.user: answer for answer in counted if _as_drawn(state, answer)}
     held = sa.select(trials.c.user).where(_of(trials, state), among(tx, trials.c.user, first))
     for name in tx.execute(held).scalars():
         del first[name]
@@ -108,7 +119,7 @@ def _expose(tx: sa.Connection, state: RolloutState, rules: Rules) -> bool:
             "rollout": state.id,
             "stage": state.stage,
             "user": name,
-            "challenger": answer.arm == Arm.CHALLENGER,
+            "challenger": answer.arm == _challenger(state),
             "known": name in known,
             "first_at": answer.created_at,
             "faults": _faults(answer, rules),
@@ -130,7 +141,7 @@ def _as_drawn(state: RolloutState, answer: Any) -> bool:
     if answer.user is None or answer.task is not None or answer.forced:
         return False
     challenger = unit_interval(state.salt, answer.user) < state.weight
-    return bool(answer.arm == (Arm.CHALLENGER if challenger else Arm.CHAMPION))
+    return bool(answer.arm == (_challenger(state) if challenger else Arm.CHAMPION))
 
 
 def _seen_before(tx: sa.Connection, users: Sequence[str], seq: int) -> set[str]:
@@ -212,9 +223,9 @@ def _judgements(tx: sa.Connection, state: RolloutState, users: Sequence[str]) ->
     edit counts as a down: the answer was not good enough."""
     started = sa.select(rollouts.c.stage_started_seq).where(rollouts.c.id == state.id).scalar_subquery()
     l, t = labels.c, trials.c  # noqa: E741
-    arm = sa.case((t.challenger, Arm.CHALLENGER.value), else_=Arm.CHAMPION.value)
+    arm = sa.case((t.challenger, _challenger(state).value), else_=Arm.CHAMPION.value)
     open_ = _of(trials, state) & (t.user == l.asker) & t.place.is_(None) & t.known & (l.arm == arm)
-    theirs = (l.rollout == state.id) & among(tx, l.asker, users) & ~l.reviewer & (l.asked_seq > started)
+    theirs = _named(labels, state) & among(tx, l.asker, users) & ~l.reviewer & (l.asked_seq > started)
     up = sa.case((l.verdict == Verdict.UP.value, 1.0), else_=0.0)
     query = sa.select(l.asker, sa.func.avg(up).label("mean")).select_from(labels.join(trials, open_)).where(theirs)
     return {row.asker: float(row.mean) for row in tx.execute(query.group_by(l.asker))}

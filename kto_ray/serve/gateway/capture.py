@@ -81,6 +81,7 @@ class Capture:
             status=status,
             user=self.ask.user,
             rollout=self.route.rollout,
+            holdback=self.route.holdback,
             task=self.ask.task,
             external=self.ask.external,
             params=self.ask.params,

@@ -12,7 +12,7 @@ from kto_ray.config import Config
 from kto_ray.records.completions import Arm
 from kto_ray.records.keys import Key
 from kto_ray.records.replicas import held_by_all
-from kto_ray.records.rollouts import RolloutState
+from kto_ray.records.rollouts import RolloutKind, RolloutState
 from kto_ray.rollout import assignment
 from kto_ray.serve.gateway.errors import ApiError, shortened
 from kto_ray.status.readiness import Readiness, readiness
@@ -28,6 +28,7 @@ REFRESH_S = 0.5  # how old the view may be; serve.drain_s must be well above it
 class View:
     aliases: Mapping[str, str]
     rollout: RolloutState | None
+    holdback: RolloutState | None
     servable: frozenset[str]  # held by every live replica, or the base
     ready: Readiness
     keys: Mapping[str, Key]  # by their public ids, the revoked ones too
@@ -40,13 +41,13 @@ class View:
             ApiError: 404, the model is not served here.
         """
         try:
-            route = assignment.route(model, user, served_name, self.aliases, self.rollout, self.servable)
+            route = assignment.route(model, user, served_name, self.aliases, self.rollout, self.servable, self.holdback)
         except assignment.UnknownModel as error:
             raise ApiError(404, shortened(str(error), model), param="model", code="model_not_found") from None
         if self.ready.answers == self.ready.champion:
             return route
         adapter = self.ready.answers if route.adapter == self.ready.champion else route.adapter
-        return replace(route, adapter=adapter, arm=Arm.PINNED, rollout=None)
+        return replace(route, adapter=adapter, arm=Arm.PINNED, rollout=None, holdback=None)
 
 
 class Viewer:
@@ -69,11 +70,12 @@ class Viewer:
         with self._store.read() as tx:
             ready = readiness(tx, config)
             aliases, test = adapters.aliases(tx, config.base_name), rollouts.live(tx)
+            back = rollouts.live(tx, RolloutKind.HOLDBACK)
             known = {key.id: key for key in keys.every(tx)}
         if ready.answers != ready.champion and ready.answers != self._answers:
             log.error("%s answers in place of the champion %s, which a replica cannot load: %s", *_why(ready))
         self._answers = ready.answers
-        self.view = View(aliases, test, held_by_all(ready.replicas) | {config.base_name}, ready, known)
+        self.view = View(aliases, test, back, held_by_all(ready.replicas) | {config.base_name}, ready, known)
         self._read_at = began
 
     def close(self) -> None:

@@ -58,11 +58,20 @@ completions = Table(
     Column("tool_calls", JSON(none_as_null=True)),
     Column("base", String(64)),
     Column("archive", String(64)),
+    Column("holdback", String(64)),
     Index("ix_completions_seq", "seq", unique=True),
     Index("ix_completions_external", "external_system", "external_conversation", "external_message"),
     Index("ix_completions_rollout", "rollout", "seq"),
     Index("ix_completions_user", "user"),
     Index("ix_completions_created_at", "created_at"),
+)
+
+Index(
+    "ix_completions_holdback",
+    completions.c.holdback,
+    completions.c.seq,
+    sqlite_where=completions.c.holdback.is_not(None),
+    postgresql_where=completions.c.holdback.is_not(None),
 )
 
 feedback = Table(
@@ -135,12 +144,20 @@ labels = Table(
     Column("at", Double, nullable=False),
     Column("seq", BigInteger, nullable=False),  # of the event that decided it
     Column("reviewer", Boolean, nullable=False, server_default=false()),
-    Column("rollout", String(64)),  # these four are the completion's
+    Column("rollout", String(64)),  # these five are the completion's
+    Column("holdback", String(64)),
     Column("arm", String(16), nullable=False),
     Column("asker", USER),
     Column("asked_seq", BigInteger, nullable=False),
     Column("since", Integer, nullable=False),  # the newest round when it came to be what it is; 0: before the first
     Index("ix_labels_votes", "rollout", "asker", "seq"),
+)
+Index(
+    "ix_labels_holdback",
+    labels.c.holdback,
+    labels.c.asker,
+    sqlite_where=labels.c.holdback.is_not(None),
+    postgresql_where=labels.c.holdback.is_not(None),
 )
 
 TALLY_SLOTS = 64

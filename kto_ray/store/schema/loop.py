@@ -116,6 +116,8 @@ rollouts = Table(
     Column("level", Double, nullable=False, server_default="0"),  # of the lifetime's budget; 0: of before there was one
     Column("by_evidence", Boolean, nullable=False, server_default=true()),  # false where an operator ended it
     Column("rules", JSON(none_as_null=True)),  # the config section that it goes on under
+    Column("kind", String(16), nullable=False, server_default="test"),
+    Column("watch", JSON(none_as_null=True)),  # of a holdback: the detector's state
 )
 
 trials = Table(

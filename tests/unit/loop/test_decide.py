@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 import pytest
 
 from kto_ray.config import Config
-from kto_ray.loop.decide import Failed, Running, Seen, Trial, decide
+from kto_ray.loop.decide import decide
 from kto_ray.loop.moves import Begin, Change, KeepSnapshot, Point, Start
 from kto_ray.loop.operators import obey
+from kto_ray.loop.seen import Failed, Running, Seen, Trial
 from kto_ray.records.adapters import AdapterVersion
 from kto_ray.records.evaluation import GateDecision, GateReport
 from kto_ray.records.replicas import LoadFault, ReplicaReport
@@ -20,6 +21,8 @@ from kto_ray.records.rounds import Ended, Judging, Loading, OnTrial, Outcome, Ro
 from kto_ray.records.training import Trained, TrainProgress
 from kto_ray.records.trainings import TrainingRun as Run
 from kto_ray.records.trials import Exposed, Settled, Standing
+from kto_ray.rollout import holdback
+from kto_ray.stats.detector import Watch
 from tests.support.rows import manifest
 
 CONFIG = Config(home="/tmp/kto")
@@ -185,7 +188,7 @@ def test_a_better_challenger_becomes_champion_when_all_hold_it() -> None:
     arms = standing((120, 12), (120, 108), silent=400)
     after, (look,) = changed(in_test(arms, live=(HOLDS, EMPTY)))
     assert after is None, "a replica is just starting"
-    after, (state, *aliases) = changed(in_test(arms, last=look))
+    after, (state, *aliases, _) = changed(in_test(arms, last=look))
     assert after is not None and isinstance(after.state, Ended) and after.state.outcome is Outcome.PROMOTED
     assert state.status is RolloutStatus.PROMOTED
     assert aliases == [Point("previous", "policy@base"), Point("champion", V1), Point("challenger", None)]
@@ -196,6 +199,51 @@ def test_a_worse_challenger_goes() -> None:
     assert after is not None and isinstance(after.state, Ended) and after.state.outcome is Outcome.ABORTED
     assert effects[-1] == Point("challenger", None)
     assert not any(isinstance(effect, Point) and effect.alias == "champion" for effect in effects)
+
+
+def watched(champion: str = V1, held: str = "policy@base", days: float = 1.0, **changes: Any) -> Trial:
+    begun = holdback.start(CONFIG.rollout, champion, held, "holdback-1", "salt", NOW - days * 86_400)
+    assert begun is not None
+    return Trial(replace(begun, **changes), Standing("holdback-1", 0), None)
+
+
+ALARM = {**asdict(Watch()), "log_stakes": [9.0] * 4, "folded": 0, "at": NOW - 86_400}
+
+
+def test_a_promotion_holds_some_users_back_instead_of_those_of_the_one_before() -> None:
+    promoted = replace(TEST, status=RolloutStatus.PROMOTED, rules=CONFIG.rollout.model_dump(mode="json"))
+    older = watched("policy@base", "policy@v0", days=0.5)
+    _, effects = changed(in_test(state=promoted, holdback=older))
+    before, begun = (effect for effect in effects if isinstance(effect, RolloutState) and effect.kind != "test")
+    assert (before.id, before.status) == ("holdback-1", RolloutStatus.ABORTED)
+    assert (begun.id, begun.champion, begun.challenger) == ("holdback-1-n", V1, "policy@base")
+    assert (begun.weight, begun.salt, begun.live) == (0.1, "drawn", True)
+    aborted = replace(TEST, status=RolloutStatus.ABORTED)
+    assert not any(isinstance(e, RolloutState) and e.kind != "test" for e in changed(in_test(state=aborted))[1])
+
+
+def test_a_holdback_is_looked_at_once_a_day() -> None:
+    now = {"champion": V1, "previous": "policy@base"}
+    assert decide(CONFIG, seen(aliases=now, holdback=watched(days=0.9))) is None
+    after, (look, state) = changed(seen(aliases=now, holdback=watched()))
+    assert after is None and look.rollout == "holdback-1" and state.live and state.watch["at"] == NOW
+
+
+def test_its_alarm_brings_the_previous_champion_back_and_ends_the_test_against_the_other() -> None:
+    now = {"champion": V1, "previous": "policy@base"}
+    alarmed = watched(watch=ALARM)
+    after, (_, state, *points) = changed(seen(aliases=now, holdback=alarmed))
+    assert after is None and state.status is RolloutStatus.PROMOTED and "is better after all" in state.reason
+    assert points == [Point("previous", V1), Point("champion", "policy@base")]
+    _, effects = changed(in_test(aliases=now, holdback=alarmed))
+    assert isinstance(effects[-1], RolloutState) and effects[-1].status is RolloutStatus.ABORTED
+    elsewhere = watched(held="policy@v0", watch=ALARM)
+    assert decide(CONFIG, seen(aliases=now, holdback=elsewhere)) is None, "not every replica holds it"
+
+
+def test_a_holdback_ends_with_its_champion() -> None:
+    after, (state,) = changed(seen(aliases={"champion": "policy@base"}, holdback=watched(days=0.1)))
+    assert after is None and state.status is RolloutStatus.ABORTED and state.reason == "the champion is policy@base"
 
 
 def test_what_an_operator_ended_is_settled() -> None:

@@ -13,7 +13,7 @@ import sqlalchemy as sa
 
 from kto_ray.config import Config
 from kto_ray.loop.actor import Controller
-from kto_ray.loop.decide import Failed
+from kto_ray.loop.seen import Failed
 from kto_ray.loop.step import DAY_S, Loop, LostLease, _failed
 from kto_ray.paths import StorageAway
 from kto_ray.provenance.erasure import erase

@@ -116,3 +116,41 @@ def test_unknown_models_are_told_what_there_is(model: str) -> None:
 def test_without_a_rollout_there_is_no_challenger_alias() -> None:
     with pytest.raises(UnknownModel):
         route("policy@challenger", "u", "policy", {"champion": BASE}, None, {BASE})
+
+
+HOLDBACK = RolloutState("h1", CHAMPION, "policy@v0", "other", 0, 0.3, RolloutStatus.RUNNING, 0.0, 0.0)
+
+
+@pytest.mark.parametrize("test", [None, replace(ROLLOUT, weight=0.5)])
+def test_who_is_held_back_is_in_no_test_and_all_others_of_the_champion_are_the_other_arm(
+    test: RolloutState | None,
+) -> None:
+    held = {CHAMPION, CHALLENGER, "policy@v0"}
+    routes = {
+        u: route("policy", u, "policy", {"champion": CHAMPION}, test, held, HOLDBACK) for u in map(str, range(2000))
+    }
+    for user, found in routes.items():
+        back = unit_interval("other", user) < 0.3
+        assert (found.arm is Arm.HOLDBACK) is back
+        if back:
+            assert (found.adapter, found.rollout, found.holdback) == ("policy@v0", None, "h1")
+        elif found.arm is Arm.CHALLENGER:
+            assert (found.adapter, found.holdback) == (CHALLENGER, None)
+        else:
+            assert (found.adapter, found.holdback) == (CHAMPION, "h1")
+    tested = sum(found.arm is Arm.CHALLENGER for found in routes.values())
+    assert (tested == 0) if test is None else (600 < tested < 800), "half of all others"
+
+
+def test_a_holdback_is_ignored_where_it_does_not_fit() -> None:
+    def arm(champion: str, user: str | None, held: set[str]) -> Route:
+        return route("policy", user, "policy", {"champion": champion}, None, held, HOLDBACK)
+
+    back = next(u for u in map(str, range(99)) if unit_interval("other", u) < 0.3)
+    assert arm(CHAMPION, back, {"policy@v0"}).arm is Arm.HOLDBACK
+    for found in (
+        arm("policy@v9", back, {"policy@v0"}),
+        arm(CHAMPION, back, set()),
+        arm(CHAMPION, None, {"policy@v0"}),
+    ):
+        assert (found.arm, found.holdback) == (Arm.CHAMPION, None)

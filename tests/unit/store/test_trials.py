@@ -11,7 +11,7 @@ import sqlalchemy as sa
 
 from kto_ray.records.completions import Arm
 from kto_ray.records.feedback import FeedbackKind
-from kto_ray.records.rollouts import RolloutState, RolloutStatus
+from kto_ray.records.rollouts import RolloutKind, RolloutState, RolloutStatus
 from kto_ray.records.trials import Exposed, Settled, Standing
 from kto_ray.records.users import unit_interval
 from kto_ray.store import Store, completions, feedback, rollouts, trials
@@ -178,6 +178,45 @@ def test_an_erased_user_leaves_a_trial_without_a_name(store: Store) -> None:
     with store.read() as tx:
         assert len(trials.standing(tx, STAGE).trials) == 2
         assert ANN not in [str(row) for row in tx.execute(sa.text('SELECT "user" FROM trials')).scalars()]
+
+
+def test_a_holdback_counts_the_champions_users_of_a_test_too_and_knows_users_anew_each_week(store: Store) -> None:
+    week = replace(STAGE, id="h", kind=RolloutKind.HOLDBACK)
+    days = replace(RULES, new_users=False)
+
+    def answered(name: str, user: str, rollout: str | None, arm: Arm) -> None:
+        row = completion(name, user=user, arm=arm, rollout=rollout, created_at=100.0)
+        completions.insert(tx, replace(row, holdback="h"))
+        judged(tx, name, user, True)
+
+    with store.write() as tx:
+        for user in (ANN, BOB):
+            completions.insert(tx, completion(f"old-{user}", user=user))
+        rollouts.put(tx, week)
+        assert rollouts.live(tx) is None and rollouts.latest(tx, 9) == [], "it is no test"
+        assert rollouts.live(tx, RolloutKind.HOLDBACK) == week
+        answered("a", ANN, None, Arm.HOLDBACK)
+        answered("b", BOB, "r", Arm.CHAMPION)
+        answered("c", ART, None, Arm.HOLDBACK)  # who came since
+    assert sorted(told(store, 2 * DAY, days, week).trials, key=repr) == [Settled(False, 1.0), Settled(True, 1.0)]
+    second = replace(week, stage=1, stage_started_at=2.0)
+    with store.write() as tx:
+        rollouts.put(tx, second)
+        answered("c2", ART, None, Arm.HOLDBACK)
+    assert told(store, 2 * DAY, days, second).trials == (Settled(True, 1.0),)
+
+
+def test_nobody_enters_while_all_is_new(store: Store) -> None:
+    with store.write() as tx:
+        rollouts.put(tx, STAGE)
+        asked(tx, "a", ANN)
+        asked(tx, "b", BOB)
+        asked(tx, "a2", ANN, at=DAY)
+        judged(tx, "a", ANN, False)
+        judged(tx, "a2", ANN, True)
+        judged(tx, "b", BOB, True)
+    found = told(store, 2 * DAY, replace(RULES, since=DAY))
+    assert (found.champion.users, found.challenger.users) == (0, 1) and len(found.trials) == 1
 
 
 @pytest.mark.parametrize("seed", range(3))

@@ -1,5 +1,5 @@
 """A/B tests by settled trials: one a user, among all who got an answer; levels of a budget, the rules of each test.
-Requests that say what they mean, and expire."""
+Requests that say what they mean, and expire. Holdbacks."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -18,6 +18,13 @@ def upgrade() -> None:
     op.add_column("rollouts", sa.Column("level", sa.Double(), nullable=False, server_default="0"))
     op.add_column("rollouts", sa.Column("by_evidence", sa.Boolean(), nullable=False, server_default=sa.true()))
     op.add_column("rollouts", sa.Column("rules", sa.JSON(none_as_null=True)))
+    op.add_column("rollouts", sa.Column("kind", sa.String(16), nullable=False, server_default="test"))
+    op.add_column("rollouts", sa.Column("watch", sa.JSON(none_as_null=True)))
+    held_back = sa.text("holdback IS NOT NULL")
+    for table, columns in (("completions", ["holdback", "seq"]), ("labels", ["holdback", "asker"])):
+        op.add_column(table, sa.Column("holdback", sa.String(64)))
+        name = f"ix_{table}_holdback"
+        op.create_index(name, table, columns, sqlite_where=held_back, postgresql_where=held_back)
     op.execute("UPDATE rollouts SET looked_seq = stage_started_seq, started_seq = stage_started_seq")
     op.execute("UPDATE rollouts SET by_evidence = false WHERE reason LIKE '%by an operator'")
     with op.batch_alter_table("rollout_points") as batch:
@@ -52,7 +59,10 @@ def downgrade() -> None:
             batch.alter_column(name, existing_type=sa.Double(), type_=sa.Integer(), existing_nullable=False)
     for name in ("target", "expires_at"):
         op.drop_column("requests", name)
-    for name in ("started_seq", "looked_seq", "level", "by_evidence", "rules"):
+    for table in ("completions", "labels"):
+        op.drop_index(f"ix_{table}_holdback", table)
+        op.drop_column(table, "holdback")
+    for name in ("started_seq", "looked_seq", "level", "by_evidence", "rules", "kind", "watch"):
         op.drop_column("rollouts", name)
     op.execute("UPDATE compatibility SET oldest = '0004'")
 

@@ -1,0 +1,94 @@
+"""What the A/B test of a round comes to, and what the holdback of the last promotion does. Pure."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from kto_ray.config import Config
+from kto_ray.config.deciding import RolloutSection
+from kto_ray.loop.moves import Change, Move, Point
+from kto_ray.loop.seen import Seen, Trial
+from kto_ray.records.adapters import BASE, CHALLENGER, CHAMPION, PREVIOUS
+from kto_ray.records.requests import Act
+from kto_ray.records.rollouts import Look, RolloutState, RolloutStatus
+from kto_ray.records.rounds import OnTrial, Outcome, Round
+from kto_ray.rollout import evidence, holdback, machine
+
+NO_LOOKS: tuple[Look, ...] = ()
+
+
+def test(config: Config, seen: Seen, current: Round, testing: OnTrial) -> Move:
+    assert seen.trial is not None and seen.trial.state.id == testing.rollout, "a round in ROLLOUT has its test"
+    state, looks = seen.trial.state, NO_LOOKS
+    if state.live:
+        state, looks = _look(config, seen, seen.trial)
+    if state.live:
+        if state != seen.trial.state:
+            return Change(None, (*looks, state), _stage_words(config, state))
+        return Change(None, looks) if looks else None
+    outcome, aliases = settle(state)
+    ended = current.ended(outcome, state.reason, seen.now)
+    return Change(ended, (*looks, state, *aliases, *_hold_back(config, seen, state)), ended.in_words)
+
+
+def _hold_back(config: Config, seen: Seen, test: RolloutState) -> tuple[RolloutState, ...]:
+    """After a promotion: the holdback of the one before ends, and a new one begins."""
+    if test.status is not RolloutStatus.PROMOTED:
+        return ()
+    before = (
+        (holdback.ended(seen.holdback.state, f"the champion is {test.challenger}", seen.now),) if seen.holdback else ()
+    )
+    rules, name = machine.rules_of(config.rollout, test), f"holdback-{test.id.removeprefix('rollout-')}"
+    begun = holdback.start(rules, test.challenger, test.champion, name, seen.salt, seen.now)
+    return before if begun is None else (*before, begun)
+
+
+def _look(config: Config, seen: Seen, trial: Trial) -> tuple[RolloutState, tuple[Look, ...]]:
+    """What a live test comes to by its last look, and a new look where enough has happened since."""
+    state, rules = trial.state, machine.rules_of(config.rollout, trial.state)
+    now, looks = trial.last, NO_LOOKS
+    if now is None or evidence.is_due(now, trial.standing):
+        now = evidence.look(rules, state, trial.standing, seen.now)
+        looks = (now,)
+    decision = machine.decide(rules, state, now, seen.now)
+    if decision.action is machine.Action.PROMOTE and not seen.all_hold(state.challenger):
+        return state, looks  # a replica is just starting; the alias moves when it holds the challenger
+    return machine.step(rules, state, decision, seen.now), looks
+
+
+def settle(state: RolloutState) -> tuple[Outcome, tuple[Point, ...]]:
+    """The outcome of an ended test and where the aliases point after it."""
+    if state.status is RolloutStatus.PROMOTED:
+        swap = (Point(PREVIOUS, state.champion), Point(CHAMPION, state.challenger), Point(CHALLENGER, None))
+        return Outcome.PROMOTED, swap
+    return Outcome.ABORTED, (Point(CHALLENGER, None),)
+
+
+def _stage_words(config: Config, state: RolloutState) -> str:
+    if state.status is RolloutStatus.PAUSED:
+        return f"rollout {state.id} {state.reason}"
+    stage = machine.stage_of(machine.rules_of(config.rollout, state), state)
+    return f"rollout {state.id} enters stage {stage.name}"
+
+
+def watch_over(seen: Seen) -> Move:
+    """What the holdback of the last promotion comes to once a day: at an alarm, the previous champion again."""
+    if seen.holdback is None:
+        return None
+    state, champion = seen.holdback.state, seen.aliases[CHAMPION]
+    if state.champion != champion:
+        return Change(None, (holdback.ended(state, f"the champion is {champion}", seen.now),))
+    test = seen.trial.state if seen.trial is not None and seen.trial.state.live else None
+    after = holdback.step(state, seen.holdback.standing, test.weight if test else 0.0, seen.salt, seen.now)
+    if after == state:
+        return None
+    rules = RolloutSection.model_validate(state.rules)
+    looks = (evidence.look(rules, state, seen.holdback.standing, seen.now),)
+    if after.status is not RolloutStatus.PROMOTED:
+        words = f"holdback {after.id}: {after.reason}" if after.weight != state.weight else None
+        return Change(None, (*looks, after), words)
+    if not seen.all_hold(after.challenger) and not after.challenger.endswith(f"@{BASE}"):
+        return None  # a replica is just starting; the alias moves when it holds the adapter
+    swap = (Point(PREVIOUS, champion), Point(CHAMPION, after.challenger))
+    stale = (replace(machine.apply(test, Act.ABORT, seen.now), reason=after.reason),) if test is not None else ()
+    return Change(None, (*looks, after, *swap, *stale), f"rollback: {after.reason}", failed=True)

@@ -1,0 +1,96 @@
+"""Whether a new champion stays: some users remain on the previous one, and an alarm brings it back. Pure.
+
+A promotion speaks of two weeks. What was only new wears off, and tastes drift; comparing with the rate at promotion
+would fire on every drift that both share. So a share of users, drawn anew each week, is held back on the previous
+champion, and once a day a Shiryaev-Roberts e-detector (`kto_ray.stats.detector`) folds the trials that settled: one a
+user and week. A warning lets the holdback grow to a half, an alarm (at most one false in ten years) is a
+rollback.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, replace
+
+import numpy as np
+
+from kto_ray.config.deciding import RolloutSection
+from kto_ray.records.rollouts import RolloutKind, RolloutState, RolloutStatus
+from kto_ray.records.trials import Standing
+from kto_ray.stats import detector
+from kto_ray.stats.detector import Said, Watch
+
+DAY_S = 86_400.0
+WEEK_S = 7 * DAY_S
+GROWN = 0.5  # the share of users after a warning
+
+
+def start(rules: RolloutSection, champion: str, previous: str, name: str, salt: str, now: float) -> RolloutState | None:
+    """The holdback of a promotion; None where the rules want none."""
+    if rules.holdback == 0:
+        return None
+    return RolloutState(
+        id=name,
+        champion=champion,
+        challenger=previous,
+        salt=salt,
+        stage=0,
+        weight=rules.holdback,
+        status=RolloutStatus.RUNNING,
+        started_at=now,
+        stage_started_at=now,
+        rules=rules.model_dump(mode="json"),
+        kind=RolloutKind.HOLDBACK,
+        watch=_kept(Watch(), 0, now),
+    )
+
+
+def step(state: RolloutState, standing: Standing, tested: float, salt: str, now: float) -> RolloutState:
+    """The state after another look: unchanged until a day is over.
+
+    Args:
+        standing: of the present week.
+        tested: the share of the other users whom a test's challenger answers, which are in neither arm.
+        salt: fresh and random, for the next week's draw.
+    """
+    assert state.watch is not None
+    if now - state.watch["at"] < DAY_S:
+        return state
+    share = state.weight / (state.weight + (1 - state.weight) * (1 - tested))
+    new = standing.trials[state.watch["folded"] :]
+    arm = np.array([trial.challenger for trial in new], dtype=np.bool_)
+    outcome = np.array([trial.outcome for trial in new], dtype=np.float64)
+    watch = detector.fold(watch_of(state), arm, outcome, share)
+    changed = replace(state, watch=_kept(watch, len(standing.trials), now))
+    said = detector.said(watch)
+    if said is Said.ALARM:
+        words = (
+            f"{state.challenger} is better after all than {state.champion}, which replaced it {_days(state, now)} ago"
+        )
+        return replace(changed, status=RolloutStatus.PROMOTED, reason=words, ended_at=now)
+    grows = said is Said.WARN and state.weight < GROWN
+    if not grows and now - state.stage_started_at < WEEK_S:
+        return changed
+    # Trials are of one draw and one weight. A growing share keeps the users that it has; a new week draws others.
+    changed = replace(changed, stage=state.stage + 1, stage_started_at=now, watch=_kept(watch, 0, now))
+    if grows:
+        return replace(changed, weight=GROWN, reason=f"{state.challenger} may be better: more users are held back")
+    return replace(changed, salt=salt)
+
+
+def ended(state: RolloutState, why: str, now: float) -> RolloutState:
+    return replace(state, status=RolloutStatus.ABORTED, reason=why, ended_at=now)
+
+
+def watch_of(state: RolloutState) -> Watch:
+    assert state.watch is not None
+    kept = {name: state.watch[name] for name in Watch.__slots__}
+    return Watch(**{**kept, "log_stakes": tuple(kept["log_stakes"])})
+
+
+def _kept(watch: Watch, folded: int, at: float) -> dict[str, object]:
+    """With how many of the week's trials are folded, and when (seconds since the epoch)."""
+    return {**asdict(watch), "log_stakes": list(watch.log_stakes), "folded": folded, "at": at}
+
+
+def _days(state: RolloutState, now: float) -> str:
+    return f"{(now - state.started_at) / DAY_S:.0f} days"
