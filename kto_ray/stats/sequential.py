@@ -35,8 +35,10 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
 from scipy.optimize import brentq
-from scipy.special import betaln
+from scipy.special import betaln, xlog1py, xlogy
 
 from kto_ray.records.rollouts import ArmCount
 
@@ -71,17 +73,15 @@ def log_evidence(champion: ArmCount, challenger: ArmCount, delta: float) -> floa
     return _log_martingale(champion, p) + _log_martingale(challenger, min(1.0, max(0.0, p + delta)))
 
 
+def log_martingale(ups: ArrayLike, downs: ArrayLike, p: ArrayLike) -> NDArray[np.float64]:
+    """log M_n(p) of one arm's counts, or of arrays; 0 without trials, infinite where one seen is impossible."""
+    mixture = betaln(PRIOR_A + np.asarray(ups), PRIOR_B + np.asarray(downs)) - betaln(PRIOR_A, PRIOR_B)
+    evidence: NDArray[np.float64] = mixture - xlogy(ups, p) - xlog1py(downs, -np.asarray(p))
+    return evidence
+
+
 def _log_martingale(arm: ArmCount, p: float) -> float:
-    """log M_n(p) of one arm; 0 without users."""
-    down = arm.users - arm.up
-    mixture = float(betaln(PRIOR_A + arm.up, PRIOR_B + down) - betaln(PRIOR_A, PRIOR_B))
-    return mixture - _times_log(arm.up, p) - _times_log(down, 1.0 - p)
-
-
-def _times_log(count: int, p: float) -> float:
-    if count == 0:
-        return 0.0
-    return count * math.log(p) if p > 0 else -math.inf
+    return float(log_martingale(arm.up, arm.users - arm.up, p))
 
 
 def _least_favourable(champion: ArmCount, challenger: ArmCount, delta: float) -> float:
