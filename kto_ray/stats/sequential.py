@@ -36,7 +36,7 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 from scipy.optimize import brentq
 from scipy.special import betaln, xlog1py, xlogy
 
@@ -44,6 +44,8 @@ from kto_ray.records.rollouts import ArmCount
 
 PRIOR_A, PRIOR_B = 1.0, 1.0  # the mixture: any choice is valid, a uniform one is good for no rate in particular
 _EDGE = 1e-12
+
+Count = int | NDArray[np.int64] | NDArray[np.float64]
 
 
 def interval(champion: ArmCount, challenger: ArmCount, alpha: float) -> tuple[float, float]:
@@ -73,10 +75,10 @@ def log_evidence(champion: ArmCount, challenger: ArmCount, delta: float) -> floa
     return _log_martingale(champion, p) + _log_martingale(challenger, min(1.0, max(0.0, p + delta)))
 
 
-def log_martingale(ups: ArrayLike, downs: ArrayLike, p: ArrayLike) -> NDArray[np.float64]:
+def log_martingale(ups: Count, downs: Count, p: float | NDArray[np.float64]) -> NDArray[np.float64]:
     """log M_n(p) of one arm's counts, or of arrays; 0 without trials, infinite where one seen is impossible."""
-    mixture = betaln(PRIOR_A + np.asarray(ups), PRIOR_B + np.asarray(downs)) - betaln(PRIOR_A, PRIOR_B)
-    evidence: NDArray[np.float64] = mixture - xlogy(ups, p) - xlog1py(downs, -np.asarray(p))
+    mixture = betaln(PRIOR_A + ups, PRIOR_B + downs) - betaln(PRIOR_A, PRIOR_B)
+    evidence: NDArray[np.float64] = mixture - xlogy(ups, p) - xlog1py(downs, -p)
     return evidence
 
 
