@@ -28,7 +28,7 @@ def fixed_horizon(rates: tuple[float, float]) -> float:
 
 
 def nulls(tests: int) -> list[dict[str, Any]]:
-    """How often the score ever promotes a clone within NULL_VOTERS voters; four times the tests, for its bar is near."""
+    """How often the score ever promotes a clone within NULL_VOTERS voters; four times the tests: its bar is near."""
     found = []
     for seed, rate in enumerate(NULLS, start=100):
         ever = over(
