@@ -81,7 +81,8 @@ def interval(challenger: Arms, outcome: Floats, weight: float, level: float) -> 
 
     Now, not ever: the running intersection is as valid and never wider, but after a drift it is empty or speaks of
     data long gone, and what is shown should describe the trials at hand. So a test that once rejected may stand beside
-    an interval that holds its effect again. M falls as the effect grows, hence an interval, whose ends are bisected.
+    an interval that holds its effect again. M falls as the effect grows (but for rare trials at which c_t binds), hence
+    an interval, whose ends are bisected.
 
     Raises:
         ValueError: as of `log_evidence`, or the level is not in (0, 1).
