@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kto_ray.stats.budget import Spent, left, level, promotions
@@ -30,6 +30,7 @@ def test_the_first_levels_by_hand() -> None:
     assert promotions(live([True, False, True])) == 2
 
 
+@settings(deadline=None)  # the machine may be busy
 @given(lives, st.floats(0.01, 0.5), st.floats(0.01, 0.5))
 def test_it_never_spends_more_than_alpha(promoted: list[bool], alpha: float, omega: float) -> None:
     """Each test costs a share omega of what is left, whatever was promoted: the closed form of the recursion."""
@@ -41,6 +42,7 @@ def test_it_never_spends_more_than_alpha(promoted: list[bool], alpha: float, ome
     assert 0 < left(spent, alpha) <= alpha
 
 
+@settings(deadline=None)  # the machine may be busy
 @given(lives)
 def test_a_promotion_raises_the_next_level_and_a_reset_begins_anew(promoted: list[bool]) -> None:
     spent = live(promoted)

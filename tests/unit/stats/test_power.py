@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kto_ray.bench.decisions_trials import over, voters
@@ -14,6 +14,7 @@ from kto_ray.stats.power import detectable, voters_needed
 from kto_ray.stats.score import log_evidence
 
 
+@settings(deadline=None)  # the machine may be busy
 @given(st.floats(0.05, 0.9), st.floats(0.01, 0.09), st.floats(0.001, 0.1), st.floats(0.05, 0.95))
 def test_each_is_the_other_s_inverse(rate: float, gain: float, level: float, weight: float) -> None:
     assert detectable(voters_needed(gain, rate, level, weight), rate, level, weight) == pytest.approx(gain, rel=1e-4)

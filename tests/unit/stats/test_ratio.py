@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.special import betaln
 
@@ -17,6 +17,7 @@ counts = st.integers(0, 2000)
 weights = st.floats(0.05, 0.95)
 
 
+@settings(deadline=None)  # the machine may be busy
 @given(counts, counts, weights)
 def test_shares_are_told_by_a_mixture_whatever_the_order(champion: int, challenger: int, weight: float) -> None:
     by_hand = betaln(1 + challenger, 1 + champion) - challenger * math.log(weight) - champion * math.log1p(-weight)
@@ -24,6 +25,7 @@ def test_shares_are_told_by_a_mixture_whatever_the_order(champion: int, challeng
     assert log_evidence(challenger, champion, 1 - weight) == pytest.approx(by_hand, abs=1e-6)
 
 
+@settings(deadline=None)  # the machine may be busy
 @given(st.floats(0, 1), weights)
 def test_no_share_up_to_the_weight_makes_more_ups_grow(of_weight: float, weight: float) -> None:
     """One up's mean factor, exactly: at most 1 for every share up to the weight, 1 at it, above 1 beyond."""
@@ -36,6 +38,7 @@ def test_no_share_up_to_the_weight_makes_more_ups_grow(of_weight: float, weight:
     assert mean(weight + 0.5 * (1 - weight)) > 1
 
 
+@settings(deadline=None)  # the machine may be busy
 @given(counts, counts, weights)
 def test_more_ups_is_a_mean_of_likelihood_ratios(champion: int, challenger: int, weight: float) -> None:
     shares = [weight * ratio / (1 - weight + weight * ratio) for ratio in RATIOS]
