@@ -182,6 +182,17 @@ def peeking(
     return bench.bench_peeking(run.settings, runs, users, patience, run.tell), bench.table
 
 
+@benchmark("decisions")
+def decisions(
+    run: Run,
+    tests: Annotated[int, typer.Option(min=20, help="Simulated tests, or lifetimes, for each rate.")] = 2000,
+) -> Told:
+    """How often the decisions about a challenger are wrong, who can fool them, and how soon they come. Simulated."""
+    from kto_ray.bench import decisions as bench
+
+    return bench.bench_decisions(tests, run.tell), bench.table
+
+
 @benchmark("chat", "model.max_model_len=512", "data.max_length=256")
 def chat(
     run: Run,

@@ -35,13 +35,17 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
+from numpy.typing import NDArray
 from scipy.optimize import brentq
-from scipy.special import betaln
+from scipy.special import betaln, xlog1py, xlogy
 
 from kto_ray.records.rollouts import ArmCount
 
 PRIOR_A, PRIOR_B = 1.0, 1.0  # the mixture: any choice is valid, a uniform one is good for no rate in particular
 _EDGE = 1e-12
+
+Count = int | NDArray[np.int64] | NDArray[np.float64]
 
 
 def interval(champion: ArmCount, challenger: ArmCount, alpha: float) -> tuple[float, float]:
@@ -71,17 +75,15 @@ def log_evidence(champion: ArmCount, challenger: ArmCount, delta: float) -> floa
     return _log_martingale(champion, p) + _log_martingale(challenger, min(1.0, max(0.0, p + delta)))
 
 
+def log_martingale(ups: Count, downs: Count, p: float | NDArray[np.float64]) -> NDArray[np.float64]:
+    """log M_n(p) of one arm's counts, or of arrays; 0 without trials, infinite where one seen is impossible."""
+    mixture = betaln(PRIOR_A + ups, PRIOR_B + downs) - betaln(PRIOR_A, PRIOR_B)
+    evidence: NDArray[np.float64] = mixture - xlogy(ups, p) - xlog1py(downs, -p)
+    return evidence
+
+
 def _log_martingale(arm: ArmCount, p: float) -> float:
-    """log M_n(p) of one arm; 0 without users."""
-    down = arm.users - arm.up
-    mixture = float(betaln(PRIOR_A + arm.up, PRIOR_B + down) - betaln(PRIOR_A, PRIOR_B))
-    return mixture - _times_log(arm.up, p) - _times_log(down, 1.0 - p)
-
-
-def _times_log(count: int, p: float) -> float:
-    if count == 0:
-        return 0.0
-    return count * math.log(p) if p > 0 else -math.inf
+    return float(log_martingale(arm.up, arm.users - arm.up, p))
 
 
 def _least_favourable(champion: ArmCount, challenger: ArmCount, delta: float) -> float:

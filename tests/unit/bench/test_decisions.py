@@ -1,0 +1,66 @@
+"""The benchmark of decisions, small: its report, its bars, its table; and its peers are what they say."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+from rich.console import Console
+from typer.testing import CliRunner
+
+from kto_ray.bench import decisions, decisions_adversaries, decisions_life, decisions_test
+from kto_ray.bench.decisions_trials import over, share, voters
+from kto_ray.bench.peeking import decided_at
+from kto_ray.cli.bench import app
+
+
+def test_a_small_run_reports_each_figure_and_its_bar(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(decisions_life, "POOL", (60, 60))
+    monkeypatch.setattr(decisions_life, "ROUNDS", 10)
+    monkeypatch.setattr(decisions_test, "NULLS", (0.5,))
+    monkeypatch.setattr(decisions_test, "GAINS", ((0.3, 0.5),))
+    monkeypatch.setattr(decisions_test, "NULL_VOTERS", 500)
+    monkeypatch.setattr(decisions_adversaries, "PER_DAY", 100)
+    told = CliRunner().invoke(app, ["decisions", "--tests", "20", "--out", str(tmp_path), "--json"])
+    report = json.loads(told.stdout)
+    assert report == json.loads((tmp_path / "decisions.json").read_text())
+    assert 0.4 < report["gains"][0]["at_5_ratio"] < report["gains"][0]["today_ratio"]
+    assert report["adversaries"][2]["without"]["share"] > 0.9 > 0.3 > report["adversaries"][2]["with"]["share"]
+    assert (
+        report["met"]["0.3 against 0.5"]
+        and not report["met"]["novelty, decided from day 0, evidence that was ever enough"]
+    )
+    console = Console(width=300)
+    with console.capture() as shown:
+        console.print(decisions.table(report))
+    assert shown.get().count("MISSED") == sum(not met for met in report["met"].values())
+
+
+def test_the_peer_is_the_confidence_sequence() -> None:
+    """The closed form at no difference decides at the same voter as `peeking`, which asks the sequence itself."""
+    drawn = voters(400, (0.3, 0.5))(np.random.default_rng(0), 30)
+    arm, up = drawn.challenger, drawn.outcome == 1
+    counts = np.cumsum(np.stack([~arm, ~arm & up, arm, arm & up], axis=-1), axis=1)
+    expected = [decided_at(path, 0.05) or math.inf for path in counts]
+    assert decisions_test.today(drawn, 0.05).tolist() == expected and np.isfinite(expected).any()
+
+
+def test_what_is_drawn_is_what_was_asked_for() -> None:
+    drawn = voters(200_000, (0.6, 0.7), weight=0.2, quieter=0.5)(np.random.default_rng(0), 1)
+    arm, outcome = drawn.challenger[0], drawn.outcome[0]
+    assert outcome[~arm].mean() == pytest.approx(0.6, abs=0.01)
+    assert outcome[arm].mean() == pytest.approx(0.7 / 0.85, abs=0.01), "half of the unhappy keep still"
+    assert arm.mean() == pytest.approx(0.2 * 0.85 / (0.8 + 0.2 * 0.85), abs=0.01)
+    halves = over(voters(5, (0.5, 0.5)), 5, 7, 0, lambda t: t.outcome[:, 0])
+    assert halves.shape == (7,)
+
+
+def test_intervals_of_shares() -> None:
+    hits = np.arange(100) < 5
+    assert share(hits) == {
+        "share": 0.05, "low_share": pytest.approx(0.0215, abs=1e-3),
+        "high_share": pytest.approx(0.1118, abs=1e-3), "tests": 100,
+    }  # fmt: skip
