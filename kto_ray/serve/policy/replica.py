@@ -182,7 +182,7 @@ class Policy(LLMServer):
 
     def _comes_in(self, champion: str, others_hold: bool, waited: bool) -> bool:
         if champion in (*self._shelf.held, self._config.base_name):
-            return True
+            return waited or not self._shelf.loading  # the rest has been tried
         fault = self._shelf.faults.get(champion)
         if fault is None or others_hold or not (fault.refused or waited):
             return False
