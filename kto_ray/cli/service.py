@@ -131,6 +131,12 @@ def _status_table(told: dict[str, Any]) -> Table:
     for replica in replicas:
         held = ", ".join(replica["held"]) or "the base"
         table.add_row("", f"{replica['replica']} on {replica['node']} holds {held}, in {replica['dtype']}")
+        for adapter, fault in replica["errors"].items():
+            words = f"cannot load {adapter} for {fault['age_s']:.0f} s ({fault['tries']} tries): {fault['reason']}"
+            table.add_row("", f"[red]{plain(words)}[/]")
+    champion, answers = told["readiness"]["champion"], told["readiness"].get("answers")  # an older service has none
+    if answers not in (None, champion):
+        table.add_row("", f"[red]{answers} answers in place of the champion {champion}[/]")
     labels = loop["labels"]
     table.add_row("completions", str(loop["completions"]))
     table.add_row(

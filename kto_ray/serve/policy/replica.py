@@ -182,7 +182,7 @@ class Policy(LLMServer):
 
     def _comes_in(self, champion: str, others_hold: bool, waited: bool) -> bool:
         if champion in (*self._shelf.held, self._config.base_name):
-            return True
+            return waited or not self._shelf.loading  # the rest has been tried
         fault = self._shelf.faults.get(champion)
         if fault is None or others_hold or not (fault.refused or waited):
             return False
@@ -239,11 +239,11 @@ class Policy(LLMServer):
             return adapters.get(tx, name)
 
     def _champion(self) -> tuple[str, bool]:
-        """Its name, and whether another live replica holds it."""
+        """Its name, and whether a live replica holds it: another one, for this one has told nothing yet."""
         with self._store.read() as tx:
             champion = adapters.aliases(tx, self._config.base_name)[CHAMPION]
             live = replicas.live(tx, self._config.serve.heartbeat_timeout_s)
-        return champion, any(champion in other.held for other in live if other.replica != self._replica)
+        return champion, any(champion in other.held for other in live)
 
     def _report(self) -> None:
         report = ReplicaReport(

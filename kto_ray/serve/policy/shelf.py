@@ -25,6 +25,7 @@ from kto_ray.records.replicas import LoadFault
 log = logging.getLogger(__name__)
 
 FIRST_S, LONGEST_S = 1.0, 60.0  # between two tries of one adapter
+WAIT_S = 10.0  # that a look waits for what is being loaded; a storage that hangs holds up nothing else
 
 
 class Engine(Protocol):
@@ -62,6 +63,10 @@ class Shelf:
         return tuple(sorted(self._copies))
 
     @property
+    def loading(self) -> bool:
+        return bool(self._loading)
+
+    @property
     def faults(self) -> dict[str, LoadFault]:
         now = time.monotonic()
         return {
@@ -75,7 +80,8 @@ class Shelf:
         for name in set(self._copies) - names:
             await self._unload_if_idle(name)
         self._troubles = {name: trouble for name, trouble in self._troubles.items() if name in names}
-        await asyncio.gather(*(self.load(version) for version in wanted))
+        if loads := [asyncio.create_task(self.load(version)) for version in wanted]:
+            await asyncio.wait(loads, timeout=WAIT_S)
 
     async def load(self, version: AdapterVersion) -> None:
         """Load an adapter if it is missing and a try is due. What it comes to is told by `held` and `faults`.

@@ -20,7 +20,8 @@ from kto_ray.app import _as_ctrl_c, check_home, check_keys
 from kto_ray.cli import app
 from kto_ray.config import load_config
 from kto_ray.records.keys import Scope
-from kto_ray.store import completions, feedback, keys, leases, open_store, schema
+from kto_ray.records.replicas import LoadFault, ReplicaReport
+from kto_ray.store import adapters, completions, feedback, keys, leases, open_store, replicas, schema
 from kto_ray.store.spool import Spool
 from tests.support.provenance import seal
 from tests.support.rows import completion, thumb
@@ -157,6 +158,19 @@ def test_nothing_is_asked_of_a_service_that_does_not_run(tmp_path: Path) -> None
     told = run("rollout", "promote", "--set", f"home={tmp_path}")
     assert told.returncode == 2 and "start it with `kto-ray serve`" in told.stderr
     assert "no service runs here" in run("status", "--set", f"home={tmp_path}").stdout
+
+
+def test_status_says_who_answers_for_a_champion_that_cannot_be_loaded(tmp_path: Path) -> None:
+    best = "policy@v2-bbbbbb"
+    store = open_store(f"sqlite:///{tmp_path}/kto.db")
+    with store.write() as tx:
+        adapters.set_alias(tx, "champion", best, 1.0)
+        fault = LoadFault("its file [weights] has changed", refused=True, tries=4, age_s=9.0)
+        replicas.report(tx, ReplicaReport("r", "node", 1, (), errors={best: fault}))
+    store.close()
+    told = " ".join(run("status", "--set", f"home={tmp_path}").stdout.replace("\u2502", "").split())
+    assert f"cannot load {best} for 9 s (4 tries): its file [weights] has changed" in told
+    assert f"policy@base answers in place of the champion {best}" in told
 
 
 def test_a_file_that_is_no_database_and_one_that_cannot_be_written(tmp_path: Path) -> None:

@@ -9,15 +9,19 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from kto_ray.adapters.files import check_adapter
+from kto_ray.adapters.publish import publish
 from kto_ray.cli import app
 from kto_ray.cli.source import Source
 from kto_ray.config import Config, load_config
 from kto_ray.loop.step import Loop
 from kto_ray.records.keys import Scope
-from kto_ray.store import Store, completions, keys
+from kto_ray.store import Store, adapters, completions, keys
 from tests.conftest import FreePort
+from tests.support.adapters import write
 from tests.support.engine import StandIn
 from tests.support.provenance import completion
+from tests.support.rows import manifest
 from tests.support.served import served
 
 
@@ -40,6 +44,22 @@ def test_both_tell_the_same(config: Config, sqlite_store: Store, monkeypatch: py
         assert by_http.readiness()["ready"] is True
         with pytest.raises(ValueError, match="'nobody' is no adapter version"):
             by_http.lineage("nobody")
+
+
+def test_an_adapter_of_before_there_was_a_key_is_signed(
+    config: Config, sqlite_store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KTO_RAY__ADAPTERS__SIGNING_KEYS", "k" * 32)
+    version = publish(config, write(tmp_path / "checkpoint"), 1, manifest(), None, 1.0)
+    with sqlite_store.write() as tx:
+        adapters.insert(tx, version)
+    with pytest.raises(ValueError, match="is not signed"):
+        check_adapter(version, 16, ("k" * 32,))
+    told = CliRunner().invoke(app, ["adapters", "sign", version.name, "--set", f"home={tmp_path}", "--json"])
+    assert told.exit_code == 0 and json.loads(told.stdout) == {"adapter": version.name, "signed": True}
+    check_adapter(version, 16, ("k" * 32,))
+    unknown = CliRunner().invoke(app, ["adapters", "sign", "policy@v9", "--set", f"home={tmp_path}"])
+    assert isinstance(unknown.exception, ValueError) and "is not in the store" in str(unknown.exception)
 
 
 def test_a_service_of_another_store_is_not_asked(config: Config, sqlite_store: Store, tmp_path: Path) -> None:

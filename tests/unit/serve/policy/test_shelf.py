@@ -4,6 +4,7 @@ use. Real files; the engine alone is a stand-in."""
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from kto_ray.adapters import files
 from kto_ray.adapters.publish import publish
 from kto_ray.config import Config, load_config
 from kto_ray.records.adapters import AdapterVersion
@@ -209,6 +211,30 @@ def test_a_load_goes_on_when_its_request_leaves_and_others_wait_for_the_same(con
         engine.gate.set()
         await staying
         assert shelf.held == (one.name,) and engine.loads == 1
+
+    acted(config, act)
+
+
+def test_a_storage_that_hangs_holds_up_no_other(config: Config, clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    stuck, other = version(config, 1), version(config, 2)
+    back, reached = threading.Event(), files.fetch
+
+    def fetched(asked: AdapterVersion, *rest: Any) -> str:
+        if asked is stuck:
+            assert back.wait(30)
+        return reached(asked, *rest)
+
+    monkeypatch.setattr(files, "fetch", fetched)
+    monkeypatch.setattr("kto_ray.serve.policy.shelf.WAIT_S", 0.5)
+
+    async def act(shelf: Shelf, engine: Engine) -> None:
+        while other.name not in shelf.held:
+            await shelf.follow([stuck, other])
+        assert set(shelf.held) == {other.name} and shelf.loading
+        back.set()
+        while shelf.loading:
+            await shelf.follow([stuck, other])
+        assert set(shelf.held) == {stuck.name, other.name}
 
     acted(config, act)
 
