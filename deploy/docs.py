@@ -24,7 +24,21 @@ ROOT = Path(__file__).parents[1]
 PACKAGE, TREE = ROOT / "kto_ray", ROOT / "kto_ray" / "docs" / "tree.md"
 MEASURED, RECORDS = PACKAGE / "docs" / "measured.md", PACKAGE / "docs" / "measured"
 NONE = "No record yet."
-ORDER = ("demo", "learn", "ablation", "edits", "rounds", "train", "peeking", "serve", "chat", "ingest", "data", "scale")
+ORDER = (
+    "demo",
+    "learn",
+    "ablation",
+    "edits",
+    "rounds",
+    "train",
+    "peeking",
+    "gate",
+    "serve",
+    "chat",
+    "ingest",
+    "data",
+    "scale",
+)
 MEASURED_HEAD = """# What was measured
 
 By commands that measure their peers in the same run; to be read as ratios, for machines differ and are noisy. Each

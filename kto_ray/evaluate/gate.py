@@ -7,8 +7,10 @@ why every sanity figure is taken on the candidate's OWN answers to plain prompts
 The gate only admits to a canary; that the candidate is better is for the A/B test to say.
 
 What the thresholds mean:
-    min_auc              AUC of the KTO reward on held-out users; its interval must lie above. A candidate that learnt
-                         nothing gets by with chance (1 - confidence) / 2, and then still has to win the A/B
+    min_auc              AUC of the KTO reward on held-out users; its interval must lie above
+    min_auc_gain         that AUC among answers of like length, over the champion's on the same rows; the interval of
+                         the difference must lie above. A candidate no better than the champion gets by with chance
+                         (1 - confidence) / 2, and then still has to win the A/B
     max_kl_base          nats a token of its own answers; bounds what many rounds may add up to
     max_kl_champion      the same against the present champion; bounds one round
     max_base_nll_rise    nats a token; gibberish is dear under the base model, whatever the reward says of it
@@ -26,7 +28,7 @@ from collections.abc import Mapping
 from kto_ray.config.deciding import GateSection
 from kto_ray.records.evaluation import GateDecision
 
-# What judge.evaluate measures and this module reads.
+# What measure.score measures and this module reads.
 REQUIRED = (
     "n_holdout_desirable",
     "n_holdout_undesirable",
@@ -34,6 +36,9 @@ REQUIRED = (
     "auc",
     "auc_low",
     "auc_high",
+    "auc_gain",
+    "auc_gain_low",
+    "auc_gain_high",
     "kl_base",
     "kl_champion",
     "base_nll",
@@ -51,8 +56,9 @@ def decide(config: GateSection, metrics: Mapping[str, float]) -> tuple[GateDecis
     """The gate's decision and its reasons, each with the figure and the threshold.
 
     reject: a figure is not a number, a sanity bound is broken, or AUC's upper bound lies below min_auc (it learnt the
-    opposite). All such reasons are given. inconclusive: sane, but too little held out, or AUC's interval includes
-    min_auc. promote-to-canary: otherwise.
+    opposite) or that of its gain below min_auc_gain (it is worse than the champion). All such reasons are given.
+    inconclusive, whose reason begins with "cannot tell": sane, but too little held out, or an interval includes its
+    threshold. promote-to-canary: otherwise.
 
     Raises:
         ValueError: a figure is missing from `metrics`.
@@ -64,20 +70,42 @@ def decide(config: GateSection, metrics: Mapping[str, float]) -> tuple[GateDecis
     wrong += [f"{name} is NaN" for name in metrics if name not in REQUIRED and math.isnan(metrics[name])]
     if wrong:
         return GateDecision.REJECT, tuple(wrong)
-    enough = _too_little_data(config, metrics)
-    broken = _insane(config, metrics)
-    if not enough and metrics["auc_high"] < config.min_auc:
-        broken += [
-            f"it learnt the opposite: AUC {_auc_in_words(config, metrics)} lies below min_auc {config.min_auc:g}"
-        ]
+    lacking = _too_little_data(config, metrics)
+    broken = _insane(config, metrics) + ([] if lacking else _worse(config, metrics))
     if broken:
         return GateDecision.REJECT, tuple(broken)
-    if enough:
-        return GateDecision.INCONCLUSIVE, tuple(enough)
-    if metrics["auc_low"] <= config.min_auc:
-        reason = f"AUC {_auc_in_words(config, metrics)} does not lie above min_auc {config.min_auc:g}"
-        return GateDecision.INCONCLUSIVE, (reason,)
+    unknown = lacking or _not_shown(config, metrics)
+    if unknown:
+        return GateDecision.INCONCLUSIVE, (f"cannot tell: {'; '.join(unknown)}",)
     return GateDecision.PROMOTE_TO_CANARY, _praise(config, metrics)
+
+
+def _worse(config: GateSection, m: Mapping[str, float]) -> list[str]:
+    """What held-out users surely say against it."""
+    reasons = []
+    if m["auc_high"] < config.min_auc:
+        reasons.append(
+            f"it learnt the opposite: AUC {_in_words(config, m, 'auc')} lies below min_auc {config.min_auc:g}"
+        )
+    if m["auc_gain_high"] < config.min_auc_gain:
+        reasons.append(
+            f"it is worse than the champion: the gain of AUC {_in_words(config, m, 'auc_gain')} lies below "
+            f"min_auc_gain {config.min_auc_gain:g}"
+        )
+    return reasons
+
+
+def _not_shown(config: GateSection, m: Mapping[str, float]) -> list[str]:
+    """What held-out users do not say surely."""
+    reasons = []
+    if m["auc_low"] <= config.min_auc:
+        reasons.append(f"AUC {_in_words(config, m, 'auc')} does not lie above min_auc {config.min_auc:g}")
+    if m["auc_gain_low"] <= config.min_auc_gain:
+        reasons.append(
+            f"the gain of AUC over the champion, {_in_words(config, m, 'auc_gain')}, does not lie above min_auc_gain "
+            f"{config.min_auc_gain:g}"
+        )
+    return reasons
 
 
 def _too_little_data(config: GateSection, metrics: Mapping[str, float]) -> list[str]:
@@ -154,13 +182,15 @@ def _texts(config: GateSection, m: Mapping[str, float]) -> list[tuple[bool, str]
 def _praise(config: GateSection, m: Mapping[str, float]) -> tuple[str, ...]:
     rows = m["n_holdout_desirable"] + m["n_holdout_undesirable"]
     return (
-        f"it learnt: AUC {_auc_in_words(config, m)} lies above min_auc {config.min_auc:g} on {rows:.0f} rows of "
+        f"it learnt: AUC {_in_words(config, m, 'auc')} lies above min_auc {config.min_auc:g} on {rows:.0f} rows of "
         f"{m['n_holdout_users']:.0f} held-out users",
+        f"it gained: AUC over the champion's {_in_words(config, m, 'auc_gain')} lies above min_auc_gain "
+        f"{config.min_auc_gain:g}",
         f"it is sane: KL to base {m['kl_base']:.2f} nats a token (at most {config.max_kl_base:g}), base NLL "
         f"{m['base_nll']:.2f} against {m['base_nll_champion']:.2f}, length {m['length_ratio']:.2f} times, "
         f"{m['repetition']:.0%} repeat themselves, {m['empty']:.0%} empty, {m['truncated']:.0%} cut off",
     )
 
 
-def _auc_in_words(config: GateSection, m: Mapping[str, float]) -> str:
-    return f"{m['auc']:.3f} ({config.confidence:.0%} interval {m['auc_low']:.3f} to {m['auc_high']:.3f})"
+def _in_words(config: GateSection, m: Mapping[str, float], name: str) -> str:
+    return f"{m[name]:.3f} ({config.confidence:.0%} interval {m[f'{name}_low']:.3f} to {m[f'{name}_high']:.3f})"

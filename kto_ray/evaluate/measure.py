@@ -14,10 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kto_ray.config import Config
-from kto_ray.evaluate import gate
+from kto_ray.evaluate import gate, ranks
 from kto_ray.evaluate.texts import length_ratio, looks_truncated, repeats_itself
 from kto_ray.records.evaluation import GateReport, GuardAnswer, HeldOut, Tokens
-from kto_ray.stats.ranking import Interval, auc, balanced_accuracy, bootstrap
+from kto_ray.stats.ranking import balanced_accuracy, bootstrap
 
 if TYPE_CHECKING:  # torch is imported only where a model is loaded
     from kto_ray.evaluate.logprobs import Scorer
@@ -85,6 +85,7 @@ def reward_metrics(config: Config, scorer: Scorer, rows: Sequence[HeldOut]) -> d
 
     Balanced accuracy is taken at the KL point z0 = beta max(0, mean of log p_candidate - log p_base over mismatched
     pairs), which is where KTO's value function turns. Without a row of each class nothing is known: AUC 0.5 in (0, 1).
+    What the figures of `ranks.ranking` say stands there.
     """
     good = [row for row in rows if row.desirable]
     counts = {
@@ -93,23 +94,24 @@ def reward_metrics(config: Config, scorer: Scorer, rows: Sequence[HeldOut]) -> d
         "n_holdout_users": float(len({row.user for row in rows})),
     }
     if not 0 < len(good) < len(rows):
-        return counts | _with_interval("auc", 0.5, Interval(0.0, 1.0))
+        return counts | ranks.unknown()
     beta, tokens = config.kto.beta, [row.tokens for row in rows]
     base = scorer.logprobs("base", tokens)
     rewards = beta * (scorer.logprobs("candidate", tokens) - base)
+    old = beta * (scorer.logprobs("champion", tokens) - base) if scorer.has_champion else np.zeros(len(rows))
     kl_point = _kl_point(beta, scorer, rows, config.data.seed)
-    labels = np.array([row.desirable for row in rows])
+    labels, users = np.array([row.desirable for row in rows]), [row.user for row in rows]
+    lengths = np.array([float(len(row.tokens.completion)) for row in rows])
     up, down = rewards[labels], rewards[~labels]
-    auc_bounds, accuracy_bounds = bootstrap(
-        rewards, labels, [row.user for row in rows], kl_point, config.gate.confidence, config.gate.bootstrap
-    )
-    metrics = counts | _with_interval("auc", auc(up, down), auc_bounds)
-    metrics |= _with_interval("balanced_accuracy", balanced_accuracy(up, down, kl_point), accuracy_bounds)
-    metrics |= {"reward_desirable": float(up.mean()), "reward_undesirable": float(down.mean()), "kl_point": kl_point}
-    if scorer.has_champion:
-        old = beta * (scorer.logprobs("champion", tokens) - base)
-        metrics["auc_champion"] = auc(old[labels], old[~labels])
-    return metrics
+    _, bounds = bootstrap(rewards, labels, users, kl_point, config.gate.confidence, config.gate.bootstrap)
+    return {
+        **counts,
+        **ranks.ranking(config.gate, rewards, old, labels, users, lengths),
+        **ranks.with_interval("balanced_accuracy", balanced_accuracy(up, down, kl_point), bounds),
+        "reward_desirable": float(up.mean()),
+        "reward_undesirable": float(down.mean()),
+        "kl_point": kl_point,
+    }
 
 
 def guard_metrics(
@@ -162,7 +164,3 @@ def _subset(rows: Sequence[HeldOut], most: int, seed: int) -> Sequence[HeldOut]:
     if len(rows) <= most:
         return rows
     return random.Random(seed).sample(sorted(rows, key=lambda row: row.example_id), k=most)
-
-
-def _with_interval(name: str, value: float, bounds: Interval) -> dict[str, float]:
-    return {name: value, f"{name}_low": bounds.low, f"{name}_high": bounds.high}

@@ -66,6 +66,7 @@ def judged(home: Path, learning_rate: float) -> GateReport:
             "data.max_length=128",
             "data.max_user_share=0.2",
             "data.holdout_share=0.4",
+            "gate.min_holdout_users=10",
         ),
     )
     manifest = seal(config)
