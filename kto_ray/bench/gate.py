@@ -2,14 +2,14 @@
 
 Held-out users, answers' lengths and both policies' rewards are drawn from a known truth, and the gate's own functions
 (`evaluate.ranks`, `evaluate.gate`) judge them; sanity is taken as given. The peer is AUC by itself, whatever the
-champion's: its interval above one half. What the guard checks do to a candidate is not simulated but summed over all
-outcomes.
+champion's: its interval above one half. What the checks of the guard prompts do to a candidate is not simulated but
+summed over all outcomes.
 
-The truth. Ups and downs differ in length as in human data (an AUC of 0.567 for length alone). A reward is
+The truth of rewards. Ups and downs differ in length as in human data (an AUC of 0.567 for length alone). A reward is
 d y + user + row, of variance 1 given the label y, three tenths of it the user's; how much users' taste is met differs
-(d of a user has a standard deviation of 0.4). Candidate and champion share half the variance, as two trainings on
-much the same feedback do; a clone is another training of the same worth, not a copy, which could gain nothing at all.
-A drift along length adds as much variance as all else has.
+(d of a user has a standard deviation of 0.4). Candidate and champion share half the variance: how much two trainings
+on much the same feedback share is not known, and the less, the harder a gain is to see. A clone is another training of
+the same worth, not a copy, which could gain nothing at all. A drift along length adds as much variance as all else has.
 """
 
 from __future__ import annotations
@@ -21,13 +21,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from rich.table import Table
-from scipy.stats import beta, norm
+from scipy.stats import beta, binom, multinomial, norm
 
 from kto_ray.config import Config
 from kto_ray.config.deciding import GateSection
 from kto_ray.evaluate import gate
 from kto_ray.evaluate.ranks import ranking
 from kto_ray.records.evaluation import GateDecision
+from kto_ray.stats.exact import margin_levels
 
 Floats = NDArray[np.float64]
 
@@ -57,7 +58,7 @@ TRUTHS = (
     Truth("worse by 0.05 than a champion of 0.7", 0.7, 0.65, bar=AT_MOST),
     Truth("it learnt nothing, against the base", 0.5, 0.5, bar=AT_MOST),
     Truth("drift along length, against the base", 0.5, 0.5, drift=1.0, bar=AT_MOST),
-    Truth("drift toward the liked length, against the base", 0.5, 0.5, drift=1.0, toward=True, bar=AT_MOST),
+    Truth("drift toward the liked length, against the base", 0.5, 0.5, drift=1.0, toward=True),
     Truth("drift toward the liked length, nothing else, against the base", 0.5, 0.5, drift=30.0, toward=True),
     Truth("a clone that drifts along length, against a champion of 0.7", 0.7, 0.7, drift=1.0, bar=AT_MOST),
     Truth("better by 0.1 than a champion of 0.7", 0.7, 0.8, bar=AT_LEAST),
@@ -65,6 +66,10 @@ TRUTHS = (
     Truth("0.7 against the base", 0.5, 0.7, bar=AT_LEAST),
     Truth("0.6 against the base", 0.5, 0.6),
 )
+
+
+# Shares of the checks that a candidate loses and wins, of answers that are sampled: equal, worse, broken
+CHECKED = ((0.05, 0.05), (0.1, 0.1), (0.15, 0.15), (0.15, 0.1), (0.2, 0.1), (0.25, 0.1), (0.4, 0.05))
 
 
 def held_out(truth: Truth, random: np.random.Generator) -> tuple[Floats, Floats, NDArray[np.bool_], list[str], Floats]:
@@ -130,7 +135,27 @@ def bench_gate(config: Config, lifetimes: int, resamples: int, tell: Callable[[s
         }  # fmt: skip
         rows.append(row)
         tell(f"{truth.name}: passes {row['passed_share']:.1%}, by AUC alone {row['auc_alone_passed_share']:.1%}")
-    return {"lifetimes": lifetimes, "resamples": resamples, "gate": section.model_dump(), "truths": rows}
+    report = {"lifetimes": lifetimes, "resamples": resamples, "gate": section.model_dump(), "truths": rows}
+    return {**report, "checks": [checked(section, *shares) for shares in CHECKED]}
+
+
+def checked(section: GateSection, lost: float, won: float) -> dict[str, float]:
+    """What becomes of a candidate that fails `lost` of the checks that the champion meets and meets `won` of those that
+    it fails, as shares of all: the exact chances of passing, of being rejected, and of "cannot tell"."""
+    table = margin_levels(section.guard_prompts, section.suite_margin)
+    rest = section.guard_prompts - table.lost - table.won
+    chances = multinomial.pmf(
+        np.stack([table.lost, table.won, rest], axis=1), section.guard_prompts, [lost, won, 1 - lost - won]
+    )
+    passes = table.level <= section.suite_level
+    surely_worse = binom.sf(table.lost - 1, table.lost + table.won, 0.5) <= section.suite_level
+    return {
+        "lost_share": lost,
+        "won_share": won,
+        "passed_share": float(chances[passes].sum()),
+        "rejected_share": float(chances[~passes & surely_worse].sum()),
+        "cannot_tell_share": float(chances[~passes & ~surely_worse].sum()),
+    }
 
 
 def exact_interval(part: int, whole: int, confidence: float = 0.95) -> tuple[float, float]:
@@ -159,6 +184,15 @@ def table(report: dict[str, Any]) -> Table:
             f"{row['cannot_tell_share']:.1%}",
             f"{row['auc_alone_passed_share']:.1%}",
             _bar(row),
+        )
+    for row in report["checks"]:
+        shown.add_row(
+            f"{report['gate']['guard_prompts']} checks: {row['lost_share']:.0%} lost, {row['won_share']:.0%} won",
+            f"{row['passed_share']:.1%} (exact)",
+            f"{row['rejected_share']:.1%}",
+            f"{row['cannot_tell_share']:.1%}",
+            "",
+            "",
         )
     return shown
 

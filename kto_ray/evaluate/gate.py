@@ -18,6 +18,11 @@ What the thresholds mean:
                          repeats itself and gets cut off already
     max_empty            a share, not a rise: with 16 prompts one empty answer rejects
     min_, max_length_ratio    mean length over the champion's; wide, because length may be the very taste
+    suite_margin         of the guard suites' checks (is the answer right?), on pairs of answers to the same prompt:
+                         that it fails so many more than the champion must be excluded at suite_level. It is rejected
+                         where it is surely worse (same level) and perhaps by the margin; else nobody can tell
+
+What thumbs reward and nobody asked for (asking back, flattery, emoji) is told as drift and decides nothing.
 """
 
 from __future__ import annotations
@@ -26,7 +31,9 @@ import math
 from collections.abc import Mapping
 
 from kto_ray.config.deciding import GateSection
+from kto_ray.evaluate import features
 from kto_ray.records.evaluation import GateDecision
+from kto_ray.stats.exact import much_worse, worse
 
 # What measure.score measures and this module reads.
 REQUIRED = (
@@ -49,14 +56,18 @@ REQUIRED = (
     "empty",
     "truncated",
     "truncated_champion",
+    "n_checks",
+    "checks_lost",
+    "checks_won",
 )
 
 
 def decide(config: GateSection, metrics: Mapping[str, float]) -> tuple[GateDecision, tuple[str, ...]]:
     """The gate's decision and its reasons, each with the figure and the threshold.
 
-    reject: a figure is not a number, a sanity bound is broken, or AUC's upper bound lies below min_auc (it learnt the
-    opposite) or that of its gain below min_auc_gain (it is worse than the champion). All such reasons are given.
+    reject: a figure is not a number, a sanity bound is broken, it fails checks that the champion meets, or AUC's upper
+    bound lies below min_auc (it learnt the opposite) or that of its gain below min_auc_gain (it is worse than the
+    champion). All such reasons are given.
     inconclusive, whose reason begins with "cannot tell": sane, but too little held out, or an interval includes its
     threshold. promote-to-canary: otherwise.
 
@@ -70,14 +81,15 @@ def decide(config: GateSection, metrics: Mapping[str, float]) -> tuple[GateDecis
     wrong += [f"{name} is NaN" for name in metrics if name not in REQUIRED and math.isnan(metrics[name])]
     if wrong:
         return GateDecision.REJECT, tuple(wrong)
-    lacking = _too_little_data(config, metrics)
-    broken = _insane(config, metrics) + ([] if lacking else _worse(config, metrics))
+    lacking, drift = _too_little_data(config, metrics), features.drift(metrics)
+    fails, unsure = _checks(config, metrics)
+    broken = [*_insane(config, metrics), *fails, *([] if lacking else _worse(config, metrics))]
     if broken:
-        return GateDecision.REJECT, tuple(broken)
-    unknown = lacking or _not_shown(config, metrics)
+        return GateDecision.REJECT, (*broken, *drift)
+    unknown = [*(lacking or _not_shown(config, metrics)), *unsure]
     if unknown:
-        return GateDecision.INCONCLUSIVE, (f"cannot tell: {'; '.join(unknown)}",)
-    return GateDecision.PROMOTE_TO_CANARY, _praise(config, metrics)
+        return GateDecision.INCONCLUSIVE, (f"cannot tell: {'; '.join(unknown)}", *drift)
+    return GateDecision.PROMOTE_TO_CANARY, (*_praise(config, metrics), *drift)
 
 
 def _worse(config: GateSection, m: Mapping[str, float]) -> list[str]:
@@ -124,10 +136,41 @@ def _too_little_data(config: GateSection, metrics: Mapping[str, float]) -> list[
 
 def _insane(config: GateSection, m: Mapping[str, float]) -> list[str]:
     """The sanity bounds that are broken, in words."""
-    return [reason for broken, reason in (*_drift(config, m), *_texts(config, m)) if broken]
+    return [reason for broken, reason in (*_distances(config, m), *_texts(config, m)) if broken]
 
 
-def _drift(config: GateSection, m: Mapping[str, float]) -> list[tuple[bool, str]]:
+def _checks(config: GateSection, m: Mapping[str, float]) -> tuple[list[str], list[str]]:
+    """What the checks of the guard prompts surely say against it, and what they do not say surely."""
+    items, lost, won = (int(m[name]) for name in ("n_checks", "checks_lost", "checks_won"))
+    if items == 0:
+        return [], []
+    if much_worse(lost, won, items, config.suite_margin) <= config.suite_level:
+        return [], []
+    if worse(lost, won) <= config.suite_level:
+        return [
+            f"it answers worse: {_checks_in_words(m)}, which is no chance (p {worse(lost, won):.1g}), and that it "
+            f"fails suite_margin {config.suite_margin:.0%} more is not excluded"
+        ], []
+    return [], [
+        f"that it fails suite_margin {config.suite_margin:.0%} of checks more is not excluded: {_checks_in_words(m)}"
+    ]
+
+
+def _checks_in_words(m: Mapping[str, float]) -> str:
+    return (
+        f"of {m['n_checks']:.0f} checks it failed {m['checks_lost']:.0f} that the champion met, and met "
+        f"{m['checks_won']:.0f} that the champion failed{_tags_in_words(m)}"
+    )
+
+
+def _tags_in_words(m: Mapping[str, float]) -> str:
+    """The shares of right answers by tag, where there are such."""
+    names = [name for name in m if name.startswith("right_") and f"{name}_champion" in m]
+    told = [f"{name.removeprefix('right_')} {m[name]:.0%} against {m[f'{name}_champion']:.0%}" for name in names]
+    return f" (right: {', '.join(told)})" if told else ""
+
+
+def _distances(config: GateSection, m: Mapping[str, float]) -> list[tuple[bool, str]]:
     """How far its own answers are from what base and champion would say."""
     return [
         (
@@ -181,6 +224,7 @@ def _texts(config: GateSection, m: Mapping[str, float]) -> list[tuple[bool, str]
 
 def _praise(config: GateSection, m: Mapping[str, float]) -> tuple[str, ...]:
     rows = m["n_holdout_desirable"] + m["n_holdout_undesirable"]
+    checked = (f"it answers no worse: {_checks_in_words(m)}",) if m["n_checks"] else ()
     return (
         f"it learnt: AUC {_in_words(config, m, 'auc')} lies above min_auc {config.min_auc:g} on {rows:.0f} rows of "
         f"{m['n_holdout_users']:.0f} held-out users",
@@ -189,6 +233,7 @@ def _praise(config: GateSection, m: Mapping[str, float]) -> tuple[str, ...]:
         f"it is sane: KL to base {m['kl_base']:.2f} nats a token (at most {config.max_kl_base:g}), base NLL "
         f"{m['base_nll']:.2f} against {m['base_nll_champion']:.2f}, length {m['length_ratio']:.2f} times, "
         f"{m['repetition']:.0%} repeat themselves, {m['empty']:.0%} empty, {m['truncated']:.0%} cut off",
+        *checked,
     )
 
 

@@ -41,6 +41,8 @@ QUICK = (
     "gate.max_repetition=1",
     "gate.max_truncated_rise=1",
     "gate.guard_max_tokens=16",
+    "gate.guard_prompts=16",
+    "gate.suite_margin=0.9",
     "rollout.stages=[{name: canary, weight: 0.3, min_users: 2}, {name: ab, weight: 0.5, decides: true, min_users: 5}]",
 )
 

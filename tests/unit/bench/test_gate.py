@@ -57,6 +57,13 @@ def test_what_is_no_better_seldom_passes_and_what_is_better_mostly_does() -> Non
     assert passed(bench.Truth("", 0.7, 0.9, users=14), 20) == 0.0, "too few users are never enough"
 
 
+def test_the_checks_pass_equals_and_seldom_those_who_fail_the_margin_more() -> None:
+    equal, worse, broken = (bench.checked(SECTION, *shares) for shares in ((0.1, 0.1), (0.2, 0.1), (0.4, 0.05)))
+    assert equal["passed_share"] > 0.9
+    assert 0.02 < worse["passed_share"] <= 0.05, "the level, at the margin"
+    assert broken["passed_share"] < 1e-6 and broken["rejected_share"] > 0.999
+
+
 def test_exact_intervals() -> None:
     assert bench.exact_interval(0, 20) == pytest.approx((0.0, 1 - 0.025 ** (1 / 20)))
     assert bench.exact_interval(20, 20) == pytest.approx((0.025 ** (1 / 20), 1.0))
@@ -77,4 +84,7 @@ def test_the_command_counts_verdicts_and_shows_the_bars(tmp_path: Path) -> None:
     console = Console(width=250)
     with console.capture() as shown:
         console.print(bench.table(report))
+    for row in report["checks"]:
+        assert row["passed_share"] + row["rejected_share"] + row["cannot_tell_share"] == pytest.approx(1)
+    assert "200 checks: 5% lost, 5% won" in shown.get()
     assert "at least 90%: " in shown.get() and "at most 15%: " in shown.get()
