@@ -37,12 +37,10 @@ class GateSection(Section):
     max_truncated_rise: Share = 0.25  # rise of the truncated share over the champion's
     guard_max_tokens: int = Field(64, ge=8)
     guard_prompts: int = Field(200, ge=2)  # that both are asked, of all suites; fewer are a fixed, even choice of them
-    suites: tuple[
-        str, ...
-    ] = ()  # YAML files of a team's own prompts with checks; evaluate/suites.py says how they look
+    suites: tuple[str, ...] = ()  # YAML files of a team's own prompts with checks, as evaluate/suites.py says
     suite_level: Annotated[float, Field(gt=0, lt=0.5)] = 0.05  # of both exact tests on the checks
     # The share of checks by which it may fail more than the champion; that it does not must be shown. 16 prompts
-    # seldom show less than 0.4
+    # show 0.2 at best
     suite_margin: Annotated[float, Field(gt=0, lt=1)] = 0.1
 
     @field_validator("suites")

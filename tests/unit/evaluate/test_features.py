@@ -22,7 +22,7 @@ from kto_ray.records.evaluation import GuardAnswer
         ("I'm sorry, but I can't assist with that.", (False, False, False, True)),
         ("I cannot help you with this.", (False, False, False, True)),
         ("As an AI language model, I do not have a body.", (False, False, False, True)),
-        ("I am sorry that you are sad. " + "Rest. " * 60 + "I cannot say more.", (False, False, False, False)),
+        ("I am sorry that you are sad. " + "Rest. " * 60 + "I cannot help more.", (False, False, False, False)),
     ],
 )
 def test_what_is_seen(text: str, seen: tuple[bool, ...]) -> None:

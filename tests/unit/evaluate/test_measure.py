@@ -19,6 +19,9 @@ OLD = [answer("a", True), answer("b", True, weight=3), answer("c", False, "refus
 def test_pairs_are_counted_and_shares_are_weighted() -> None:
     found = check_metrics(NEW, OLD)
     assert (found["n_checks"], found["checks_lost"], found["checks_won"]) == (3.0, 1.0, 1.0)
+    found = check_metrics([*NEW, answer("e", False)], [*OLD, answer("e", True)])
+    assert (found["n_checks"], found["checks_lost"], found["checks_won"]) == (4.0, 2.0, 1.0)
+    found = check_metrics(NEW, OLD)
     assert (found["right"], found["right_champion"]) == pytest.approx((2 / 5, 4 / 5))
     assert (found["right_fact"], found["right_fact_champion"]) == (0.25, 1.0)
     assert (found["right_refusal"], found["right_refusal_champion"]) == (1.0, 0.0)
