@@ -33,6 +33,7 @@ ORDER = (
     "train",
     "peeking",
     "decisions",
+    "gate",
     "serve",
     "chat",
     "ingest",

@@ -91,7 +91,7 @@ def table(report: Mapping[str, Any]) -> Table:
     )
     for one in report["sizes"]:
         pages = (f"{one['pages_ms'][page]:.1f}" for page in PAGES)
-        size = (f"{one[name]:,}" for name in ("events", "pending", "rounds", "test_labels", "test_trials"))
+        size = (f"{one.get(name, 0):,}" for name in ("events", "pending", "rounds", "test_labels", "test_trials"))
         shown.add_row(*size, f"{one['tick_ms']:.1f}", *pages, f"{one['log_count_ms']:.1f}")
     slopes = report["slopes"]
     if slopes:

@@ -193,6 +193,18 @@ def decisions(
     return bench.bench_decisions(tests, run.tell), bench.table
 
 
+@benchmark("gate")
+def gate(
+    run: Run,
+    lifetimes: Annotated[int, typer.Option(min=10, help="Simulated holdouts of each candidate.")] = 8000,
+    resamples: Annotated[int, typer.Option(min=200, help="Of each bootstrap; the gate itself takes more.")] = 500,
+) -> Told:
+    """How often the gate passes a clone of the champion, a worse one, a drift along length, and a better one."""
+    from kto_ray.bench import gate as bench
+
+    return bench.bench_gate(run.settings, lifetimes, resamples, run.tell), bench.table
+
+
 @benchmark("chat", "model.max_model_len=512", "data.max_length=256")
 def chat(
     run: Run,

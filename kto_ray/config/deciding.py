@@ -2,22 +2,31 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from kto_ray.config.base import Section, Share
 
 
 class GateSection(Section):
-    """Thresholds that a candidate must keep; the README says where each comes from."""
+    """Thresholds that a candidate must keep; evaluate/gate.py says what each means."""
 
-    confidence: Annotated[float, Field(gt=0.5, lt=1)] = 0.8  # of the bootstrap intervals, two-sided: one in ten lucky
+    confidence: Annotated[float, Field(gt=0.5, lt=1)] = (
+        0.75  # of the bootstrap intervals, two-sided: one in eight lucky
+    )
     bootstrap: int = Field(2000, ge=200)
     min_holdout: int = Field(20, ge=2)  # held-out rows, of both classes together
-    min_holdout_users: int = Field(5, ge=2)  # whose rows these are: the bootstrap resamples users
+    min_holdout_users: int = Field(15, ge=2)  # whose rows these are: of fewer, the bootstrap's interval is too narrow
     max_holdout: int = Field(1000, ge=20)  # rows that are scored; a fixed random subset of more
     min_auc: Share = 0.5  # the interval's lower end must lie above it
+    # AUC over the champion's (the base model's is 0.5), within strata of like answer length: the same
+    min_auc_gain: Annotated[float, Field(ge=-1, le=1)] = 0.0
+    length_strata: int = Field(5, ge=1)
+    # How far from one half the AUC of length alone must surely lie for length to be what users judge by; then there are
+    # no strata, in which such a taste could not be seen
+    length_taste: Annotated[float, Field(ge=0, le=0.5)] = 0.15
     max_kl_base: float = Field(0.75, gt=0)  # nats per token on the candidate's own guard answers
     max_kl_champion: float = Field(1.0, gt=0)
     min_length_ratio: float = Field(0.15, ge=0)  # candidate's mean answer length over the champion's
@@ -27,6 +36,18 @@ class GateSection(Section):
     max_empty: Share = 0.05
     max_truncated_rise: Share = 0.25  # rise of the truncated share over the champion's
     guard_max_tokens: int = Field(64, ge=8)
+    guard_prompts: int = Field(200, ge=2)  # that both are asked, of all suites; fewer are a fixed, even choice of them
+    suites: tuple[str, ...] = ()  # YAML files of a team's own prompts with checks, as evaluate/suites.py says
+    suite_level: Annotated[float, Field(gt=0, lt=0.5)] = 0.05  # of both exact tests on the checks
+    # The share of checks by which it may fail more than the champion; that it does not must be shown. 16 prompts
+    # show 0.2 at best
+    suite_margin: Annotated[float, Field(gt=0, lt=1)] = 0.1
+
+    @field_validator("suites")
+    @classmethod
+    def _absolute(cls, files: tuple[str, ...]) -> tuple[str, ...]:
+        """The gate runs in a worker, which has a directory of its own."""
+        return tuple(str(Path(file).expanduser().absolute()) for file in files)
 
 
 class RolloutStage(Section):

@@ -21,13 +21,15 @@ from kto_ray.people.tastes import TASTES, Taste
 
 # What suits a demo's short life; the report tells it. Learning: twice the default's rate, so that the few steps of one
 # round win a taste, and half the weight on the undesirable half and a small adapter, so that they leave the text whole.
-# Texts are short, more users are held out since all are few, and the canary is brief. Every user is new, for which the
-# demo vouches; a trial is settled with the first judgement, and the faults of few users are told apart less finely.
+# Texts are short, more users are held out since all are few, few guard prompts are asked, which show little, and the
+# canary is brief. Every user is new, for which the demo vouches; a trial is settled with the first judgement, and the
+# faults of few users are told apart less finely.
 RECIPE = {"learning_rate": 1e-3, "loss_aversion": 0.5, "rank": 8, "alpha": 16}
 TUNED: dict[str, Any] = {
     "model": {"max_model_len": 512},
     "data": {"max_length": 256, "holdout_share": 0.3},
     "kto": RECIPE,
+    "gate": {"guard_prompts": 16, "suite_margin": 0.5},
     "rollout": {
         "stages": [
             {"name": "canary", "weight": 0.25, "exposed": 5},

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import json
-from typing import Any
 
 from ray.serve.handle import DeploymentHandle
 
 from kto_ray.config import Config
-from kto_ray.evaluate.suites import guard_messages
+from kto_ray.evaluate.checks import is_right
+from kto_ray.evaluate.suites import Item, guard_items
 from kto_ray.records.evaluation import GuardAnswer, Tokens
 
 SAMPLING = {"temperature": 0.6, "top_p": 0.9}
+AT_ONCE = 32  # requests; all of a large suite at once would stand before what users ask
 
 
 def guard_answers(
@@ -24,28 +25,29 @@ def guard_answers(
     handle = policy.options(stream=True)
     asked = []
     for name in names:
-        for seed, messages in enumerate(guard_messages()):
+        for seed, item in enumerate(guard_items(config.gate)):
             body = {
-                "messages": [dict(message) for message in messages],
+                "messages": [dict(message) for message in item.messages],
                 "max_tokens": config.gate.guard_max_tokens,
                 "seed": seed,
                 "return_token_ids": True,
                 **SAMPLING,
             }
-            asked.append((messages, handle.generate.remote(body, name or config.base_name)))
-    answers = [_answer(messages, next(iter(events))) for messages, events in asked]
+            asked.append((item, body, name or config.base_name))
+    answers = []
+    for start in range(0, len(asked), AT_ONCE):
+        sent = [(item, handle.generate.remote(body, name)) for item, body, name in asked[start : start + AT_ONCE]]
+        answers += [_answer(item, next(iter(events))) for item, events in sent]
     half = len(answers) // 2
     return answers[:half], answers[half:]
 
 
-def _answer(messages: tuple[Any, ...], text: str) -> GuardAnswer:
+def _answer(item: Item, text: str) -> GuardAnswer:
     response = json.loads(text)
     if "error" in response:
         raise RuntimeError(f"a guard prompt failed: {response['error']['message']}")
     choice = response["choices"][0]
-    return GuardAnswer(
-        messages,
-        choice["message"]["content"] or "",
-        choice["finish_reason"],
-        Tokens(tuple(response["prompt_token_ids"]), tuple(choice["token_ids"])),
-    )
+    said = choice["message"]["content"] or ""
+    tokens = Tokens(tuple(response["prompt_token_ids"]), tuple(choice["token_ids"]))
+    right = is_right(item.check, said)
+    return GuardAnswer(item.messages, said, choice["finish_reason"], tokens, right, item.tag, item.weight)

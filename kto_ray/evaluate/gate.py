@@ -7,8 +7,10 @@ why every sanity figure is taken on the candidate's OWN answers to plain prompts
 The gate only admits to a canary; that the candidate is better is for the A/B test to say.
 
 What the thresholds mean:
-    min_auc              AUC of the KTO reward on held-out users; its interval must lie above. A candidate that learnt
-                         nothing gets by with chance (1 - confidence) / 2, and then still has to win the A/B
+    min_auc              AUC of the KTO reward on held-out users; its interval must lie above
+    min_auc_gain         that AUC among answers of like length, over the champion's on the same rows; the interval of
+                         the difference must lie above. A candidate no better than the champion gets by with chance
+                         (1 - confidence) / 2, and then still has to win the A/B
     max_kl_base          nats a token of its own answers; bounds what many rounds may add up to
     max_kl_champion      the same against the present champion; bounds one round
     max_base_nll_rise    nats a token; gibberish is dear under the base model, whatever the reward says of it
@@ -16,6 +18,11 @@ What the thresholds mean:
                          repeats itself and gets cut off already
     max_empty            a share, not a rise: with 16 prompts one empty answer rejects
     min_, max_length_ratio    mean length over the champion's; wide, because length may be the very taste
+    suite_margin         of the guard suites' checks (is the answer right?), on pairs of answers to the same prompt:
+                         that it fails so many more than the champion must be excluded at suite_level. It is rejected
+                         where it is surely worse (same level) and perhaps by the margin; else nobody can tell
+
+What thumbs reward and nobody asked for (asking back, flattery, emoji) is told as drift and decides nothing.
 """
 
 from __future__ import annotations
@@ -24,9 +31,11 @@ import math
 from collections.abc import Mapping
 
 from kto_ray.config.deciding import GateSection
+from kto_ray.evaluate import features
 from kto_ray.records.evaluation import GateDecision
+from kto_ray.stats.exact import much_worse, worse
 
-# What judge.evaluate measures and this module reads.
+# What measure.score measures and this module reads.
 REQUIRED = (
     "n_holdout_desirable",
     "n_holdout_undesirable",
@@ -34,6 +43,9 @@ REQUIRED = (
     "auc",
     "auc_low",
     "auc_high",
+    "auc_gain",
+    "auc_gain_low",
+    "auc_gain_high",
     "kl_base",
     "kl_champion",
     "base_nll",
@@ -44,15 +56,20 @@ REQUIRED = (
     "empty",
     "truncated",
     "truncated_champion",
+    "n_checks",
+    "checks_lost",
+    "checks_won",
 )
 
 
 def decide(config: GateSection, metrics: Mapping[str, float]) -> tuple[GateDecision, tuple[str, ...]]:
     """The gate's decision and its reasons, each with the figure and the threshold.
 
-    reject: a figure is not a number, a sanity bound is broken, or AUC's upper bound lies below min_auc (it learnt the
-    opposite). All such reasons are given. inconclusive: sane, but too little held out, or AUC's interval includes
-    min_auc. promote-to-canary: otherwise.
+    reject: a figure is not a number, a sanity bound is broken, it fails checks that the champion meets, or AUC's upper
+    bound lies below min_auc (it learnt the opposite) or that of its gain below min_auc_gain (it is worse than the
+    champion). All such reasons are given.
+    inconclusive, whose reason begins with "cannot tell": sane, but too little held out, or an interval includes its
+    threshold. promote-to-canary: otherwise.
 
     Raises:
         ValueError: a figure is missing from `metrics`.
@@ -64,20 +81,43 @@ def decide(config: GateSection, metrics: Mapping[str, float]) -> tuple[GateDecis
     wrong += [f"{name} is NaN" for name in metrics if name not in REQUIRED and math.isnan(metrics[name])]
     if wrong:
         return GateDecision.REJECT, tuple(wrong)
-    enough = _too_little_data(config, metrics)
-    broken = _insane(config, metrics)
-    if not enough and metrics["auc_high"] < config.min_auc:
-        broken += [
-            f"it learnt the opposite: AUC {_auc_in_words(config, metrics)} lies below min_auc {config.min_auc:g}"
-        ]
+    lacking, drift = _too_little_data(config, metrics), features.drift(metrics)
+    fails, unsure = _checks(config, metrics)
+    broken = [*_insane(config, metrics), *fails, *([] if lacking else _worse(config, metrics))]
     if broken:
-        return GateDecision.REJECT, tuple(broken)
-    if enough:
-        return GateDecision.INCONCLUSIVE, tuple(enough)
-    if metrics["auc_low"] <= config.min_auc:
-        reason = f"AUC {_auc_in_words(config, metrics)} does not lie above min_auc {config.min_auc:g}"
-        return GateDecision.INCONCLUSIVE, (reason,)
-    return GateDecision.PROMOTE_TO_CANARY, _praise(config, metrics)
+        return GateDecision.REJECT, (*broken, *drift)
+    unknown = [*(lacking or _not_shown(config, metrics)), *unsure]
+    if unknown:
+        return GateDecision.INCONCLUSIVE, (f"cannot tell: {'; '.join(unknown)}", *drift)
+    return GateDecision.PROMOTE_TO_CANARY, (*_praise(config, metrics), *drift)
+
+
+def _worse(config: GateSection, m: Mapping[str, float]) -> list[str]:
+    """What held-out users surely say against it."""
+    reasons = []
+    if m["auc_high"] < config.min_auc:
+        reasons.append(
+            f"it learnt the opposite: AUC {_in_words(config, m, 'auc')} lies below min_auc {config.min_auc:g}"
+        )
+    if m["auc_gain_high"] < config.min_auc_gain:
+        reasons.append(
+            f"it is worse than the champion: the gain of AUC {_in_words(config, m, 'auc_gain')} lies below "
+            f"min_auc_gain {config.min_auc_gain:g}"
+        )
+    return reasons
+
+
+def _not_shown(config: GateSection, m: Mapping[str, float]) -> list[str]:
+    """What held-out users do not say surely."""
+    reasons = []
+    if m["auc_low"] <= config.min_auc:
+        reasons.append(f"AUC {_in_words(config, m, 'auc')} does not lie above min_auc {config.min_auc:g}")
+    if m["auc_gain_low"] <= config.min_auc_gain:
+        reasons.append(
+            f"the gain of AUC over the champion, {_in_words(config, m, 'auc_gain')}, does not lie above min_auc_gain "
+            f"{config.min_auc_gain:g}"
+        )
+    return reasons
 
 
 def _too_little_data(config: GateSection, metrics: Mapping[str, float]) -> list[str]:
@@ -96,10 +136,41 @@ def _too_little_data(config: GateSection, metrics: Mapping[str, float]) -> list[
 
 def _insane(config: GateSection, m: Mapping[str, float]) -> list[str]:
     """The sanity bounds that are broken, in words."""
-    return [reason for broken, reason in (*_drift(config, m), *_texts(config, m)) if broken]
+    return [reason for broken, reason in (*_distances(config, m), *_texts(config, m)) if broken]
 
 
-def _drift(config: GateSection, m: Mapping[str, float]) -> list[tuple[bool, str]]:
+def _checks(config: GateSection, m: Mapping[str, float]) -> tuple[list[str], list[str]]:
+    """What the checks of the guard prompts surely say against it, and what they do not say surely."""
+    items, lost, won = (int(m[name]) for name in ("n_checks", "checks_lost", "checks_won"))
+    if items == 0:
+        return [], []
+    if much_worse(lost, won, items, config.suite_margin) <= config.suite_level:
+        return [], []
+    if worse(lost, won) <= config.suite_level:
+        return [
+            f"it answers worse: {_checks_in_words(m)}, which is no chance (p {worse(lost, won):.1g}), and that it "
+            f"fails suite_margin {config.suite_margin:.0%} more is not excluded"
+        ], []
+    return [], [
+        f"that it fails suite_margin {config.suite_margin:.0%} of checks more is not excluded: {_checks_in_words(m)}"
+    ]
+
+
+def _checks_in_words(m: Mapping[str, float]) -> str:
+    return (
+        f"of {m['n_checks']:.0f} checks it failed {m['checks_lost']:.0f} that the champion met, and met "
+        f"{m['checks_won']:.0f} that the champion failed{_tags_in_words(m)}"
+    )
+
+
+def _tags_in_words(m: Mapping[str, float]) -> str:
+    """The shares of right answers by tag, where there are such."""
+    names = [name for name in m if name.startswith("right_") and f"{name}_champion" in m]
+    told = [f"{name.removeprefix('right_')} {m[name]:.0%} against {m[f'{name}_champion']:.0%}" for name in names]
+    return f" (right: {', '.join(told)})" if told else ""
+
+
+def _distances(config: GateSection, m: Mapping[str, float]) -> list[tuple[bool, str]]:
     """How far its own answers are from what base and champion would say."""
     return [
         (
@@ -153,14 +224,18 @@ def _texts(config: GateSection, m: Mapping[str, float]) -> list[tuple[bool, str]
 
 def _praise(config: GateSection, m: Mapping[str, float]) -> tuple[str, ...]:
     rows = m["n_holdout_desirable"] + m["n_holdout_undesirable"]
+    checked = (f"it answers no worse: {_checks_in_words(m)}",) if m["n_checks"] else ()
     return (
-        f"it learnt: AUC {_auc_in_words(config, m)} lies above min_auc {config.min_auc:g} on {rows:.0f} rows of "
+        f"it learnt: AUC {_in_words(config, m, 'auc')} lies above min_auc {config.min_auc:g} on {rows:.0f} rows of "
         f"{m['n_holdout_users']:.0f} held-out users",
+        f"it gained: AUC over the champion's {_in_words(config, m, 'auc_gain')} lies above min_auc_gain "
+        f"{config.min_auc_gain:g}",
         f"it is sane: KL to base {m['kl_base']:.2f} nats a token (at most {config.max_kl_base:g}), base NLL "
         f"{m['base_nll']:.2f} against {m['base_nll_champion']:.2f}, length {m['length_ratio']:.2f} times, "
         f"{m['repetition']:.0%} repeat themselves, {m['empty']:.0%} empty, {m['truncated']:.0%} cut off",
+        *checked,
     )
 
 
-def _auc_in_words(config: GateSection, m: Mapping[str, float]) -> str:
-    return f"{m['auc']:.3f} ({config.confidence:.0%} interval {m['auc_low']:.3f} to {m['auc_high']:.3f})"
+def _in_words(config: GateSection, m: Mapping[str, float], name: str) -> str:
+    return f"{m[name]:.3f} ({config.confidence:.0%} interval {m[f'{name}_low']:.3f} to {m[f'{name}_high']:.3f})"

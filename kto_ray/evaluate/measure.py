@@ -14,14 +14,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kto_ray.config import Config
-from kto_ray.evaluate import gate
+from kto_ray.evaluate import features, gate, ranks
 from kto_ray.evaluate.texts import length_ratio, looks_truncated, repeats_itself
 from kto_ray.records.evaluation import GateReport, GuardAnswer, HeldOut, Tokens
-from kto_ray.stats.ranking import Interval, auc, balanced_accuracy, bootstrap
+from kto_ray.stats.ranking import balanced_accuracy, bootstrap
 
 if TYPE_CHECKING:  # torch is imported only where a model is loaded
     from kto_ray.evaluate.logprobs import Scorer
 
+KEPT = 32  # pairs of answers in a report, which is a row of the store and a part of pages
 KL_PAIRS = 32  # mismatched pairs for the KL point; training estimates it from a micro-batch of 4 to 8
 
 
@@ -40,11 +41,20 @@ def evaluate(
     """Measure and decide: `score`, then `gate.decide`. `champion_dir` is None where the champion is the base model."""
     metrics = score(config, model_path, adapter_dir, champion_dir, rows, candidate, champion)
     decision, reasons = gate.decide(config.gate, metrics)
-    answers = tuple(
-        {"prompt": new.prompt, "champion": old.text, "candidate": new.text}
-        for new, old in zip(candidate, champion, strict=True)
-    )
-    return GateReport(adapter, snapshot, now, decision, reasons, metrics, answers)
+    return GateReport(adapter, snapshot, now, decision, reasons, metrics, shown(candidate, champion))
+
+
+def shown(candidate: Sequence[GuardAnswer], champion: Sequence[GuardAnswer]) -> tuple[dict[str, str], ...]:
+    """The pairs of answers that a report keeps, at most KEPT: what was lost first, then the others in their order."""
+    pairs = sorted(zip(candidate, champion, strict=True), key=lambda pair: not (pair[1].right and not pair[0].right))
+    kept = []
+    for new, old in pairs[:KEPT]:
+        entry = {"prompt": new.prompt, "champion": old.text, "candidate": new.text}
+        if new.right is not None:
+            right = {(True, True): "both", (True, False): "candidate", (False, True): "champion"}
+            entry |= {"tag": new.tag, "right": right.get((new.right, bool(old.right)), "neither")}
+        kept.append(entry)
+    return tuple(kept)
 
 
 def score(
@@ -76,6 +86,7 @@ def score(
     return {
         **reward_metrics(config, scorer, _subset(rows, config.gate.max_holdout, config.data.seed)),
         **guard_metrics(scorer, candidate, champion),
+        **check_metrics(candidate, champion),
     }
 
 
@@ -85,6 +96,7 @@ def reward_metrics(config: Config, scorer: Scorer, rows: Sequence[HeldOut]) -> d
 
     Balanced accuracy is taken at the KL point z0 = beta max(0, mean of log p_candidate - log p_base over mismatched
     pairs), which is where KTO's value function turns. Without a row of each class nothing is known: AUC 0.5 in (0, 1).
+    What the figures of `ranks.ranking` say stands there.
     """
     good = [row for row in rows if row.desirable]
     counts = {
@@ -93,23 +105,24 @@ def reward_metrics(config: Config, scorer: Scorer, rows: Sequence[HeldOut]) -> d
         "n_holdout_users": float(len({row.user for row in rows})),
     }
     if not 0 < len(good) < len(rows):
-        return counts | _with_interval("auc", 0.5, Interval(0.0, 1.0))
+        return counts | ranks.unknown()
     beta, tokens = config.kto.beta, [row.tokens for row in rows]
     base = scorer.logprobs("base", tokens)
     rewards = beta * (scorer.logprobs("candidate", tokens) - base)
+    old = beta * (scorer.logprobs("champion", tokens) - base) if scorer.has_champion else np.zeros(len(rows))
     kl_point = _kl_point(beta, scorer, rows, config.data.seed)
-    labels = np.array([row.desirable for row in rows])
+    labels, users = np.array([row.desirable for row in rows]), [row.user for row in rows]
+    lengths = np.array([float(len(row.tokens.completion)) for row in rows])
     up, down = rewards[labels], rewards[~labels]
-    auc_bounds, accuracy_bounds = bootstrap(
-        rewards, labels, [row.user for row in rows], kl_point, config.gate.confidence, config.gate.bootstrap
-    )
-    metrics = counts | _with_interval("auc", auc(up, down), auc_bounds)
-    metrics |= _with_interval("balanced_accuracy", balanced_accuracy(up, down, kl_point), accuracy_bounds)
-    metrics |= {"reward_desirable": float(up.mean()), "reward_undesirable": float(down.mean()), "kl_point": kl_point}
-    if scorer.has_champion:
-        old = beta * (scorer.logprobs("champion", tokens) - base)
-        metrics["auc_champion"] = auc(old[labels], old[~labels])
-    return metrics
+    _, bounds = bootstrap(rewards, labels, users, kl_point, config.gate.confidence, config.gate.bootstrap)
+    return {
+        **counts,
+        **ranks.ranking(config.gate, rewards, old, labels, users, lengths),
+        **ranks.with_interval("balanced_accuracy", balanced_accuracy(up, down, kl_point), bounds),
+        "reward_desirable": float(up.mean()),
+        "reward_undesirable": float(down.mean()),
+        "kl_point": kl_point,
+    }
 
 
 def guard_metrics(
@@ -142,12 +155,35 @@ def guard_metrics(
     }
 
 
+def check_metrics(candidate: Sequence[GuardAnswer], champion: Sequence[GuardAnswer]) -> dict[str, float]:
+    """How many checks the candidate lost to the champion and won from it, and the weighted shares of right answers of
+    both, over all and by tag. Needs no model."""
+    pairs = [(new, old) for new, old in zip(candidate, champion, strict=True) if new.right is not None]
+    found = {
+        "n_checks": float(len(pairs)),
+        "checks_lost": float(sum(bool(old.right and not new.right) for new, old in pairs)),
+        "checks_won": float(sum(bool(new.right and not old.right) for new, old in pairs)),
+    }
+    if pairs:
+        found |= _right("right", pairs)
+    for tag in dict.fromkeys(new.tag for new, _ in pairs):
+        found |= _right(f"right_{tag}", [pair for pair in pairs if pair[0].tag == tag])
+    return found
+
+
+def _right(name: str, pairs: Sequence[tuple[GuardAnswer, GuardAnswer]]) -> dict[str, float]:
+    weight = sum(new.weight for new, _ in pairs)
+    new, old = (sum(pair[side].weight * bool(pair[side].right) for pair in pairs) / weight for side in (0, 1))
+    return {name: new, f"{name}_champion": old}
+
+
 def text_metrics(answers: Sequence[GuardAnswer]) -> dict[str, float]:
-    """Shares of answers that repeat themselves, are empty, or are cut off. Needs no model."""
+    """Shares of answers that repeat themselves, are empty, or are cut off, and those of `features`. Needs no model."""
     return {
         "repetition": float(np.mean([repeats_itself(a.text) for a in answers])),
         "empty": float(np.mean([not a.text.strip() for a in answers])),
         "truncated": float(np.mean([looks_truncated(a.finish_reason, a.text) for a in answers])),
+        **features.shares(answers),
     }
 
 
@@ -162,7 +198,3 @@ def _subset(rows: Sequence[HeldOut], most: int, seed: int) -> Sequence[HeldOut]:
     if len(rows) <= most:
         return rows
     return random.Random(seed).sample(sorted(rows, key=lambda row: row.example_id), k=most)
-
-
-def _with_interval(name: str, value: float, bounds: Interval) -> dict[str, float]:
-    return {name: value, f"{name}_low": bounds.low, f"{name}_high": bounds.high}

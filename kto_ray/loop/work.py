@@ -37,11 +37,13 @@ def stop(config: Config, job: ray.ObjectRef, run: str) -> None:
 
 
 def seal(config: Config) -> SnapshotManifest:
-    """Seal the stored feedback into a snapshot, if it can be trained on at all."""
+    """Seal the stored feedback into a snapshot, if it can be trained on and its adapter be judged at all."""
     from kto_ray.data import seal
+    from kto_ray.evaluate.suites import guard_items
     from kto_ray.train.targets import check_targets
 
     check_targets(config)
+    guard_items(config.gate)
     return seal.seal(config)
 
 

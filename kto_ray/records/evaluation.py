@@ -24,12 +24,18 @@ class Tokens:
 
 @dataclass(frozen=True, slots=True)
 class GuardAnswer:
-    """One answer as the client got it. `finish_reason` ("stop", "length") and tokens are the engine's."""
+    """One answer as the client got it. `finish_reason` ("stop", "length") and tokens are the engine's.
+
+    `right` says whether it meets the check of its prompt, None where there is none; `tag`, what that is reported under.
+    """
 
     messages: tuple[Message, ...]
     text: str
     finish_reason: str | None
     tokens: Tokens = Tokens((), ())  # none where only the text is looked at
+    right: bool | None = None
+    tag: str = ""
+    weight: float = 1.0
 
     @property
     def prompt(self) -> str:
@@ -72,7 +78,8 @@ class GateReport:
     decision: GateDecision
     reasons: tuple[str, ...]
     metrics: Mapping[str, float]
-    answers: tuple[Mapping[str, str], ...] = ()  # guard prompts: prompt, champion, candidate
+    # Guard prompts: prompt, champion, candidate, and of those with a check also tag and who is right
+    answers: tuple[Mapping[str, str], ...] = ()
 
 
 class GateDecision(enum.StrEnum):

@@ -45,7 +45,7 @@ from kto_ray.records.rollouts import ArmCount
 PRIOR_A, PRIOR_B = 1.0, 1.0  # the mixture: any choice is valid, a uniform one is good for no rate in particular
 _EDGE = 1e-12
 
-Count = int | NDArray[np.int64] | NDArray[np.float64]
+Count = float | NDArray[np.int64] | NDArray[np.float64]
 
 
 def interval(champion: ArmCount, challenger: ArmCount, alpha: float) -> tuple[float, float]:

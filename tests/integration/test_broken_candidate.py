@@ -9,7 +9,8 @@ import pytest
 
 from kto_ray.config import Config, load_config
 from kto_ray.data.seal import seal
-from kto_ray.evaluate.suites import guard_messages
+from kto_ray.evaluate.checks import is_right
+from kto_ray.evaluate.suites import guard_items
 from kto_ray.loop import work
 from kto_ray.model import resolve_model
 from kto_ray.paths import Paths
@@ -66,6 +67,9 @@ def judged(home: Path, learning_rate: float) -> GateReport:
             "data.max_length=128",
             "data.max_user_share=0.2",
             "data.holdout_share=0.4",
+            "gate.min_holdout_users=10",
+            "gate.guard_prompts=16",
+            "gate.suite_margin=0.5",
         ),
     )
     manifest = seal(config)
@@ -88,20 +92,23 @@ def answers(config: Config, adapter: str | None) -> list[GuardAnswer]:
     model: Any = AutoModelForCausalLM.from_pretrained(path, dtype=precision("cpu", "auto").dtype)
     if adapter:
         model = PeftModel.from_pretrained(model, adapter)
-    prompts = [dict(messages[0]) for messages in guard_messages()]
-    rendered = [tokenizer.apply_chat_template([p], tokenize=False, add_generation_prompt=True) for p in prompts]
+    items = guard_items(config.gate)
+    asked = [[dict(message) for message in item.messages] for item in items]
+    rendered = [tokenizer.apply_chat_template(m, tokenize=False, add_generation_prompt=True) for m in asked]
     batch = tokenizer(rendered, return_tensors="pt", padding=True, add_special_tokens=False)
     torch.manual_seed(0)
     made = model.generate(**batch, max_new_tokens=48, do_sample=True, temperature=0.6, top_p=0.9)
     found = []
     width = batch["input_ids"].shape[1]
-    for messages, read, row in zip(guard_messages(), tokenizer(rendered)["input_ids"], made[:, width:], strict=True):
+    for item, read, row in zip(items, tokenizer(rendered)["input_ids"], made[:, width:], strict=True):
         said = row.tolist()
         ended = tokenizer.eos_token_id in said
         if ended:
             said = said[: said.index(tokenizer.eos_token_id) + 1]  # what comes after is padding
         text = tokenizer.decode(said, skip_special_tokens=True)
-        found.append(GuardAnswer(messages, text, "stop" if ended else "length", Tokens(tuple(read), tuple(said))))
+        tokens, reason = Tokens(tuple(read), tuple(said)), "stop" if ended else "length"
+        right = is_right(item.check, text)
+        found.append(GuardAnswer(item.messages, text, reason, tokens, right, item.tag, item.weight))
     return found
 
 

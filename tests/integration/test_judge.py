@@ -17,7 +17,6 @@ from kto_ray.config.serving import ModelSection
 from kto_ray.data.tokens import encode, load_tokenizer
 from kto_ray.evaluate.logprobs import Scorer
 from kto_ray.evaluate.measure import evaluate, score
-from kto_ray.evaluate.suites import GUARD_PROMPTS, guard_messages
 from kto_ray.model import resolve_model
 from kto_ray.processor import precision
 from kto_ray.records.evaluation import GateDecision, GuardAnswer, HeldOut, Tokens
@@ -25,6 +24,12 @@ from kto_ray.records.evaluation import GateDecision, GuardAnswer, HeldOut, Token
 pytestmark = pytest.mark.integration
 
 CONFIG = Config()
+QUESTIONS = (
+    "What is the capital of France?",
+    "Why is the sky blue?",
+    "How do I boil an egg?",
+    "Give me three tips for sleeping better.",
+)
 ANSWERS = (
     "The capital of France is Paris.",
     "The sky is blue because air scatters blue light more than red light.",
@@ -66,14 +71,15 @@ def rows(model_path: str) -> tuple[HeldOut, ...]:
         return Tokens(tuple(asked), (*tokenizer(answer)["input_ids"], tokenizer.eos_token_id))
 
     return tuple(
-        HeldOut(f"e{i}", f"u{i % 6}", i % 2 == 0, tokens(GUARD_PROMPTS[i % 4], (ANSWERS, GIBBERISH)[i % 2][i // 2 % 4]))
+        HeldOut(f"e{i}", f"u{i % 6}", i % 2 == 0, tokens(QUESTIONS[i % 4], (ANSWERS, GIBBERISH)[i % 2][i // 2 % 4]))
         for i in range(20)
     )
 
 
 def guard(answers: tuple[str, ...]) -> tuple[GuardAnswer, ...]:
     tokenizer = load_tokenizer(resolve_model(ModelSection()), None)
-    made = ((m, a, encode(tokenizer, m, a)) for m, a in zip(guard_messages()[:4], answers, strict=True))
+    asked = (({"role": "user", "content": question},) for question in QUESTIONS)
+    made = ((m, a, encode(tokenizer, m, a)) for m, a in zip(asked, answers, strict=True))
     return tuple(GuardAnswer(m, a, "stop", Tokens(tuple(t[0]), tuple(t[1]))) for m, a, t in made if t)
 
 
@@ -117,7 +123,7 @@ def test_a_zero_adapter_is_the_base_model(
     assert (m["length_ratio"], m["empty"], m["repetition"], m["truncated"]) == (1.0, 0.0, 0.0, 0.0)
     assert (m["n_holdout_desirable"], m["n_holdout_undesirable"], m["n_holdout_users"]) == (10.0, 10.0, 6.0)
     assert report.decision is GateDecision.INCONCLUSIVE
-    assert report.answers[0] == {"prompt": GUARD_PROMPTS[0], "champion": ANSWERS[0], "candidate": ANSWERS[0]}
+    assert report.answers[0] == {"prompt": QUESTIONS[0], "champion": ANSWERS[0], "candidate": ANSWERS[0]}
 
 
 def test_a_damaged_candidate_is_far_from_base_and_champion(
@@ -128,7 +134,7 @@ def test_a_damaged_candidate_is_far_from_base_and_champion(
     )
     assert all(math.isfinite(value) for value in metrics.values())
     assert metrics["kl_base"] == pytest.approx(metrics["kl_champion"], abs=1e-6), "the champion here is the base model"
-    assert metrics["auc_champion"] == 0.5
+    assert metrics["auc_champion"] == metrics["auc_alike_champion"] == 0.5
     assert metrics["base_nll"] > metrics["base_nll_champion"] + 1.0, "gibberish is dear under the base model"
     assert metrics["empty"] == 0.25
     assert metrics["repetition"] == 0.25

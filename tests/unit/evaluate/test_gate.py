@@ -16,6 +16,9 @@ GOOD = {
     "auc": 0.8,
     "auc_low": 0.7,
     "auc_high": 0.88,
+    "auc_gain": 0.1,
+    "auc_gain_low": 0.04,
+    "auc_gain_high": 0.16,
     "kl_base": 0.2,
     "kl_champion": 0.2,
     "base_nll": 1.1,
@@ -26,6 +29,11 @@ GOOD = {
     "empty": 0.0,
     "truncated": 0.1,
     "truncated_champion": 0.6,
+    "n_checks": 200.0,
+    "checks_lost": 12.0,
+    "checks_won": 14.0,
+    "right_fact": 0.5,
+    "right_fact_champion": 0.48,
 }
 
 
@@ -33,9 +41,14 @@ def test_a_sane_candidate_that_learnt_goes_to_the_canary() -> None:
     decision, reasons = decide(CONFIG, GOOD)
     assert decision is GateDecision.PROMOTE_TO_CANARY
     assert (
-        "AUC 0.800 (80% interval 0.700 to 0.880) lies above min_auc 0.5 on 70 rows of 25 held-out users" in reasons[0]
+        "AUC 0.800 (75% interval 0.700 to 0.880) lies above min_auc 0.5 on 70 rows of 25 held-out users" in reasons[0]
     )
-    assert reasons[1].startswith("it is sane: KL to base 0.20")
+    assert "0.100 (75% interval 0.040 to 0.160) lies above min_auc_gain 0" in reasons[1]
+    assert reasons[2].startswith("it is sane: KL to base 0.20")
+    assert reasons[3] == (
+        "it answers no worse: of 200 checks it failed 12 that the champion met, and met 14 that the champion failed "
+        "(right: fact 50% against 48%)"
+    )
 
 
 BROKEN = [
@@ -48,6 +61,9 @@ BROKEN = [
     ({"empty": CONFIG.max_empty + 0.01}, "max_empty"),
     ({"truncated": 0.9, "truncated_champion": 0.9 - CONFIG.max_truncated_rise - 0.01}, "max_truncated_rise"),
     ({"auc": 0.3, "auc_low": 0.2, "auc_high": 0.45}, "learnt the opposite"),
+    ({"auc_gain": -0.1, "auc_gain_low": -0.2, "auc_gain_high": -0.01}, "it is worse than the champion"),
+    ({"checks_lost": 30.0, "checks_won": 5.0}, "it answers worse"),
+    ({"n_checks": 16.0, "checks_lost": 8.0, "checks_won": 0.0}, "it answers worse"),
 ]
 
 
@@ -79,16 +95,23 @@ def test_a_bound_met_exactly_is_kept() -> None:
     [
         ({"auc": 0.55, "auc_low": 0.48, "auc_high": 0.62}, "does not lie above min_auc"),
         ({"auc": 0.5, "auc_low": 0.5, "auc_high": 0.5}, "does not lie above min_auc"),
+        ({"auc_gain_low": -0.01}, "does not lie above min_auc_gain"),
+        ({"auc_gain": 0.0, "auc_gain_low": 0.0, "auc_gain_high": 0.0}, "does not lie above min_auc_gain"),
         ({"n_holdout_desirable": 5.0, "n_holdout_undesirable": 10.0}, "15 held-out rows are fewer than min_holdout 20"),
         ({"n_holdout_desirable": 0.0, "auc_low": 0.0, "auc_high": 1.0}, "no held-out row is desirable"),
         ({"n_holdout_undesirable": 0.0, "auc_low": 0.0, "auc_high": 1.0}, "no held-out row is undesirable"),
-        ({"n_holdout_users": 2.0}, "2 held-out users are fewer"),
+        (
+            {"n_checks": 16.0, "checks_lost": 1.0, "checks_won": 1.0},
+            "fails suite_margin 10% of checks more is not excl",
+        ),
+        ({"checks_lost": 40.0, "checks_won": 28.0}, "of checks more is not excluded: of 200 checks it failed 40"),
+        ({"n_holdout_users": 14.0}, "14 held-out users are fewer than min_holdout_users 15"),
     ],
 )
 def test_what_is_not_known_is_inconclusive(change: dict[str, float], word: str) -> None:
     decision, reasons = decide(CONFIG, GOOD | change)
     assert decision is GateDecision.INCONCLUSIVE
-    assert word in " ".join(reasons)
+    assert reasons[0].startswith("cannot tell: ") and word in reasons[0]
 
 
 def test_too_little_data_never_excuses_a_broken_model() -> None:
@@ -96,7 +119,7 @@ def test_too_little_data_never_excuses_a_broken_model() -> None:
 
 
 def test_too_little_data_is_no_proof_that_the_opposite_was_learnt() -> None:
-    few = GOOD | {"n_holdout_users": 2.0, "auc": 0.1, "auc_low": 0.1, "auc_high": 0.1}
+    few = GOOD | {"n_holdout_users": 2.0, "auc": 0.1, "auc_low": 0.1, "auc_high": 0.1, "auc_gain_high": -0.2}
     assert decide(CONFIG, few)[0] is GateDecision.INCONCLUSIVE
 
 
@@ -117,3 +140,23 @@ def test_nan_in_any_other_figure_rejects_too() -> None:
 def test_a_missing_figure_is_our_callers_error() -> None:
     with pytest.raises(ValueError, match="auc_low"):
         decide(CONFIG, {k: v for k, v in GOOD.items() if k != "auc_low"})
+
+
+def test_checks_that_were_not_asked_say_nothing() -> None:
+    none = {"n_checks": 0.0, "checks_lost": 0.0, "checks_won": 0.0}
+    decision, reasons = decide(CONFIG, GOOD | none)
+    assert decision is GateDecision.PROMOTE_TO_CANARY and len(reasons) == 3
+
+
+def test_a_loss_that_is_sure_and_small_is_within_the_margin() -> None:
+    small = GOOD | {"n_checks": 1000.0, "checks_lost": 20.0, "checks_won": 5.0}
+    assert decide(CONFIG, small)[0] is GateDecision.PROMOTE_TO_CANARY
+
+
+def test_a_drift_of_features_is_told_whatever_is_decided() -> None:
+    drifted = {"n_guard": 200.0, "flatters": 0.5, "flatters_champion": 0.02}
+    words = "drift: 50% of answers flatter, of the champion's 2%"
+    for change in ({}, {"kl_base": 9.0}, {"auc_gain_low": -0.1}):
+        decision, reasons = decide(CONFIG, GOOD | drifted | change)
+        assert reasons[-1] == words and len(reasons) >= 2
+        assert decision is decide(CONFIG, GOOD | change)[0], "it decides nothing"

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kto_ray.evaluate.texts import ends_in_loop, length_ratio, looks_truncated, repeats_itself, repetition
-from kto_ray.stats.ranking import auc, balanced_accuracy, bootstrap
+from kto_ray.stats.ranking import auc, balanced_accuracy, bootstrap, paired, strata
 
 rewards = st.lists(st.integers(-4, 4).map(lambda i: i / 2), min_size=1, max_size=30)  # coarse, so that ties abound
 
@@ -71,6 +71,91 @@ def test_intervals_resample_users_not_rows() -> None:
         by_row += naive.low <= truth <= naive.high
     assert by_user >= 45
     assert by_row <= 35
+
+
+def brute(values: np.ndarray, labels: np.ndarray, stratum: np.ndarray) -> float:
+    won = pairs = 0.0
+    for v, s in zip(values[labels], stratum[labels], strict=True):
+        downs = values[~labels][stratum[~labels] == s]
+        won, pairs = won + float(np.sum(v > downs) + np.sum(v == downs) / 2), pairs + downs.size
+    return won / pairs
+
+
+def test_aucs_within_strata_and_their_difference_are_those_of_all_pairs() -> None:
+    random = np.random.default_rng(3)
+    labels, stratum = random.random(60) < 0.4, random.integers(0, 4, 60)
+    new, old = random.integers(-3, 4, 60) / 2 + labels, random.integers(-3, 4, 60) / 2
+    users = [f"u{i % 13}" for i in range(60)]
+    found = paired(new, old, labels, users, stratum, 0.8, 400)
+    assert found.candidate == pytest.approx(brute(new, labels, stratum))
+    assert found.champion == pytest.approx(brute(old, labels, stratum))
+    assert found.gain == pytest.approx(found.candidate - found.champion)
+    assert found.gain_bounds.low < found.gain < found.gain_bounds.high
+
+
+def test_the_interval_of_the_difference_is_as_wide_as_differences_are() -> None:
+    """In fine strata too, where a bootstrap of the difference itself would be too wide."""
+
+    def gain(seed: int) -> tuple[float, float]:
+        random = np.random.default_rng(seed)
+        labels, stratum = random.random(120) < 0.5, random.integers(0, 8, 120)
+        both = random.normal(size=(2, 120)) + np.repeat(random.normal(size=(2, 30)), 4, axis=1) / 2
+        found = paired(both[0], both[1], labels, [f"u{i // 4}" for i in range(120)], stratum, 0.6827, 200)
+        return found.gain, (found.gain_bounds.high - found.gain_bounds.low) / 2
+
+    gains, halves = np.array([gain(seed) for seed in range(300)]).T
+    assert abs(gains.mean()) < 0.02
+    assert 0.9 * gains.std() < halves.mean() < 1.2 * gains.std()
+
+
+def test_against_itself_nothing_is_gained_and_against_equal_rewards_all_above_one_half() -> None:
+    values, labels, users = simulate(150, 2, 4)
+    one = np.zeros(300, dtype=int)
+    same = paired(values, values, labels, users, one, 0.8, 200)
+    assert (same.gain, same.gain_bounds.low, same.gain_bounds.high) == (0.0, 0.0, 0.0)
+    base = paired(values, np.zeros(300), labels, users, one, 0.8, 200)
+    raw, _ = bootstrap(values, labels, users, 0.0, 0.8, 200)
+    assert base.champion == 0.5 and base.gain == pytest.approx(auc(values[labels], values[~labels]) - 0.5)
+    assert (base.gain_bounds.low, base.gain_bounds.high) == pytest.approx((raw.low - 0.5, raw.high - 0.5), abs=0.01)
+
+
+def test_the_difference_is_told_better_by_pairs_than_by_two_intervals() -> None:
+    """What both rewards share of a user cancels."""
+    values, labels, users = simulate(30, 3, 8)
+    better = values + 0.15 * labels
+    found = paired(better, values, labels, users, np.zeros(90, dtype=int), 0.8, 400)
+    apart = [bootstrap(v, labels, users, 0.0, 0.8, 400)[0] for v in (better, values)]
+    assert 0 < found.gain_bounds.low < found.gain < found.gain_bounds.high
+    assert apart[0].low < apart[1].high, "two intervals by themselves overlap"
+
+
+def test_strata_are_of_like_length_and_about_equal_size() -> None:
+    found = strata([5, 1, 2, 9, 7, 3, 8, 4], 4)
+    assert found.tolist() == [2, 0, 0, 3, 2, 1, 3, 1]
+    assert set(strata([7] * 9 + [8], 4).tolist()) == {0, 1}, "equal lengths share a stratum"
+    assert set(strata([3, 4, 5], 1).tolist()) == {0}
+
+
+def test_what_only_knows_length_gains_nothing_within_strata() -> None:
+    random = np.random.default_rng(5)
+    labels = random.random(4000) < 0.5
+    lengths = np.exp(4 + 0.6 * (random.normal(size=4000) + 0.3 * labels)).astype(int)
+    users = [f"u{i % 100}" for i in range(4000)]
+    drift, nothing = -lengths.astype(float), np.zeros(4000)
+    whole = paired(drift, nothing, labels, users, np.zeros(4000, dtype=int), 0.8, 200)
+    within = paired(drift, nothing, labels, users, strata(lengths, 8), 0.8, 200)
+    assert whole.gain < -0.06
+    assert abs(within.gain) < 0.02
+
+
+def test_strata_without_a_pair_say_nothing() -> None:
+    found = paired([1.0, 2.0], [0.0, 0.0], [True, False], ["a", "b"], [0, 1], 0.8, 200)
+    assert found.gain == 0.0 and (found.gain_bounds.low, found.gain_bounds.high) == (-1.0, 1.0)
+    assert math.isnan(paired([1.0, float("nan")], [0.0, 0.0], [True, False], ["a", "b"], [0, 0], 0.8, 200).gain)
+    with pytest.raises(ValueError, match="differ in length: 2, 2, 2, 2, 1"):
+        paired([1.0, 2.0], [0.0, 0.0], [True, False], ["a", "b"], [0], 0.8, 200)
+    with pytest.raises(ValueError, match="both classes need a row"):
+        paired([1.0, 2.0], [0.0, 0.0], [True, True], ["a", "b"], [0, 0], 0.8, 200)
 
 
 def test_bootstrap_is_reproducible_and_refuses_ragged_input() -> None:
