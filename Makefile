@@ -54,6 +54,7 @@ bench: setup
 	.venv/bin/kto-ray bench rounds
 	.venv/bin/kto-ray bench serve
 	.venv/bin/kto-ray bench peeking
+	.venv/bin/kto-ray bench decisions
 	.venv/bin/kto-ray bench gate
 	.venv/bin/kto-ray bench chat
 	.venv/bin/kto-ray bench ingest

@@ -15,12 +15,13 @@ from rich.table import Table
 
 from kto_ray.bench.decisions_adversaries import adversaries, novelty
 from kto_ray.bench.decisions_life import falls, false_alarms, lifetimes
-from kto_ray.bench.decisions_test import gains, nulls, speeds
+from kto_ray.bench.decisions_test import gains, nulls, speeds, team
 from kto_ray.bench.decisions_trials import HELD, LEVEL
 
 LEAST_NULL = 0.01  # a test that never promotes is no good test
 SLOWER = 1.2  # than the fixed horizon, and than the days in EXPECTED
 FALSE_DISCOVERIES, KEPT = 0.1, 0.9
+TEAM = 0.8
 POWER = (0.75, 0.9)  # of the voters that `power` names for 80%
 EXPECTED = {  # days to the alarm: voters a day, the fall
     (100, 0.05): 73, (100, 0.1): 25, (100, 0.2): 9, (1000, 0.05): 12, (1000, 0.1): 4, (1000, 0.2): 2,
@@ -36,6 +37,7 @@ def bench_decisions(tests: int, tell: Callable[[str], None]) -> dict[str, Any]:
     for row in report["gains"]:
         ours, today = row["at_5_ratio"], row["today_ratio"]
         tell("{:g} against {:g}: ".format(*row["rates"]) + f"{ours:.2f} of the fixed horizon, today's {today:.2f}")
+    report["team"] = team(tests)
     report["speeds"] = speeds(tests)
     report["lifetimes"] = lifetimes(tests)
     tell(f"false discoveries by e-LORD: {report['lifetimes']['e_lord']['false_discovery_share']:.1%}")
@@ -54,6 +56,8 @@ def _met(report: dict[str, Any]) -> dict[str, bool]:
         words = "{:g} against {:g}".format(*row["rates"])
         met[words] = row["at_5_ratio"] <= SLOWER
         met[f"{words}, power"] = all(POWER[0] <= each["share"] <= POWER[1] for each in row["power"].values())
+    for row in report["team"]:
+        met["a team, {:g} to {:g}".format(*row["rates"])] = row["decided"]["share"] >= TEAM
     for row in report["speeds"]:
         met[f"{row['voters']}, {row['rate']:g}, drift {row['drift']:g}"] = row["held"]["share"] <= LEVEL
     met["false discoveries"] = life["false_discovery_share"] <= FALSE_DISCOVERIES
@@ -119,6 +123,16 @@ def _show_test(report: dict[str, Any], add: Add) -> None:
         add("- at levels of 2.5%, 0.5%", lower, "", "")
         enough = ", ".join(f"{each['share']:.0%}" for each in row["power"].values())
         add("- promoted by the voters named for 80%, at 5, 2.5, 0.5%", enough, "", "75 to 90%", f"{words}, power")
+    for row in report["team"]:
+        words = "{:g} to {:g}".format(*row["rates"])
+        promoted, alone = _percent(row["decided"]), f"{row['score']['share']:.1%} by the score alone"
+        add(
+            f"500 votes a day, {words}, promoted in 14 days",
+            promoted,
+            alone,
+            f"at least {TEAM:.0%}",
+            f"a team, {words}",
+        )
     for row in report["speeds"]:
         words = f"{row['voters']}, {row['rate']:g}, drift {row['drift']:g}"
         peer = f"{row['score']['share']:.1%} without the hold, {row['fixed_share']['share']:.1%} with a fixed share"

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
 from numpy.random import Generator
 from scipy.stats import norm
 
-from kto_ray.bench.decisions_trials import HELD, LEVEL, Draw, Trials, first, over, reached, share, voters
-from kto_ray.stats import power, ratio, score, sequential
+from kto_ray.bench.decisions_trials import HELD, LEVEL, Draw, Trials, first, over, reached, rules, share, voters
+from kto_ray.stats import budget, power, ratio, score, sequential
 from kto_ray.stats.score import Arms, Floats
 
 NULLS = (0.1, 0.3, 0.5, 0.6, 0.8)
@@ -19,6 +20,20 @@ GAINS = ((0.3, 0.5), (0.5, 0.55), (0.6, 0.65), (0.1, 0.13))
 NULL_VOTERS = 10_000
 SPEED_VOTERS = 5000
 PATIENCE = 6  # fixed horizons after which a test gives up
+
+
+TEAM_VOTERS = 6500  # 500 a day, for 13 of 14 days: the last day's trials are not settled yet
+TEAM_GAINS = ((0.5, 0.55), (0.6, 0.65), (0.75, 0.8))
+
+
+def team(tests: int) -> list[dict[str, Any]]:
+    """10,000 users a day of whom 5% vote, and a first challenger that gains 5 points: how often it is promoted within
+    14 days, at the first level of the budget, as the loop decides and by the score alone."""
+    found = []
+    for seed, rates in enumerate(TEAM_GAINS, start=900):
+        ever = over(voters(TEAM_VOTERS, rates), TEAM_VOTERS, tests, seed, partial(rules, level=budget.level([])))
+        found.append({"rates": rates, "score": share(ever[:, 0]), "decided": share(ever[:, 1])})
+    return found
 
 
 def fixed_horizon(rates: tuple[float, float]) -> float:

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.random import Generator
 from scipy.stats import norm
 
+from kto_ray.rollout.machine import UPS_ALPHA
 from kto_ray.stats import ratio, score
 from kto_ray.stats.score import Arms, Floats
 
@@ -72,14 +73,15 @@ def reached(log_evidence: Floats, level: float) -> Arms:
     return np.maximum.accumulate(log_evidence, axis=-1) >= -math.log(level)
 
 
-def rules(trials: Trials, weight: float = 0.5) -> Arms:
-    """(tests, 2): promoted by the score alone; by it, more ups, and no hold on unequal shares of voters."""
+def rules(trials: Trials, weight: float = 0.5, level: float = LEVEL) -> Arms:
+    """(tests, 2): promoted by the score alone, at a level; by it, more ups at the level of `rollout/machine`, and no
+    hold on unequal shares of voters."""
     arm, up = trials.challenger, trials.outcome >= 0.5
-    better = reached(score.log_evidence(arm, trials.outcome, weight), LEVEL)
+    better = reached(score.log_evidence(arm, trials.outcome, weight), level)
     counts = np.cumsum(arm, axis=-1)
     unequal = reached(ratio.log_evidence(np.arange(1, arm.shape[-1] + 1) - counts, counts, weight), HELD)
     ups = ratio.more_ups(np.cumsum(~arm & up, axis=-1), np.cumsum(arm & up, axis=-1), weight)
-    together = better & reached(ups, LEVEL) & ~unequal
+    together = better & reached(ups, UPS_ALPHA) & ~unequal
     return np.stack([better.any(axis=-1), together.any(axis=-1)], axis=-1)
 
 
