@@ -15,12 +15,14 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cache
+from itertools import count
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 NEEDED = ("ip", "unshare", "setpriv")
 OBJECT_STORE = 100_000_000
 STOP_S = 20.0
+NUMBERS = count(1)  # of nodes of this process: what the kernel has yet to take away keeps its name
 LOOPBACK_UP = ("link", "set", "lo", "up")
 
 
@@ -113,8 +115,9 @@ class Network:
     def start(self, name: str, pool: str, cpus: int, env: Mapping[str, str] | None = None) -> Node:
         """A new node, once Ray is up there."""
         self._made += 1
-        ip, space = f"{self.subnet}.{9 + self._made}", f"kto{os.getpid()}-{self._made}"
-        self._make(space, ip, name)
+        ip, number = f"{self.subnet}.{9 + self._made}", next(NUMBERS)
+        space = f"kto{os.getpid()}-{number}"
+        self._make(space, f"kv{os.getpid()}n{number}"[:15], ip, name)
         folder = self.folder / f"{self._made}"
         (folder / "cache").mkdir(parents=True)
         address = ["--head", "--port=6379", "--dashboard-host=0.0.0.0"]
@@ -157,8 +160,8 @@ class Network:
             **self.env,
         }
 
-    def _make(self, space: str, ip: str, host: str) -> None:
-        outside, etc = f"kv{os.getpid()}n{self._made}"[:15], Path("/etc/netns", space)
+    def _make(self, space: str, outside: str, ip: str, host: str) -> None:
+        etc = Path("/etc/netns", space)
         self._undo.callback(_ip, "netns", "del", space, check=False)
         _ip("netns", "add", space)
         self._undo.callback(shutil.rmtree, etc, ignore_errors=True)
