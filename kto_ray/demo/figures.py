@@ -66,7 +66,7 @@ def _test(run: Report) -> str:
     look = run["last_look"]
     if look is None:
         return f"none; {run['outcome']}"
-    arms = "; ".join(f"{look[f'up_{arm}']} of {look[f'n_{arm}']}" for arm in ("champion", "challenger"))
+    arms = "; ".join(f"{look[f'up_{arm}']:g} of {look[f'n_{arm}']}" for arm in ("champion", "challenger"))
     return f"{arms}; {run['outcome']}"
 
 
@@ -78,7 +78,7 @@ ROWS: dict[str, Any] = {
     "settings; precision": lambda run: f"{run['settings']}; {run['dtype']}",
     "thumbs-up before; after, fresh users": _rates,
     "difference, 95% (Newcombe)": _difference,
-    "gate: AUC, held out (80%); nats a token from the base": _gate,
+    "gate: AUC, held out, with its interval; nats a token from the base": _gate,
     "A/B: up of users, champion; challenger": _test,
     "requests failed": lambda run: f"{run['requests']['failed']} of {run['requests']['total']:,}",
     "thumbs and edits sent; stored": lambda run: f"{run['feedback']['sent']}; {run['feedback']['stored']}",

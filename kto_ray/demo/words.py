@@ -31,7 +31,7 @@ def rollout_words(live: Report) -> tuple[int, str]:
     """(judged users so far, note) of a rollout's present stage."""
     nobody = {"users": 0, "up": 0}
     count = live["counts"].get(live["stage_name"], {"champion": nobody, "challenger": nobody})
-    champion, challenger = (f"{count[arm]['up']}/{count[arm]['users']} up" for arm in ("champion", "challenger"))
+    champion, challenger = (f"{count[arm]['up']:g}/{count[arm]['users']} up" for arm in ("champion", "challenger"))
     low, high = live["interval"]
     words = (
         f"{live['stage_name']}: champion {champion}, challenger {challenger}, difference in [{low:+.2f}, {high:+.2f}]"
