@@ -69,6 +69,17 @@ def route(
     raise UnknownModel(f"model {model!r} is not served here; use one of: {', '.join(sorted(set(known)))}")
 
 
+def moves(user: str | None, champion: str, rollout: RolloutState | None) -> bool:
+    """Whether a stage gives a user the challenger, whom the stage before left with the champion: that is to happen
+    between conversations, not within one."""
+    if rollout is None or user is None or not rollout.live or rollout.champion != champion:
+        return False
+    if rollout.stage == 0 or rollout.rules is None:
+        return False
+    before: float = rollout.rules["stages"][rollout.stage - 1]["weight"]
+    return before <= unit_interval(rollout.salt, user) < rollout.weight
+
+
 def _held_back(
     user: str | None,
     champion: str,

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import sqlalchemy as sa
 
 from kto_ray.config.capture import FeedbackSection
-from kto_ray.records.completions import Completion
+from kto_ray.records.completions import Completion, ExternalRef
 from kto_ray.store import joining, sequence, tallies
 from kto_ray.store.among import among
 from kto_ray.store.mapping import columns_of, completion_of
@@ -40,6 +40,13 @@ def insert_all(tx: sa.Connection, come: Sequence[Completion], rules: FeedbackSec
 def get(tx: sa.Connection, completion_id: str) -> Completion | None:
     row = tx.execute(sa.select(completions).where(completions.c.id == completion_id)).mappings().first()
     return completion_of(row) if row else None
+
+
+def conversation_began(tx: sa.Connection, user: str, ref: ExternalRef) -> float | None:
+    """When a user's conversation had its first answer (seconds since the epoch); None where it has none yet."""
+    c = completions.c
+    theirs = (c.external_system == ref.system) & (c.external_conversation == ref.conversation) & (c.user == user)
+    return tx.execute(sa.select(sa.func.min(c.created_at)).where(theirs)).scalar()
 
 
 def asked_after(tx: sa.Connection, one: Completion, text: str, limit: int) -> list[Completion]:

@@ -15,14 +15,19 @@ from fastapi import Request
 from fastapi.responses import StreamingResponse
 from ray.exceptions import RayActorError, RayError
 from ray.serve.exceptions import BackPressureError, RayServeException
+from sqlalchemy.exc import SQLAlchemyError
 from starlette.types import Receive, Scope, Send
 
+from kto_ray.records.adapters import CHAMPION
+from kto_ray.records.completions import Arm
+from kto_ray.rollout.assignment import Route
 from kto_ray.serve.gateway import whose
 from kto_ray.serve.gateway.bodies import ChatAsk
 from kto_ray.serve.gateway.capture import DONE, Capture
 from kto_ray.serve.gateway.door import Door
 from kto_ray.serve.gateway.errors import ApiError
 from kto_ray.serve.gateway.guard import begin_chat, user_of
+from kto_ray.store import completions
 
 log = logging.getLogger(__name__)
 
@@ -32,21 +37,41 @@ ENGINES_WORDS = 400  # characters of what the engine says, which may hold what w
 TRIES = 2  # a request that kills its replica is given one more
 
 
+async def answer_to(door: Door, request: Request, ask: ChatAsk, kind: str) -> Answer:
+    """
+    Args:
+        kind: what its id begins with.
+
+    Raises:
+        ApiError: 404, the model is not served here; 429, this user asks too often; 429 and 503, too many chats are
+            under way.
+    """
+    ask = replace(ask, user=user_of(request, ask.user))
+    name = door.config.model.served_name
+    route = door.view.route(ask.model, ask.user, name)
+    if route.arm is Arm.CHALLENGER and door.view.moves(ask.model, ask.user, name) and await _goes_on(door, ask):
+        route = replace(route, adapter=door.view.aliases[CHAMPION], arm=Arm.CHAMPION)  # it is not as drawn: not counted
+    return Answer(door, request, ask, route, kind)
+
+
+async def _goes_on(door: Door, ask: ChatAsk) -> bool:
+    """Whether a conversation began before the present stage of the test; where nobody can tell, it did not."""
+    test, user, ref = door.view.rollout, ask.user, ask.external
+    if test is None or user is None or ref is None:
+        return False
+    try:
+        began = await door.read(lambda tx: completions.conversation_began(tx, user, ref))
+    except (ApiError, SQLAlchemyError):
+        return False
+    return began is not None and began < test.stage_started_at
+
+
 class Answer:
     """An answer from the asking to its row. Whoever made it closes it."""
 
-    def __init__(self, door: Door, request: Request, ask: ChatAsk, kind: str) -> None:
-        """
-        Args:
-            kind: what its id begins with.
-
-        Raises:
-            ApiError: 404, the model is not served here; 429, this user asks too often; 429 and 503, too many chats are
-                under way.
-        """
-        ask = replace(ask, user=user_of(request, ask.user))
+    def __init__(self, door: Door, request: Request, ask: ChatAsk, route: Route, kind: str) -> None:
+        """See `answer_to`."""
         name = uuid.uuid4().hex
-        route = door.view.route(ask.model, ask.user, door.config.model.served_name)
         principal = whose.principal_of(request).name
         begin_chat(request)
         self.capture = Capture(f"{kind}{name}", ask, route, base=door.config.model.mark, principal=principal)

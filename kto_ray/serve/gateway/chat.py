@@ -10,7 +10,7 @@ from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 
 from kto_ray.serve.gateway import whose
-from kto_ray.serve.gateway.answer import Answer, EventStream
+from kto_ray.serve.gateway.answer import Answer, EventStream, answer_to
 from kto_ray.serve.gateway.arriving import read_body
 from kto_ray.serve.gateway.bodies import ChatBody, parse_chat
 from kto_ray.serve.gateway.capture import DONE, as_event
@@ -34,7 +34,7 @@ def router(door: Door) -> APIRouter:
     @routes.post("/v1/chat/completions", responses=ANSWERS, openapi_extra=body_of(ChatBody.__name__, *NAMED))
     async def chat(request: Request) -> Response:
         ask = parse_chat(await read_body(request, whose.principal_of(request).name), request.headers, door.config)
-        answer = Answer(door, request, ask, "chatcmpl-")
+        answer = await answer_to(door, request, ask, "chatcmpl-")
         if ask.stream:
             await answer.open()
             return EventStream(answer, _events(answer))

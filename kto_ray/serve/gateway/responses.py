@@ -10,7 +10,7 @@ from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 
 from kto_ray.serve.gateway import whose
-from kto_ray.serve.gateway.answer import Answer, EventStream
+from kto_ray.serve.gateway.answer import Answer, EventStream, answer_to
 from kto_ray.serve.gateway.arriving import read_body
 from kto_ray.serve.gateway.bodies import ResponsesBody, parse_responses
 from kto_ray.serve.gateway.capture import Capture, as_event
@@ -35,7 +35,7 @@ def router(door: Door) -> APIRouter:
     @routes.post("/v1/responses", responses=ANSWERS, openapi_extra=body_of(ResponsesBody.__name__, *NAMED))
     async def respond(request: Request) -> Response:
         ask = parse_responses(await read_body(request, whose.principal_of(request).name), request.headers, door.config)
-        answer = Answer(door, request, ask.chat, "resp_")
+        answer = await answer_to(door, request, ask.chat, "resp_")
         if ask.chat.stream:
             await answer.open()
             return EventStream(answer, _events(answer, Reply(answer.capture, ask.said)))

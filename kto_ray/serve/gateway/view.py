@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from kto_ray.config import Config
+from kto_ray.records.adapters import CHAMPION
 from kto_ray.records.completions import Arm
 from kto_ray.records.keys import Key
 from kto_ray.records.replicas import held_by_all
@@ -48,6 +49,11 @@ class View:
             return route
         adapter = self.ready.answers if route.adapter == self.ready.champion else route.adapter
         return replace(route, adapter=adapter, arm=Arm.PINNED, rollout=None, holdback=None)
+
+
+    def moves(self, model: str, user: str | None, served_name: str) -> bool:
+        """Whether a user is to go over to the challenger, once the conversation that they are in is over."""
+        return model == served_name and assignment.moves(user, self.aliases[CHAMPION], self.rollout)
 
 
 class Viewer:
