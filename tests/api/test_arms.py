@@ -1,4 +1,4 @@
-"""Which arm answers whom, over HTTP: a conversation stays with its version, and who is held back with the previous one."""
+"""Which arm answers whom, over HTTP: a conversation stays with its version, who is held back with the previous one."""
 
 from __future__ import annotations
 
