@@ -111,10 +111,11 @@ def status(
 
 def _state(config: Config) -> dict[str, Any]:
     source = Source(config)
+    tests = source.rollout()
     return {
         "loop": source.loop(),
         "adapters": source.adapters(),
-        "rollout": source.rollout()["rollout"],
+        **{name: tests[name] for name in ("rollout", "holdback")},
         "readiness": source.readiness(),
         "running": source.running,
     }
@@ -162,6 +163,10 @@ def _status_table(told: dict[str, Any]) -> Table:
         table.add_row("", f"weight {test['weight']:.2f}, difference {low:+.3f} to {high:+.3f}")
         for line in _outlook(test["outlook"]):
             table.add_row("", plain(line))
+    if back := told["holdback"]:
+        low, high = back["interval"]
+        held = f"{back['weight']:.0%} of users stay on {back['challenger']}, {back['stage_name']}"
+        table.add_row("holdback", f"{held}: it is better by {low:+.3f} to {high:+.3f}")
     table.add_row("next", loop["next"])
     return table
 

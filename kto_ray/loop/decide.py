@@ -34,7 +34,7 @@ from kto_ray.rollout import machine
 
 def decide(config: Config, seen: Seen) -> Move:
     """The next move, None where there is nothing to do but wait."""
-    if watched := verdict.watch_over(seen):
+    if watched := verdict.watch_over(config, seen):
         return watched
     if seen.round is None:
         return Begin() if due(config, seen) else None

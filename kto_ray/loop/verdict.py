@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import replace
 
 from kto_ray.config import Config
-from kto_ray.config.deciding import RolloutSection
 from kto_ray.loop.moves import Change, Move, Point
 from kto_ray.loop.seen import Seen, Trial
 from kto_ray.records.adapters import BASE, CHALLENGER, CHAMPION, PREVIOUS
@@ -71,7 +70,7 @@ def _stage_words(config: Config, state: RolloutState) -> str:
     return f"rollout {state.id} enters stage {stage.name}"
 
 
-def watch_over(seen: Seen) -> Move:
+def watch_over(config: Config, seen: Seen) -> Move:
     """What the holdback of the last promotion comes to once a day: at an alarm, the previous champion again."""
     if seen.holdback is None:
         return None
@@ -82,7 +81,7 @@ def watch_over(seen: Seen) -> Move:
     after = holdback.step(state, seen.holdback.standing, test.weight if test else 0.0, seen.salt, seen.now)
     if after == state:
         return None
-    rules = RolloutSection.model_validate(state.rules)
+    rules = machine.rules_of(config.rollout, state)
     looks = (evidence.look(rules, state, seen.holdback.standing, seen.now),)
     if after.status is not RolloutStatus.PROMOTED:
         words = f"holdback {after.id}: {after.reason}" if after.weight != state.weight else None

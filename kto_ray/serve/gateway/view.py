@@ -50,7 +50,6 @@ class View:
         adapter = self.ready.answers if route.adapter == self.ready.champion else route.adapter
         return replace(route, adapter=adapter, arm=Arm.PINNED, rollout=None, holdback=None)
 
-
     def moves(self, model: str, user: str | None, served_name: str) -> bool:
         """Whether a user is to go over to the challenger, once the conversation that they are in is over."""
         return model == served_name and assignment.moves(user, self.aliases[CHAMPION], self.rollout)

@@ -16,7 +16,9 @@ from kto_ray.cli.source import Source
 from kto_ray.config import Config, load_config
 from kto_ray.loop.step import Loop
 from kto_ray.records.keys import Scope
-from kto_ray.store import Store, adapters, completions, keys
+from kto_ray.records.rollouts import Look
+from kto_ray.rollout import holdback
+from kto_ray.store import Store, adapters, completions, keys, rollouts
 from tests.conftest import FreePort
 from tests.support.adapters import write
 from tests.support.engine import StandIn
@@ -113,6 +115,16 @@ def test_an_act_that_was_not_done_is_told_and_exits_1(
         thread.join()
     words = "refused: there is no rollout to pause" if answers else "has not handled it yet"
     assert told.exit_code == code and words in json.loads(told.stdout)["result"]
+
+
+def test_status_tells_of_the_holdback(config: Config, sqlite_store: Store) -> None:
+    back = holdback.start(config.rollout, "policy@v2", "policy@v1", "holdback-2", "salt", 1.0)
+    assert back is not None
+    with sqlite_store.write() as tx:
+        rollouts.put(tx, back)
+        rollouts.add_look(tx, Look(back.id, 2.0, 0, 90, 54.0, 10, 7.0, -0.125, 0.25))
+    told = CliRunner().invoke(app, ["status", "--set", f"home={config.home}"], env={"COLUMNS": "200"})
+    assert "10% of users stay on policy@v1, week 1: it is better by -0.125 to +0.250" in told.stdout
 
 
 def test_a_rollback_names_the_champion_to_leave(config: Config) -> None:
