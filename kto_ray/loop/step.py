@@ -113,9 +113,9 @@ class Loop:
         now = time.time()
         with self._store.read() as tx:
             testing = trial.due(tx, now)
-        for state in testing:
+        for kind in testing:
             with self._act() as tx:
-                trial.count(tx, self._config.rollout, state, now)
+                trial.count(tx, self._config.rollout, kind, now)
         seen = self._observe(with_job=True)
         self._do(seen, decide(self._config, seen))
 

@@ -38,15 +38,18 @@ class Watch:
         return Trial(state, standing, last if last is not None and last.stage == state.stage else None)
 
 
-def due(tx: sa.Connection, now: float) -> list[RolloutState]:
-    """The rollouts in progress where there is something to count."""
+def due(tx: sa.Connection, now: float) -> list[RolloutKind]:
+    """Of which rollouts in progress there is something to count."""
     live = (rollouts.live(tx, kind) for kind in RolloutKind)
-    return [state for state in live if state is not None and trials.due(tx, state, now)]
+    return [state.kind for state in live if state is not None and trials.due(tx, state, now)]
 
 
-def count(tx: sa.Connection, section: RolloutSection, state: RolloutState, now: float) -> None:
+def count(tx: sa.Connection, section: RolloutSection, kind: RolloutKind, now: float) -> None:
     """Take in who got an answer, and settle the trials that are due. While a stage only watches, a trial is settled as
     soon as there is one: harm is to be seen at once."""
+    state = rollouts.live(tx, kind)
+    if state is None:
+        return
     rules = machine.rules_of(section, state)
     test = state.kind is RolloutKind.TEST
     decides = test and machine.stage_of(rules, state).decides

@@ -9,7 +9,7 @@ import sqlalchemy as sa
 
 from kto_ray.config.capture import FeedbackSection
 from kto_ray.records.completions import Completion, ExternalRef
-from kto_ray.store import joining, sequence, tallies
+from kto_ray.store import joining, sequence, tallies, trials
 from kto_ray.store.among import among
 from kto_ray.store.mapping import columns_of, completion_of
 from kto_ray.store.schema import completions, feedback
@@ -34,6 +34,7 @@ def insert_all(tx: sa.Connection, come: Sequence[Completion], rules: FeedbackSec
     numbers = sequence.take(tx, len(fresh), events=False)
     rows = [{**columns_of(completion), "seq": seq} for completion, seq in zip(fresh, numbers, strict=True)]
     tx.execute(completions.insert(), rows)
+    trials.answered(tx, fresh)
     tallies.add(tx, Tally(completions=len(fresh)) + joining.arrived(tx, fresh, rules))
 
 

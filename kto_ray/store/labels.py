@@ -10,7 +10,6 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import sqlalchemy as sa
-from sqlalchemy.dialects import postgresql, sqlite
 
 from kto_ray.feedback.labels import examples as examples_of
 from kto_ray.feedback.labels import labels as labels_of
@@ -18,9 +17,10 @@ from kto_ray.records.completions import Completion
 from kto_ray.records.examples import Example
 from kto_ray.records.feedback import Feedback, FeedbackKind, Held, Signal
 from kto_ray.records.labels import Label, Verdict
+from kto_ray.store import trials
 from kto_ray.store.among import among
 from kto_ray.store.mapping import completion_of, external_of, feedback_of
-from kto_ray.store.schema import completions, feedback, labels, rounds, voters
+from kto_ray.store.schema import completions, feedback, labels, rounds
 from kto_ray.store.tallies import Tally
 
 CHUNK = 500  # completions of a query
@@ -147,22 +147,11 @@ def _refresh(tx: sa.Connection, ids: Sequence[str]) -> Tally:
         tx.execute(labels.delete().where(ours))
     if fresh:
         tx.execute(labels.insert(), fresh)
-        _mark_voters(tx, fresh)
+        trials.voted(tx, fresh)
     by = Counter(row["verdict"] for row in fresh)
     by.subtract(verdict for _, _, verdict, _ in known)
     came = sum(row["since"] == round_now for row in fresh) - sum(since == round_now for since in known.values())
     return Tally(up=by[Verdict.UP.value], down=by[Verdict.DOWN.value], edits=by[Verdict.EDIT.value], came=came)
-
-
-def _mark_voters(tx: sa.Connection, fresh: Sequence[dict[str, Any]]) -> None:
-    """Who has judged in a test or a holdback may have a trial to settle there."""
-    own = [row for row in fresh if row["asker"] and not row["reviewer"]]
-    pairs = {(row[kind], row["asker"]) for kind in ("rollout", "holdback") for row in own if row[kind]}
-    if not pairs:
-        return
-    insert = postgresql.insert if tx.dialect.name == "postgresql" else sqlite.insert
-    marked = [{"rollout": rollout, "user": user} for rollout, user in sorted(pairs)]
-    tx.execute(insert(voters).on_conflict_do_nothing(), marked)
 
 
 def _columns(label: Label, answer: Any, since: int) -> dict[str, Any]:

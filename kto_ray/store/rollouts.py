@@ -9,7 +9,7 @@ import sqlalchemy as sa
 
 from kto_ray.records.rollouts import LIVE, Look, RolloutKind, RolloutState, RolloutStatus
 from kto_ray.store import sequence
-from kto_ray.store.schema import rollout_points, rollouts, voters
+from kto_ray.store.schema import arrivals, rollout_points, rollouts, voters
 
 _TESTS = rollouts.c.kind == RolloutKind.TEST.value
 
@@ -19,11 +19,14 @@ def put(tx: sa.Connection, state: RolloutState) -> None:
     columns = _columns(state)
     known = get(tx, state.id)
     if known is None or known.stage_started_at != state.stage_started_at:  # a stage's trials are its own
-        columns["stage_started_seq"] = columns["looked_seq"] = sequence.last(tx)
+        columns["stage_started_seq"] = sequence.last(tx)
         tx.execute(voters.update().where(voters.c.rollout == state.id).values(due_at=None))
         # Who is known when a test begins; when a week begins, of a holdback, which goes on for long
         if known is None or state.kind is RolloutKind.HOLDBACK:
             columns["started_seq"] = columns["stage_started_seq"]
+    if not state.live:
+        for table in (arrivals, voters):
+            tx.execute(table.delete().where(table.c.rollout == state.id))
     if tx.execute(rollouts.update().where(rollouts.c.id == state.id).values(**columns)).rowcount == 0:
         tx.execute(rollouts.insert().values(**columns))
 

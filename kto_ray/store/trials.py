@@ -1,30 +1,31 @@
 """Who got an answer in a stage of an A/B test, or a week of a holdback, and each user's one trial: settled a fixed time
-after the first answer, with the mean of what then stood of the user's own judgements, for good.
+after the first answer, with the mean of what then stands of the user's own judgements (at the first of them, where that
+comes later), for good.
 
-What is said later, turned or withdrawn, changes nothing any more: counts that could fall would be no test. A bounded
-number of rows is looked at each time, and nothing is looked at twice for long.
+What is said later, turned or withdrawn, changes nothing any more: counts that could fall would be no test. Whoever
+writes an answer or a label of a test leaves a mark in the same transaction; what has been counted is taken away by what
+was read, so that nothing is overlooked which was committed meanwhile, in whatever order.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql, sqlite
 
-from kto_ray.records.completions import Arm
+from kto_ray.records.completions import Arm, Completion
 from kto_ray.records.labels import Verdict
-from kto_ray.records.rollouts import RolloutKind, RolloutState
+from kto_ray.records.rollouts import LIVE, RolloutKind, RolloutState
 from kto_ray.records.trials import FAULTS, Exposed, Part, Settled, Standing
 from kto_ray.records.users import unit_interval
 from kto_ray.store.among import among, values
-from kto_ray.store.schema import completions, exposures, labels, rollouts, trials, voters
+from kto_ray.store.schema import arrivals, completions, exposures, labels, rollouts, trials, voters
 
 ANSWERS = 5_000  # looked at in one go
 VOTERS = 1_000
-# Of the store's order, read again each time: on PostgreSQL an answer may be committed after one with a higher number.
-OVERLAP = 500
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,20 +38,48 @@ class Rules:
     since: float = 0.0  # who got an answer before (seconds since the epoch) enters with the next one
 
 
+def answered(tx: sa.Connection, come: Iterable[Completion]) -> None:
+    """Mark new answers of tests and holdbacks in progress."""
+    named = [(name, one.id) for one in come for name in (one.rollout, one.holdback) if name is not None]
+    live = _live(tx, {name for name, _ in named})
+    rows = [{"rollout": name, "completion_id": completion} for name, completion in named if name in live]
+    if rows:
+        tx.execute(arrivals.insert(), rows)
+
+
+def voted(tx: sa.Connection, fresh: Iterable[Mapping[str, Any]]) -> None:
+    """Mark who has judged in tests and holdbacks in progress, by new rows of labels. A row each time: nobody waits for
+    another's, nor for who takes away those that are settled."""
+    own = [row for row in fresh if row["asker"] and not row["reviewer"]]
+    said = {(row[kind], row["asker"], row["seq"]) for kind in ("rollout", "holdback") for row in own if row[kind]}
+    live = _live(tx, {name for name, _, _ in said})
+    marked = [{"rollout": name, "user": user, "seq": seq} for name, user, seq in sorted(said) if name in live]
+    if marked:
+        insert = postgresql.insert(voters) if tx.dialect.name == "postgresql" else sqlite.insert(voters)
+        tx.execute(insert.on_conflict_do_nothing(), marked)
+
+
+def _live(tx: sa.Connection, names: set[str]) -> set[str]:
+    if not names:
+        return set()
+    live = rollouts.c.status.in_([status.value for status in LIVE])
+    return set(tx.execute(sa.select(rollouts.c.id).where(rollouts.c.id.in_(names), live)).scalars())
+
+
 def due(tx: sa.Connection, state: RolloutState, now: float) -> bool:
     """Whether `advance` has something to do. Reads only."""
-    row = _row(tx, state)
-    answers = sa.select(completions.c.id).where(_named(completions, state), completions.c.seq > row.looked_seq)
     ready = voters.c.due_at.is_(None) | (voters.c.due_at <= now)
+    come = sa.select(arrivals.c.rollout).where(arrivals.c.rollout == state.id)
     waits = sa.select(voters.c.user).where(voters.c.rollout == state.id, ready)
-    return any(tx.execute(query.limit(1)).first() is not None for query in (answers, waits))
+    return any(tx.execute(query.limit(1)).first() is not None for query in (come, waits))
 
 
 def advance(tx: sa.Connection, state: RolloutState, rules: Rules, now: float) -> None:
     """Take in some of the new answers of a test's stage, and settle some of the trials that are due at `now` (seconds
     since the epoch, as the answers' times)."""
+    undated = _marked(tx, state, voters.c.due_at.is_(None))  # read first: what they judged has then arrived
     all_seen = _expose(tx, state, rules)
-    _date(tx, state, rules, all_seen)
+    _date(tx, state, rules, undated, all_seen)
     _settle(tx, state, now)
 
 
@@ -65,7 +94,9 @@ def standing(tx: sa.Connection, state: RolloutState, before: Standing | None = N
     champion, challenger = (
         Exposed(*(arms[arm][name] for name in Exposed.__slots__)) if arm in arms else Exposed() for arm in (False, True)
     )
-    waiting = sa.select(sa.func.count()).where(voters.c.rollout == state.id, voters.c.due_at.is_not(None))
+    waiting = sa.select(sa.func.count(voters.c.user.distinct())).where(
+        voters.c.rollout == state.id, voters.c.due_at.is_not(None)
+    )
     number = int(tx.execute(waiting).scalar_one())
     return Standing(state.id, state.stage, champion, challenger, before.trials + settled, number)
 
@@ -102,14 +133,16 @@ def _challenger(state: RolloutState) -> Arm:
 
 
 def _expose(tx: sa.Connection, state: RolloutState, rules: Rules) -> bool:
-    """Enter the users of new answers, each by the first; whether all answers have been looked at."""
-    row, c = _row(tx, state), completions.c
-    columns = (c.seq, c.user, c.arm, c.task, c.forced, c.created_at, c.status, c.finish_reason, c.first_token_s)
-    since = max(row.stage_started_seq, row.looked_seq - OVERLAP)
-    new = _named(completions, state) & (c.seq > since)
-    answers = tx.execute(sa.select(*columns).where(new).order_by(c.seq).limit(ANSWERS)).all()
-    counted = (answer for answer in reversed(answers) if answer.created_at >= rules.since)
-    first = {answer.user: answer for answer in counted if _as_drawn(state, answer)}
+    """Enter the users of new answers, each by the first; whether all that had arrived have been looked at."""
+    c, come = completions.c, arrivals.c
+    columns = (c.id, c.seq, c.user, c.arm, c.task, c.forced, c.created_at, c.status, c.finish_reason)
+    query = sa.select(*columns, c.first_token_s, c.latency_s).join(arrivals, come.completion_id == c.id)
+    # Locked, so that an erasure of them waits, and finds what is made of them.
+    some = query.where(come.rollout == state.id).order_by(c.seq).limit(ANSWERS).with_for_update(of=arrivals)
+    answers = tx.execute(some).all()
+    row = _row(tx, state)
+    ours = (a for a in reversed(answers) if a.seq > row.stage_started_seq and a.created_at >= rules.since)
+    first = {answer.user: answer for answer in ours if _as_drawn(state, answer)}
     held = sa.select(trials.c.user).where(_of(trials, state), among(tx, trials.c.user, first))
     for name in tx.execute(held).scalars():
         del first[name]
@@ -122,6 +155,7 @@ def _expose(tx: sa.Connection, state: RolloutState, rules: Rules) -> bool:
             "challenger": answer.arm == _challenger(state),
             "known": name in known,
             "first_at": answer.created_at,
+            "first_seq": answer.seq,
             "faults": _faults(answer, rules),
         }
         for name, answer in first.items()
@@ -129,10 +163,10 @@ def _expose(tx: sa.Connection, state: RolloutState, rules: Rules) -> bool:
     if entered:
         tx.execute(trials.insert(), entered)
         _count(tx, state, entered)
-    all_seen = len(answers) < ANSWERS
-    if answers and answers[-1].seq > row.looked_seq:
-        tx.execute(rollouts.update().where(rollouts.c.id == state.id).values(looked_seq=answers[-1].seq))
-    return all_seen
+    if answers:
+        seen = among(tx, come.completion_id, [answer.id for answer in answers])
+        tx.execute(arrivals.delete().where(come.rollout == state.id, seen))
+    return len(answers) < ANSWERS
 
 
 def _as_drawn(state: RolloutState, answer: Any) -> bool:
@@ -152,12 +186,12 @@ def _seen_before(tx: sa.Connection, users: Sequence[str], seq: int) -> set[str]:
 
 
 def _faults(answer: Any, rules: Rules) -> list[str]:
-    late = answer.first_token_s is not None and answer.first_token_s > rules.slow_s
+    begun_s = answer.first_token_s if answer.first_token_s is not None else answer.latency_s  # one that came whole
     has = {
         "failed": answer.status == "failed",
         "aborted": answer.status == "aborted",
         "cut_off": answer.finish_reason == "length",
-        "slow": late,
+        "slow": begun_s > rules.slow_s,
     }
     return [name for name in FAULTS if has[name]]
 
@@ -175,30 +209,39 @@ def _count(tx: sa.Connection, state: RolloutState, entered: Sequence[Mapping[str
             tx.execute(exposures.insert().values(**own, **more))
 
 
-def _date(tx: sa.Connection, state: RolloutState, rules: Rules, all_seen: bool) -> None:
+Marks = Sequence[tuple[str, int]]  # users, and of what they said
+
+
+def _marked(tx: sa.Connection, state: RolloutState, which: sa.ColumnElement[bool]) -> Marks:
+    query = sa.select(voters.c.user, voters.c.seq).where(voters.c.rollout == state.id, which)
+    rows = tx.execute(query.order_by(voters.c.due_at, voters.c.user, voters.c.seq).limit(VOTERS))
+    return [(row.user, row.seq) for row in rows]
+
+
+def _date(tx: sa.Connection, state: RolloutState, rules: Rules, marks: Marks, all_seen: bool) -> None:
     """When the trials of those who have judged are due. Who cannot have one is not looked at again until they say
     more: whose trial is settled, who does not count, who was not in this stage."""
-    new = sa.select(voters.c.user).where(voters.c.rollout == state.id, voters.c.due_at.is_(None)).limit(VOTERS)
-    users = list(tx.execute(new).scalars())
-    if not users:
+    if not marks:
         return
     open_ = _of(trials, state) & trials.c.known & trials.c.place.is_(None)
-    query = sa.select(trials.c.user, trials.c.first_at).where(open_, among(tx, trials.c.user, users))
+    query = sa.select(trials.c.user, trials.c.first_at).where(open_, among(tx, trials.c.user, {u for u, _ in marks}))
     first = {row.user: row.first_at for row in tx.execute(query)}
-    dated = [{"of": state.id, "name": user, "due": at + rules.settle_s} for user, at in first.items()]
-    mine = (voters.c.rollout == sa.bindparam("of")) & (voters.c.user == sa.bindparam("name"))
+    dated = [
+        {"of": state.id, "name": user, "said": seq, "due": first[user] + rules.settle_s}
+        for user, seq in marks
+        if user in first
+    ]
     if dated:
-        tx.execute(voters.update().where(mine).values(due_at=sa.bindparam("due")), dated)
+        tx.execute(voters.update().where(_MARK).values(due_at=sa.bindparam("due")), dated)
     if all_seen:
-        _drop(tx, state, [user for user in users if user not in first])
+        _drop(tx, state, [mark for mark in marks if mark[0] not in first])
 
 
 def _settle(tx: sa.Connection, state: RolloutState, now: float) -> None:
-    v = voters.c
-    ready = sa.select(v.user).where(v.rollout == state.id, v.due_at <= now).order_by(v.due_at, v.user).limit(VOTERS)
-    users = list(tx.execute(ready).scalars())
-    if not users:
+    marks = _marked(tx, state, voters.c.due_at <= now)
+    if not marks:
         return
+    users = list(dict.fromkeys(user for user, _ in marks))
     said = _judgements(tx, state, users)
     place = len_of(tx, state)
     settled = [
@@ -209,7 +252,7 @@ def _settle(tx: sa.Connection, state: RolloutState, now: float) -> None:
     if settled:
         values = {"place": sa.bindparam("at"), "outcome": sa.bindparam("of"), "settled_at": now}
         tx.execute(trials.update().where(mine).values(**values), settled)
-    _drop(tx, state, users)
+    _drop(tx, state, marks)
 
 
 def len_of(tx: sa.Connection, state: RolloutState) -> int:
@@ -219,18 +262,26 @@ def len_of(tx: sa.Connection, state: RolloutState) -> int:
 
 
 def _judgements(tx: sa.Connection, state: RolloutState, users: Sequence[str]) -> dict[str, float]:
-    """The mean of what stands of each user's own judgements of answers of this stage; who has none is not there. An
-    edit counts as a down: the answer was not good enough."""
-    started = sa.select(rollouts.c.stage_started_seq).where(rollouts.c.id == state.id).scalar_subquery()
+    """The mean of what stands of each user's own judgements of answers from the first on that counts; who has none is
+    not there. An edit counts as a down: the answer was not good enough."""
     l, t = labels.c, trials.c  # noqa: E741
     arm = sa.case((t.challenger, _challenger(state).value), else_=Arm.CHAMPION.value)
-    open_ = _of(trials, state) & (t.user == l.asker) & t.place.is_(None) & t.known & (l.arm == arm)
-    theirs = _named(labels, state) & among(tx, l.asker, users) & ~l.reviewer & (l.asked_seq > started)
+    open_ = _of(trials, state) & (t.user == l.asker) & t.place.is_(None) & t.known
+    counted = (l.arm == arm) & (l.asked_seq >= t.first_seq)
+    theirs = _named(labels, state) & among(tx, l.asker, users) & ~l.reviewer
     up = sa.case((l.verdict == Verdict.UP.value, 1.0), else_=0.0)
-    query = sa.select(l.asker, sa.func.avg(up).label("mean")).select_from(labels.join(trials, open_)).where(theirs)
+    mean = sa.func.avg(up).label("mean")
+    query = sa.select(l.asker, mean).select_from(labels.join(trials, open_ & counted)).where(theirs)
     return {row.asker: float(row.mean) for row in tx.execute(query.group_by(l.asker))}
 
 
-def _drop(tx: sa.Connection, state: RolloutState, users: Sequence[str]) -> None:
-    if users:
-        tx.execute(voters.delete().where(voters.c.rollout == state.id, among(tx, voters.c.user, users)))
+_MARK = (
+    (voters.c.rollout == sa.bindparam("of"))
+    & (voters.c.user == sa.bindparam("name"))
+    & (voters.c.seq == sa.bindparam("said"))
+)
+
+
+def _drop(tx: sa.Connection, state: RolloutState, marks: Marks) -> None:
+    if marks:
+        tx.execute(voters.delete().where(_MARK), [{"of": state.id, "name": user, "said": seq} for user, seq in marks])

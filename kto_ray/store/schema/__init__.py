@@ -7,7 +7,8 @@
     rounds ──< trainings                one turn of the loop, and what was trained in it (or by hand)
     rollouts ──< rollout_points         a challenger's A/B test, and what each look at it saw
     rollouts ──< trials                 each user's part in a stage of it, settled once and for good
-    exposures, voters                   how many got an answer there, by arm; who judged and is not settled yet
+    exposures                           how many got an answer there, by arm
+    arrivals, voters                    answers that are not counted yet; who judged and is not settled yet
     aliases                             champion, challenger, previous -> adapter; the only thing that a swap changes
     replicas                            what each live policy replica holds
     requests                            what an operator asked the controller to do
@@ -39,6 +40,7 @@ from kto_ray.store.schema.log import (
 from kto_ray.store.schema.loop import (
     adapters,
     aliases,
+    arrivals,
     compatibility,
     exposures,
     gates,
@@ -63,6 +65,7 @@ __all__ = [
     "adapters",
     "aliases",
     "archives",
+    "arrivals",
     "compatibility",
     "completions",
     "exposures",

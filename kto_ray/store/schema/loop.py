@@ -110,7 +110,6 @@ rollouts = Table(
     Column("stage_started_at", Double, nullable=False),
     Column("stage_started_seq", BigInteger, nullable=False, server_default="0"),
     Column("started_seq", BigInteger, nullable=False, server_default="0"),
-    Column("looked_seq", BigInteger, nullable=False, server_default="0"),  # answers up to here have exposed their users
     Column("ended_at", Double),
     Column("reason", Text),
     Column("level", Double, nullable=False, server_default="0"),  # of the lifetime's budget; 0: of before there was one
@@ -129,6 +128,7 @@ trials = Table(
     Column("challenger", Boolean, nullable=False),
     Column("known", Boolean, nullable=False),  # first seen before the test, or all are by its rules
     Column("first_at", Double, nullable=False),  # of the first answer
+    Column("first_seq", BigInteger, nullable=False),
     Column("faults", JSON, nullable=False, server_default="[]"),  # of the first answer
     Column("place", Integer),  # in the order in which trials settled; null until then
     Column("settled_at", Double),
@@ -158,11 +158,19 @@ exposures = Table(
     ),
 )
 
+arrivals = Table(  # answers of a test that have not been counted yet
+    "arrivals",
+    metadata,
+    Column("rollout", String(64), primary_key=True),
+    Column("completion_id", String(64), ForeignKey("completions.id", ondelete="CASCADE"), primary_key=True),
+)
+
 voters = Table(  # who has judged in a test, until their trial is settled
     "voters",
     metadata,
     Column("rollout", String(64), primary_key=True),
     Column("user", USER, primary_key=True),
+    Column("seq", BigInteger, primary_key=True, autoincrement=False),  # of what they said: a row each time
     Column("due_at", Double),  # null until it is known
     Index("ix_voters_due_at", "rollout", "due_at"),
 )

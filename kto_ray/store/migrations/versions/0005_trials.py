@@ -13,8 +13,7 @@ FAULTS = ("failed", "aborted", "cut_off", "slow")
 
 
 def upgrade() -> None:
-    for name in ("started_seq", "looked_seq"):
-        op.add_column("rollouts", sa.Column(name, sa.BigInteger(), nullable=False, server_default="0"))
+    op.add_column("rollouts", sa.Column("started_seq", sa.BigInteger(), nullable=False, server_default="0"))
     op.add_column("rollouts", sa.Column("level", sa.Double(), nullable=False, server_default="0"))
     op.add_column("rollouts", sa.Column("by_evidence", sa.Boolean(), nullable=False, server_default=sa.true()))
     op.add_column("rollouts", sa.Column("rules", sa.JSON(none_as_null=True)))
@@ -25,7 +24,7 @@ def upgrade() -> None:
         op.add_column(table, sa.Column("holdback", sa.String(64)))
         name = f"ix_{table}_holdback"
         op.create_index(name, table, columns, sqlite_where=held_back, postgresql_where=held_back)
-    op.execute("UPDATE rollouts SET looked_seq = stage_started_seq, started_seq = stage_started_seq")
+    op.execute("UPDATE rollouts SET started_seq = stage_started_seq")
     op.execute("UPDATE rollouts SET by_evidence = false WHERE reason LIKE '%by an operator'")
     with op.batch_alter_table("rollout_points") as batch:
         for name in ("up_champion", "up_challenger"):
@@ -40,9 +39,14 @@ def upgrade() -> None:
     op.create_index("ix_completions_rollout", "completions", ["rollout", "seq"])
     # Who has judged in a test that goes on: what is looked at for a trial.
     op.execute(
-        'INSERT INTO voters (rollout, "user") SELECT DISTINCT labels.rollout, labels.asker FROM labels JOIN rollouts '
-        "ON rollouts.id = labels.rollout WHERE rollouts.status IN ('running', 'paused') "
-        "AND labels.asker IS NOT NULL AND NOT labels.reviewer"
+        "INSERT INTO arrivals (rollout, completion_id) SELECT completions.rollout, completions.id FROM completions "
+        "JOIN rollouts ON rollouts.id = completions.rollout WHERE rollouts.status IN ('running', 'paused') "
+        "AND completions.seq > rollouts.stage_started_seq"
+    )
+    op.execute(
+        'INSERT INTO voters (rollout, "user", seq) SELECT labels.rollout, labels.asker, max(labels.seq) FROM labels '
+        "JOIN rollouts ON rollouts.id = labels.rollout WHERE rollouts.status IN ('running', 'paused') "
+        "AND labels.asker IS NOT NULL AND NOT labels.reviewer GROUP BY labels.rollout, labels.asker"
     )
     op.execute("UPDATE compatibility SET oldest = '0005'")
 
@@ -50,7 +54,7 @@ def upgrade() -> None:
 def downgrade() -> None:
     op.drop_index("ix_completions_rollout", "completions")
     op.create_index("ix_completions_rollout", "completions", ["rollout"])
-    for table in ("voters", "exposures", "trials"):
+    for table in ("voters", "arrivals", "exposures", "trials"):
         op.drop_table(table)
     with op.batch_alter_table("rollout_points") as batch:
         for name in ("exposed_champion", "exposed_challenger", "evidence"):
@@ -62,7 +66,7 @@ def downgrade() -> None:
     for table in ("completions", "labels"):
         op.drop_index(f"ix_{table}_holdback", table)
         op.drop_column(table, "holdback")
-    for name in ("started_seq", "looked_seq", "level", "by_evidence", "rules", "kind", "watch"):
+    for name in ("started_seq", "level", "by_evidence", "rules", "kind", "watch"):
         op.drop_column("rollouts", name)
     op.execute("UPDATE compatibility SET oldest = '0004'")
 
@@ -77,6 +81,7 @@ def _tables() -> None:
         sa.Column("challenger", sa.Boolean(), nullable=False),
         sa.Column("known", sa.Boolean(), nullable=False),
         sa.Column("first_at", sa.Double(), nullable=False),
+        sa.Column("first_seq", sa.BigInteger(), nullable=False),
         sa.Column("faults", sa.JSON(), nullable=False, server_default="[]"),
         sa.Column("place", sa.Integer()),
         sa.Column("settled_at", sa.Double()),
@@ -98,10 +103,20 @@ def _tables() -> None:
         sa.PrimaryKeyConstraint("rollout", "stage", "challenger", name="pk_exposures"),
     )
     op.create_table(
+        "arrivals",
+        sa.Column("rollout", sa.String(64), nullable=False),
+        sa.Column("completion_id", sa.String(64), nullable=False),
+        sa.ForeignKeyConstraint(
+            ["completion_id"], ["completions.id"], name="fk_arrivals_completion_id", ondelete="CASCADE"
+        ),
+        sa.PrimaryKeyConstraint("rollout", "completion_id", name="pk_arrivals"),
+    )
+    op.create_table(
         "voters",
         sa.Column("rollout", sa.String(64), nullable=False),
         sa.Column("user", user, nullable=False),
+        sa.Column("seq", sa.BigInteger(), autoincrement=False, nullable=False),
         sa.Column("due_at", sa.Double()),
-        sa.PrimaryKeyConstraint("rollout", "user", name="pk_voters"),
+        sa.PrimaryKeyConstraint("rollout", "user", "seq", name="pk_voters"),
     )
     op.create_index("ix_voters_due_at", "voters", ["rollout", "due_at"])
