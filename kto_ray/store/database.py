@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import logging
 import os
+import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,9 @@ STARTED_S, AGAIN_S = 600.0, 2.0  # that a service's process waits for its store,
 SLACK_S = 2.0  # that the server has to tell of its own timeout, before a client calls it silent
 KEEPALIVE_S, KEEPALIVES = 5, 3  # probes of an idle TCP connection, and how many may be lost
 UNSENT_S = 10  # that sent data may wait for TCP's acknowledgement
+
+
+_CREATING = threading.Lock()
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +84,7 @@ class Store:
                     f"store_url is {url!r}: the store must survive its process; name a file or a PostgreSQL URL"
                 )
             make_private(os.path.dirname(os.path.abspath(database)))
-            os.close(os.open(database, os.O_RDWR | os.O_CREAT, 0o600))  # its WAL gets the same mode
+            _create_private(database)
         # Two pools: readers in a rush take no connection from what must be written.
         sizes = (patience.writers, patience.readers)
         self.engine, self._readers = (_engine(url, self.sqlite, patience, size) for size in sizes)
@@ -237,6 +241,17 @@ def _engine(url: str, sqlite: bool, patience: Patience, size: int) -> sa.Engine:
         return connection
 
     return engine
+
+
+def _create_private(database: str) -> None:
+    """Make the file where there is none; its WAL gets the same mode.
+
+    One that is there is not even opened: to close it would let go of every lock that this process holds on it through
+    SQLite, and the next process would take the log of living connections for one that nobody uses
+    (https://www.sqlite.org/howtocorrupt.html, 2.2).
+    """
+    with _CREATING, suppress(FileExistsError):
+        os.close(os.open(database, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
 
 
 def _postgres_arguments(url: str, patience: Patience) -> dict[str, Any]:

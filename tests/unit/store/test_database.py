@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
 import sqlalchemy as sa
 
 from kto_ray.config import Config
-from kto_ray.store import Store, completions, open_store, schema, store_of
+from kto_ray.store import Store, adapters, completions, open_store, schema, store_of
 from kto_ray.store.database import CONNECT_S, SLACK_S, WORK, CannotOpen, Patience, revisions
 from tests.support.network import proxied
 from tests.support.rows import completion
@@ -154,3 +157,23 @@ def test_a_url_that_is_none_is_not_waited_for(url: str) -> None:
     with pytest.raises(ValueError, match="mend the URL") as error:
         store_of(Config(store_url=url), wait_s=60)
     assert not isinstance(error.value, CannotOpen) and time.monotonic() - began < 5
+
+
+def test_a_second_store_of_a_process_keeps_the_locks_of_the_first(sqlite_store: Store, tmp_path: Path) -> None:
+    """Without them another process takes itself for the last one, and deletes the log under living connections."""
+    with sqlite_store.write() as tx:
+        adapters.set_alias(tx, "champion", "policy@v1", 1.0)
+    Store(sqlite_store.url).close()
+    code = (
+        "import sys; from kto_ray.store import Store, adapters; store = Store(sys.argv[1])\n"
+        "with store.write() as tx: adapters.set_alias(tx, 'champion', 'policy@v2', 2.0)\n"
+        "store.close()"
+    )
+    subprocess.run([sys.executable, "-c", code, sqlite_store.url], check=True, timeout=60)
+    assert (tmp_path / "kto.db-shm").exists() and (tmp_path / "kto.db-wal").exists()
+    with sqlite_store.write() as tx:
+        assert adapters.aliases(tx, "policy@base")["champion"] == "policy@v2"
+        adapters.set_alias(tx, "champion", "policy@v3", 3.0)
+    subprocess.run([sys.executable, "-c", code, sqlite_store.url], check=True, timeout=60)
+    with sqlite_store.read() as tx:
+        assert adapters.aliases(tx, "policy@base")["champion"] == "policy@v2"
