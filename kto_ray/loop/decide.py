@@ -46,7 +46,7 @@ def decide(config: Config, seen: Seen) -> Move:
         case Loading() as loading:
             return _load(config, seen, seen.round, loading)
         case OnTrial() as testing:
-            return verdict.test(config, seen, seen.round, testing)
+            return verdict.test(config, seen, testing)
         case Ended():
             return None
 

@@ -5,18 +5,18 @@ from __future__ import annotations
 from dataclasses import replace
 
 from kto_ray.config import Config
-from kto_ray.loop.moves import Change, Move, Point
+from kto_ray.loop.moves import Change, Effect, Move, Point
 from kto_ray.loop.seen import Seen, Trial
 from kto_ray.records.adapters import BASE, CHALLENGER, CHAMPION, PREVIOUS
 from kto_ray.records.requests import Act
 from kto_ray.records.rollouts import Look, RolloutState, RolloutStatus
-from kto_ray.records.rounds import OnTrial, Outcome, Round
+from kto_ray.records.rounds import OnTrial, Outcome
 from kto_ray.rollout import evidence, holdback, machine
 
 NO_LOOKS: tuple[Look, ...] = ()
 
 
-def test(config: Config, seen: Seen, current: Round, testing: OnTrial) -> Move:
+def test(config: Config, seen: Seen, testing: OnTrial) -> Move:
     assert seen.trial is not None and seen.trial.state.id == testing.rollout, "a round in ROLLOUT has its test"
     state, looks = seen.trial.state, NO_LOOKS
     if state.live:
@@ -25,9 +25,26 @@ def test(config: Config, seen: Seen, current: Round, testing: OnTrial) -> Move:
         if state != seen.trial.state:
             return Change(None, (*looks, state), _stage_words(config, state))
         return Change(None, looks) if looks else None
-    outcome, aliases = settle(state)
-    ended = current.ended(outcome, state.reason, seen.now)
-    return Change(ended, (*looks, state, *aliases, *_hold_back(config, seen, state)), ended.in_words)
+    settled = settle(config, seen, state)
+    return replace(settled, effects=(*looks, *settled.effects))
+
+
+def settle(config: Config, seen: Seen, ended: RolloutState) -> Change:
+    """All that a test which has ended comes to, in one move, so that nothing comes between its end and the swap: the
+    test, the aliases, the holdback of a promotion, and the end of its round, where it has one."""
+    assert not ended.live
+    outcome, effects = Outcome.ABORTED, list[Effect]([ended])
+    if ended.status is RolloutStatus.PROMOTED:
+        outcome = Outcome.PROMOTED
+        effects += [Point(PREVIOUS, ended.champion), Point(CHAMPION, ended.challenger)]
+    if seen.aliases.get(CHALLENGER, ended.challenger) == ended.challenger:  # not the next round's candidate
+        effects.append(Point(CHALLENGER, None))
+    effects += _hold_back(config, seen, ended)
+    current = seen.round
+    if current is None or getattr(current.state, "rollout", None) != ended.id:
+        return Change(None, tuple(effects), f"rollout {ended.id} ends: {ended.reason}")
+    after = current.ended(outcome, ended.reason, seen.now)
+    return Change(after, tuple(effects), after.in_words)
 
 
 def _hold_back(config: Config, seen: Seen, test: RolloutState) -> tuple[RolloutState, ...]:
@@ -53,14 +70,6 @@ def _look(config: Config, seen: Seen, trial: Trial) -> tuple[RolloutState, tuple
     if decision.action is machine.Action.PROMOTE and not seen.all_hold(state.challenger):
         return state, looks  # a replica is just starting; the alias moves when it holds the challenger
     return machine.step(rules, state, decision, seen.now), looks
-
-
-def settle(state: RolloutState) -> tuple[Outcome, tuple[Point, ...]]:
-    """The outcome of an ended test and where the aliases point after it."""
-    if state.status is RolloutStatus.PROMOTED:
-        swap = (Point(PREVIOUS, state.champion), Point(CHAMPION, state.challenger), Point(CHALLENGER, None))
-        return Outcome.PROMOTED, swap
-    return Outcome.ABORTED, (Point(CHALLENGER, None),)
 
 
 def _stage_words(config: Config, state: RolloutState) -> str:

@@ -20,7 +20,7 @@ from kto_ray.records.completions import ExternalRef
 from kto_ray.records.evaluation import GateDecision, GateReport
 from kto_ray.records.feedback import FeedbackKind
 from kto_ray.records.replicas import LoadFault, ReplicaReport
-from kto_ray.records.requests import Act, Refused, Request
+from kto_ray.records.requests import NONE, Act, Refused, Request
 from kto_ray.records.rollouts import Look, RolloutState, RolloutStatus
 from kto_ray.records.rounds import Training
 from kto_ray.store import (
@@ -233,12 +233,17 @@ def test_a_request_means_what_stood_when_it_was_asked_and_expires(store: Store) 
         requests.ask(tx, Act.PAUSE, 1.0, expires_s=60.0)
         requests.ask(tx, Act.ABORT, 1.0, target="another", expires_s=-1.0)
         requests.ask(tx, Act.RUN, 1.0)
+        requests.ask(tx, Act.END, 1.0)
+        rounds.insert(tx, 1.0)
+        requests.ask(tx, Act.END, 1.0)
     with store.read() as tx:
         assert requests.asked(tx) == [
-            Request(1, Act.PROMOTE),
+            Request(1, Act.PROMOTE, NONE),
             Request(2, Act.PAUSE, "r"),
             Request(3, Act.ABORT, "another", expired=True),
             Request(4, Act.RUN),
+            Request(5, Act.END, NONE),
+            Request(6, Act.END, "1"),
         ]
 
 
