@@ -23,7 +23,7 @@ def test(config: Config, seen: Seen, testing: OnTrial) -> Move:
         state, looks = _look(config, seen, seen.trial)
     if state.live:
         if state != seen.trial.state:
-            return Change(None, (*looks, state), _stage_words(config, state))
+            return Change(None, (*looks, state), _words(config, seen.trial.state, state))
         return Change(None, looks) if looks else None
     settled = settle(config, seen, state)
     return replace(settled, effects=(*looks, *settled.effects))
@@ -68,13 +68,28 @@ def _look(config: Config, seen: Seen, trial: Trial) -> tuple[RolloutState, tuple
         looks = (now,)
     decision = machine.decide(rules, state, now, seen.now)
     if decision.action is machine.Action.PROMOTE and not seen.all_hold(state.challenger):
-        return state, looks  # a replica is just starting; the alias moves when it holds the challenger
+        return _wait(config, seen, state, decision), looks
+    if state.status is RolloutStatus.RUNNING:
+        state = replace(state, reason=None)  # it waits for no replica
     return machine.step(rules, state, decision, seen.now), looks
 
 
-def _stage_words(config: Config, state: RolloutState) -> str:
-    if state.status is RolloutStatus.PAUSED:
+def _wait(config: Config, seen: Seen, state: RolloutState, decision: machine.Decision) -> RolloutState:
+    """A replica is just starting, and the alias moves when it holds the challenger. It may take as long as the test may
+    last, and `adapters.load_s` beyond, for evidence may come at the last moment."""
+    lacking, hours = seen.lacking(state.challenger), machine.hours_of(machine.rules_of(config.rollout, state), state)
+    if seen.now - state.stage_started_at < 3600 * hours + config.adapters.load_s:
+        return replace(state, reason=f"waits to be promoted, for {lacking}")
+    limit = f"{hours:g} hours (max_hours) and {config.adapters.load_s:.0f} s (adapters.load_s)"
+    words = f"not promoted within {limit}, for {lacking}; {decision.reason}"
+    return machine.step(config.rollout, state, machine.Decision(machine.Action.ABORT, words), seen.now)
+
+
+def _words(config: Config, before: RolloutState, state: RolloutState) -> str:
+    if state.reason is not None:
         return f"rollout {state.id} {state.reason}"
+    if state.stage == before.stage:
+        return f"rollout {state.id} goes on"
     stage = machine.stage_of(machine.rules_of(config.rollout, state), state)
     return f"rollout {state.id} enters stage {stage.name}"
 

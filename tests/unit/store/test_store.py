@@ -207,6 +207,12 @@ def test_gates_rounds_rollouts_and_replicas_come_back(store: Store) -> None:
         rollouts.add_look(tx, look)
         replicas.report(tx, replace(replica, held=()))
         replicas.report(tx, replica)
+    paused = replace(test, id="p", status=RolloutStatus.PAUSED, status_at=9.0, asked=("harm", "users"))
+    with store.write() as tx:
+        rollouts.put(tx, replace(paused, asked=("harm",)))
+        rollouts.put(tx, paused)
+        assert rollouts.get(tx, "p") == paused
+        rollouts.put(tx, replace(paused, status=RolloutStatus.ABORTED))
     with store.read() as tx:
         assert evaluation.get(tx, "policy@v1") == report
         current = rounds.current(tx)
