@@ -16,7 +16,7 @@ from kto_ray.loop.step import Loop
 from kto_ray.records.replicas import ReplicaReport
 from kto_ray.records.requests import NONE, Act, Done, Refused, Request
 from kto_ray.records.rollouts import RolloutKind, RolloutState, RolloutStatus
-from kto_ray.records.rounds import Ended, Outcome, Stage
+from kto_ray.records.rounds import Ended, Loading, Outcome, Round, Stage
 from kto_ray.records.trials import Standing
 from kto_ray.store import Store, adapters, requests, rollouts, rounds
 from tests.support.loop import V1, Jobs, hold, labels, until
@@ -85,9 +85,10 @@ def test_a_test_without_a_round_is_settled_and_leaves_the_next_candidate_alone(a
     assert points == [*swap, ("challenger", None)]
     begun = [effect.id for effect in move.effects if isinstance(effect, RolloutState)]
     assert begun == [TEST.id, "holdback-1-n"][: 1 + (act is Act.PROMOTE)]
-    loading = replace(found, aliases={"champion": "policy@base", "challenger": "policy@v2"})
+    loads = Round(7, Loading("s", "policy@v2"), 5.0, 6.0)
+    loading = replace(found, round=loads, aliases={"champion": "policy@base", "challenger": "policy@v2"})
     move, _ = obey(Config(), loading, Request(1, act, TEST.id))
-    assert isinstance(move, Change) and Point("challenger", None) not in move.effects
+    assert isinstance(move, Change) and move.round is None and Point("challenger", None) not in move.effects
 
 
 def test_an_act_is_not_for_what_begins_after_it_was_asked(
@@ -130,3 +131,25 @@ def test_what_meant_nothing_is_refused_whatever_there_is_now(act: Act) -> None:
     found = Seen(9.0, None, None, 0, 1, {"champion": "policy@base"}, (), trial=Trial(TEST, Standing(TEST.id, 1), None))
     move, answer = obey(Config(), found, Request(1, act, NONE))
     assert move is None and isinstance(answer, Refused) and "when it was asked" in answer.words
+
+
+def test_who_resumes_after_it_asked_lets_it_go_on(sqlite_store: Store, jobs: Jobs, config: Config) -> None:
+    """Over the store: asked once, resumed, and not asked again of the same."""
+    hours = {"max_hours": 0.5, "min_hours": 0.0, "settle_hours": 0.0}
+    rules = config.rollout.model_copy(update={"ask": ("hours",), **hours})
+    loop = Loop(config.model_copy(update={"rollout": rules}), policy=None)
+    in_its_test(loop, sqlite_store)
+    with sqlite_store.write() as tx:
+        test = rollouts.live(tx)
+        assert test is not None
+        rollouts.put(tx, replace(test, stage=1, weight=0.5, stage_started_at=time.time() - 3600))
+    loop.step()
+    with sqlite_store.read() as tx:
+        asks = rollouts.live(tx)
+    assert asks is not None and asks.status is RolloutStatus.PAUSED and asks.asked == ("hours",)
+    assert str(asks.reason).startswith("asks for promote, abort or resume: no promotion within 0.5 hours (max_hours)")
+    [answer] = asked_in_one_tick(loop, sqlite_store, (Act.RESUME, None))
+    loop.step()
+    with sqlite_store.read() as tx:
+        goes_on = rollouts.live(tx)
+    assert isinstance(answer, Done) and goes_on is not None and goes_on.status is RolloutStatus.RUNNING
