@@ -7,7 +7,7 @@ of its users got an answer, or after its hours. The deciding stage ends in `prom
 the level that the loop's budget gave this test, and of more ups among all who got an answer, no fault has become more
 frequent by max_fault_rise, and its least users and hours are over; in `abort` when there is evidence of harm, a gain
 above min_effect is ruled out (futility), or users or hours run out. Where the split is not as drawn, nothing is
-promoted.
+promoted. A person may be asked instead: who resumes has answered for the stage. No pause lasts beyond max_paused_hours.
 
 Each stage uses its own data only. Weights differ between stages and tastes drift with time: pooling a canary of 10%
 with an A/B of 50% puts more of the champion's users into the early days than of the challenger's, so a drift in time
