@@ -90,7 +90,10 @@ class RolloutSection(Section):
     # all, it comes back by itself. 0: nobody watches
     holdback: Annotated[float, Field(ge=0, lt=0.5)] = 0.1
     unequal_alpha: Annotated[float, Field(gt=0, lt=0.5)] = 0.01  # chance that fair arms are taken for an unfair split
-    ask: tuple[Literal["harm", "faults", "futility", "users", "hours"], ...] = ()  # pause for a person, do not abort
+    # Pause for a person, do not abort. Whoever resumes has answered for the stage: it goes on in spite of it, and where
+    # its hours had run out, for as many again
+    ask: tuple[Literal["harm", "faults", "futility", "users", "hours"], ...] = ()
+    max_paused_hours: float = Field(168.0, gt=0)  # then a paused test ends
 
     @model_validator(mode="after")
     def _last_stage_decides(self) -> RolloutSection:

@@ -46,7 +46,7 @@ def decide(config: Config, seen: Seen) -> Move:
         case Loading() as loading:
             return _load(config, seen, seen.round, loading)
         case OnTrial() as testing:
-            return verdict.test(config, seen, seen.round, testing)
+            return verdict.test(config, seen, testing)
         case Ended():
             return None
 
@@ -153,15 +153,13 @@ def _give_up(current: Round, reason: str, now: float) -> Change:
 def _load(config: Config, seen: Seen, current: Round, loading: Loading) -> Move:
     """Wait until every live replica holds and has probed the candidate. One that refuses it for what it is ends the
     round; what stands in the way of one may pass, within `adapters.load_s`."""
-    faults = {r.replica: r.errors[loading.adapter] for r in seen.live if loading.adapter in r.errors}
-    for fault in faults.values():
+    faults = [replica.errors[loading.adapter] for replica in seen.live if loading.adapter in replica.errors]
+    for fault in faults:
         if fault.refused:
             return _give_up(current, f"load: a replica refused the adapter: {fault.reason}", seen.now)
     if seen.all_hold(loading.adapter):
         return Change(current.to(Judging(loading.snapshot, loading.adapter), seen.now))
-    waiting = sum(loading.adapter not in replica.held for replica in seen.live)
-    told = f"{waiting} of {len(seen.live)} live replicas do not hold the adapter"
-    told += "".join(f"; {name}, at each try: {fault.reason}" for name, fault in sorted(faults.items()))
+    told = seen.lacking(loading.adapter)
     if seen.now - current.stage_started_at > config.adapters.load_s:
         return _give_up(current, f"load: {told}, after {config.adapters.load_s:.0f} s (adapters.load_s)", seen.now)
     if faults and told != current.failure:

@@ -6,10 +6,11 @@ from __future__ import annotations
 from dataclasses import replace
 
 from kto_ray.config import Config
+from kto_ray.loop import verdict
 from kto_ray.loop.moves import Begin, Change, Effect, Move, Point
 from kto_ray.loop.seen import Seen
 from kto_ray.records.adapters import CHALLENGER, CHAMPION, PREVIOUS
-from kto_ray.records.requests import Act, Answer, Done, Refused, Request
+from kto_ray.records.requests import NONE, Act, Answer, Done, Refused, Request
 from kto_ray.records.rounds import Judging, Loading, Outcome, Round, Training
 from kto_ray.rollout import machine
 
@@ -26,14 +27,16 @@ def obey(config: Config, seen: Seen, request: Request) -> tuple[Move, Answer]:
         case Act.ROLLBACK:
             return _rollback(config, seen, request.target)
         case Act.PROMOTE | Act.ABORT | Act.PAUSE | Act.RESUME as act:
-            return _steer(seen, Act(act), request.target)
+            return _steer(config, seen, Act(act), request.target)
         case Act.FORGET:
             return _forget(config, seen)
         case _:
             return None, Refused(f"this version of kto_ray does not know {request.act!r}")
 
 
-def _steer(seen: Seen, act: Act, target: str | None) -> tuple[Move, Answer]:
+def _steer(config: Config, seen: Seen, act: Act, target: str | None) -> tuple[Move, Answer]:
+    if target == NONE:
+        return None, Refused(f"there was no rollout to {act} when it was asked")
     if seen.trial is None or not seen.trial.state.live:
         return None, Refused(f"there is no rollout to {act}")
     state = seen.trial.state
@@ -45,7 +48,8 @@ def _steer(seen: Seen, act: Act, target: str | None) -> tuple[Move, Answer]:
         changed = machine.apply(state, act, seen.now)
     except ValueError as error:
         return None, Refused(str(error))
-    return Change(None, (changed,)), Done(f"rollout {changed.id} is {changed.status}")
+    told = Done(f"rollout {changed.id} is {changed.status}")
+    return Change(None, (changed,)) if changed.live else verdict.settle(config, seen, changed), told
 
 
 def _run(config: Config, seen: Seen) -> tuple[Move, Answer]:
@@ -62,6 +66,8 @@ def _run(config: Config, seen: Seen) -> tuple[Move, Answer]:
 
 def _end(seen: Seen, target: str | None) -> tuple[Move, Answer]:
     """End the round in progress, and its test if it has come to that."""
+    if target == NONE:
+        return None, Refused("there was no round in progress when it was asked")
     if seen.round is None:
         return None, Refused("there is no round in progress")
     if target is not None and target != str(seen.round.id):

@@ -67,3 +67,10 @@ class Seen:
     def all_hold(self, adapter: str) -> bool:
         """Whether every live replica holds the adapter, and there is one."""
         return adapter in held_by_all(self.live)
+
+    def lacking(self, adapter: str) -> str:
+        """How many live replicas do not hold the adapter, and what they say of it."""
+        waiting = sum(adapter not in replica.held for replica in self.live)
+        faults = sorted((r.replica, r.errors[adapter].reason) for r in self.live if adapter in r.errors)
+        told = f"{waiting} of {len(self.live)} live replicas do not hold the adapter"
+        return told + "".join(f"; {name}, at each try: {reason}" for name, reason in faults)

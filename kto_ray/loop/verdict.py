@@ -5,29 +5,46 @@ from __future__ import annotations
 from dataclasses import replace
 
 from kto_ray.config import Config
-from kto_ray.loop.moves import Change, Move, Point
+from kto_ray.loop.moves import Change, Effect, Move, Point
 from kto_ray.loop.seen import Seen, Trial
 from kto_ray.records.adapters import BASE, CHALLENGER, CHAMPION, PREVIOUS
 from kto_ray.records.requests import Act
 from kto_ray.records.rollouts import Look, RolloutState, RolloutStatus
-from kto_ray.records.rounds import OnTrial, Outcome, Round
+from kto_ray.records.rounds import OnTrial, Outcome
 from kto_ray.rollout import evidence, holdback, machine
 
 NO_LOOKS: tuple[Look, ...] = ()
 
 
-def test(config: Config, seen: Seen, current: Round, testing: OnTrial) -> Move:
+def test(config: Config, seen: Seen, testing: OnTrial) -> Move:
     assert seen.trial is not None and seen.trial.state.id == testing.rollout, "a round in ROLLOUT has its test"
     state, looks = seen.trial.state, NO_LOOKS
     if state.live:
         state, looks = _look(config, seen, seen.trial)
     if state.live:
         if state != seen.trial.state:
-            return Change(None, (*looks, state), _stage_words(config, state))
+            return Change(None, (*looks, state), _words(config, seen.trial.state, state))
         return Change(None, looks) if looks else None
-    outcome, aliases = settle(state)
-    ended = current.ended(outcome, state.reason, seen.now)
-    return Change(ended, (*looks, state, *aliases, *_hold_back(config, seen, state)), ended.in_words)
+    settled = settle(config, seen, state)
+    return replace(settled, effects=(*looks, *settled.effects))
+
+
+def settle(config: Config, seen: Seen, ended: RolloutState) -> Change:
+    """All that a test which has ended comes to, in one move, so that nothing comes between its end and the swap: the
+    test, the aliases, the holdback of a promotion, and the end of its round, where it has one."""
+    assert not ended.live
+    outcome, effects = Outcome.ABORTED, list[Effect]([ended])
+    if ended.status is RolloutStatus.PROMOTED:
+        outcome = Outcome.PROMOTED
+        effects += [Point(PREVIOUS, ended.champion), Point(CHAMPION, ended.challenger)]
+    if seen.aliases.get(CHALLENGER, ended.challenger) == ended.challenger:  # not the next round's candidate
+        effects.append(Point(CHALLENGER, None))
+    effects += _hold_back(config, seen, ended)
+    current = seen.round
+    if current is None or getattr(current.state, "rollout", None) != ended.id:
+        return Change(None, tuple(effects), f"rollout {ended.id} ends: {ended.reason}")
+    after = current.ended(outcome, ended.reason, seen.now)
+    return Change(after, tuple(effects), after.in_words)
 
 
 def _hold_back(config: Config, seen: Seen, test: RolloutState) -> tuple[RolloutState, ...]:
@@ -51,21 +68,28 @@ def _look(config: Config, seen: Seen, trial: Trial) -> tuple[RolloutState, tuple
         looks = (now,)
     decision = machine.decide(rules, state, now, seen.now)
     if decision.action is machine.Action.PROMOTE and not seen.all_hold(state.challenger):
-        return state, looks  # a replica is just starting; the alias moves when it holds the challenger
+        return _wait(config, seen, state, decision), looks
+    if state.status is RolloutStatus.RUNNING:
+        state = replace(state, reason=None)  # it waits for no replica
     return machine.step(rules, state, decision, seen.now), looks
 
 
-def settle(state: RolloutState) -> tuple[Outcome, tuple[Point, ...]]:
-    """The outcome of an ended test and where the aliases point after it."""
-    if state.status is RolloutStatus.PROMOTED:
-        swap = (Point(PREVIOUS, state.champion), Point(CHAMPION, state.challenger), Point(CHALLENGER, None))
-        return Outcome.PROMOTED, swap
-    return Outcome.ABORTED, (Point(CHALLENGER, None),)
+def _wait(config: Config, seen: Seen, state: RolloutState, decision: machine.Decision) -> RolloutState:
+    """A replica is just starting, and the alias moves when it holds the challenger. It may take as long as the test may
+    last, and `adapters.load_s` beyond, for evidence may come at the last moment."""
+    lacking, hours = seen.lacking(state.challenger), machine.hours_of(machine.rules_of(config.rollout, state), state)
+    if seen.now - state.stage_started_at < 3600 * hours + config.adapters.load_s:
+        return replace(state, reason=f"waits to be promoted, for {lacking}")
+    limit = f"{hours:g} hours (max_hours) and {config.adapters.load_s:.0f} s (adapters.load_s)"
+    words = f"not promoted within {limit}, for {lacking}; {decision.reason}"
+    return machine.step(config.rollout, state, machine.Decision(machine.Action.ABORT, words), seen.now)
 
 
-def _stage_words(config: Config, state: RolloutState) -> str:
-    if state.status is RolloutStatus.PAUSED:
+def _words(config: Config, before: RolloutState, state: RolloutState) -> str:
+    if state.reason is not None:
         return f"rollout {state.id} {state.reason}"
+    if state.stage == before.stage:
+        return f"rollout {state.id} goes on"
     stage = machine.stage_of(machine.rules_of(config.rollout, state), state)
     return f"rollout {state.id} enters stage {stage.name}"
 

@@ -22,11 +22,14 @@ class Refused:
 
 Answer = Done | Refused
 
+NONE = "none in progress"  # a target that nothing has: an act is not for what begins after it was asked
+
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """An act that was asked for. `target` is what it means: a rollout, the champion to leave, or a round; None where it
-    means whatever there is. One that `expired` before a controller saw it is not done any more."""
+    """An act that was asked for. `target` is what it means: a rollout, the champion to leave, or a round; `NONE` where
+    there was none when it was asked, None for what means none (run, forget). One that `expired` before a controller saw
+    it is not done any more."""
 
     id: int
     act: Act | str  # a text where only a newer program knows it

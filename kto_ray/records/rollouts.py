@@ -34,6 +34,8 @@ class RolloutState:
     rules: Mapping[str, Any] | None = None  # the config section that it began with, and goes on under
     kind: RolloutKind = RolloutKind.TEST
     watch: Mapping[str, Any] | None = None  # of a holdback, as `kto_ray.rollout.holdback` keeps it
+    status_at: float | None = None  # when it was last paused or resumed
+    asked: tuple[str, ...] = ()  # criteria of this stage on which a person was asked; whoever resumes has answered them
 
     @property
     def live(self) -> bool:

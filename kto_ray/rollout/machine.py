@@ -7,7 +7,7 @@ of its users got an answer, or after its hours. The deciding stage ends in `prom
 the level that the loop's budget gave this test, and of more ups among all who got an answer, no fault has become more
 frequent by max_fault_rise, and its least users and hours are over; in `abort` when there is evidence of harm, a gain
 above min_effect is ruled out (futility), or users or hours run out. Where the split is not as drawn, nothing is
-promoted.
+promoted. A person may be asked instead: who resumes has answered for the stage. No pause lasts beyond max_paused_hours.
 
 Each stage uses its own data only. Weights differ between stages and tastes drift with time: pooling a canary of 10%
 with an A/B of 50% puts more of the champion's users into the early days than of the challenger's, so a drift in time
@@ -37,6 +37,7 @@ class Decision:
 
     action: Action
     reason: str
+    criterion: str | None = None  # that ended the test, as `rollout.ask` names it
 
 
 class Action(enum.StrEnum):
@@ -80,22 +81,38 @@ def rules_of(config: RolloutSection, state: RolloutState) -> RolloutSection:
 
 
 def decide(rules: RolloutSection, state: RolloutState, look: Look, now: float) -> Decision:
-    """The decision on what a look saw. May be asked as often as one likes. A paused or ended rollout holds; hours go on
-    counting while it is paused, as traffic and evidence do."""
+    """The decision on what a look saw. May be asked as often as one likes. An ended rollout holds, and so does a paused
+    one, for max_paused_hours; its stage's hours go on counting meanwhile, as traffic and evidence do."""
     stage = stage_of(rules, state)
-    if state.status is not RolloutStatus.RUNNING:
+    if state.status is RolloutStatus.PAUSED:
+        return _paused(rules, state, now)
+    if not state.live:
         return Decision(Action.HOLD, f"the rollout is {state.status}")
     hours = (now - state.stage_started_at) / 3600
-    action, reason, criterion = _harm(rules, look) or (
+    action, reason, criterion = _harm(rules, state, look) or (
         _decide(rules, state, stage, look, hours) if stage.decides else _watch(stage, look, hours)
     )
-    if action is Action.ABORT and criterion in rules.ask:
+    if action is Action.ABORT and criterion in rules.ask and criterion not in state.asked:
         action = Action.ASK
-    return Decision(action, f"{reason}: {in_words(rules, look)}")
+    return Decision(action, f"{reason}: {in_words(rules, look)}", criterion)
+
+
+def _paused(rules: RolloutSection, state: RolloutState, now: float) -> Decision:
+    limit = f"{rules.max_paused_hours:g} hours (max_paused_hours)"
+    if state.status_at is None or now - state.status_at < 3600 * rules.max_paused_hours:
+        return Decision(Action.HOLD, f"the rollout is paused, for {limit} at most: {state.reason}")
+    return Decision(Action.ABORT, f"nobody resumed it within {limit}: {state.reason}")
 
 
 def stage_of(rules: RolloutSection, state: RolloutState) -> RolloutStage:
     return rules.stages[min(state.stage, len(rules.stages) - 1)]
+
+
+def hours_of(rules: RolloutSection, state: RolloutState) -> float:
+    """That the deciding stage may take: max_hours, and as many again from when a person let it go on after these."""
+    if "hours" not in state.asked or state.status_at is None:
+        return rules.max_hours
+    return rules.max_hours + (state.status_at - state.stage_started_at) / 3600
 
 
 def level_of(rules: RolloutSection, state: RolloutState) -> float:
@@ -106,10 +123,14 @@ def level_of(rules: RolloutSection, state: RolloutState) -> float:
 Verdict = tuple[Action, str, str | None]  # and the criterion, for `ask`
 
 
-def _harm(rules: RolloutSection, look: Look) -> Verdict | None:
-    if look.evidence.get("harm", 0.0) >= -math.log(rules.harm_alpha):
+def _worse(rules: RolloutSection, look: Look) -> bool:
+    return look.evidence.get("harm", 0.0) >= -math.log(rules.harm_alpha)
+
+
+def _harm(rules: RolloutSection, state: RolloutState, look: Look) -> Verdict | None:
+    if _worse(rules, look) and "harm" not in state.asked:
         return Action.ABORT, "the challenger is worse", "harm"
-    for name in FAULTS:
+    for name in FAULTS if "faults" not in state.asked else ():
         low = look.evidence.get(f"{name}_low", -1.0)
         if low > 0:
             return (
@@ -135,18 +156,23 @@ def _decide(rules: RolloutSection, state: RolloutState, stage: RolloutStage, loo
     if lacking is None:
         gain = f" by more than {rules.min_effect:g}" if rules.min_effect else ""
         return Action.PROMOTE, f"the challenger is better{gain}", None
-    if look.high <= rules.min_effect and look.n_champion and look.n_challenger:
+    ruled_out = look.high <= rules.min_effect and look.n_champion and look.n_challenger
+    if ruled_out and "futility" not in state.asked:
         return Action.ABORT, f"a gain above {rules.min_effect:g} (min_effect) is ruled out", "futility"
-    if look.n_champion + look.n_challenger >= rules.max_users:
+    if look.n_champion + look.n_challenger >= rules.max_users and "users" not in state.asked:
         return Action.ABORT, f"no promotion among {rules.max_users} judged users (max_users), for {lacking}", "users"
-    if hours >= rules.max_hours:
-        return Action.ABORT, f"no promotion within {rules.max_hours:g} hours (max_hours), for {lacking}", "hours"
+    if hours >= hours_of(rules, state):
+        again = " after it was resumed" if "hours" in state.asked else ""
+        words = f"no promotion within {rules.max_hours:g} hours (max_hours){again}, for {lacking}"
+        return Action.ABORT, words, "hours"
     return Action.HOLD, f"stage {stage.name!r} goes on, for {lacking}", None
 
 
 def _lacking(rules: RolloutSection, state: RolloutState, look: Look, hours: float) -> str | None:
     """The first thing that a promotion waits for, in words."""
     saw, level = look.evidence, level_of(rules, state)
+    if _worse(rules, look):
+        return "the challenger is worse, in spite of which a person let the test go on"
     for name, who in (("unequal", "users"), ("unequal_votes", "judged users")):
         if saw.get(name, 0.0) >= -math.log(rules.unequal_alpha):
             share = f"{state.weight:.0%}"
@@ -193,13 +219,15 @@ def step(config: RolloutSection, state: RolloutState, decision: Decision, now: f
         case Action.ABORT:
             return _end(state, RolloutStatus.ABORTED, decision.reason, now)
         case Action.ASK:
-            return replace(state, status=RolloutStatus.PAUSED, reason=f"asks for promote or abort: {decision.reason}")
+            assert decision.criterion is not None
+            words, asked = f"asks for promote, abort or resume: {decision.reason}", (*state.asked, decision.criterion)
+            return replace(state, status=RolloutStatus.PAUSED, reason=words, status_at=now, asked=asked)
         case Action.HOLD:
             return state
 
 
 def advance(config: RolloutSection, state: RolloutState, now: float) -> RolloutState:
-    """The next stage: its weight, its own clock and, with that, its own counts.
+    """The next stage: its weight, its own clock and, with that, its own counts. What a person answered was of this one.
 
     Raises:
         ValueError: the rollout is not running, or it stands in its last stage.
@@ -210,7 +238,7 @@ def advance(config: RolloutSection, state: RolloutState, now: float) -> RolloutS
             f"of {len(config.stages)}"
         )
     stage = state.stage + 1
-    return replace(state, stage=stage, weight=config.stages[stage].weight, stage_started_at=now)
+    return replace(state, stage=stage, weight=config.stages[stage].weight, stage_started_at=now, asked=())
 
 
 def apply(state: RolloutState, act: Act, now: float) -> RolloutState:
@@ -228,9 +256,9 @@ def apply(state: RolloutState, act: Act, now: float) -> RolloutState:
     if act is Act.ABORT:
         return replace(_end(state, RolloutStatus.ABORTED, "aborted by an operator", now), by_evidence=False)
     if act is Act.PAUSE and state.status is RolloutStatus.RUNNING:
-        return replace(state, status=RolloutStatus.PAUSED, reason="paused by an operator")
+        return replace(state, status=RolloutStatus.PAUSED, reason="paused by an operator", status_at=now)
     if act is Act.RESUME and state.status is RolloutStatus.PAUSED:
-        return replace(state, status=RolloutStatus.RUNNING, reason=None)
+        return replace(state, status=RolloutStatus.RUNNING, reason=None, status_at=now)
     if act in (Act.PAUSE, Act.RESUME):
         fits = Act.RESUME if act is Act.PAUSE else Act.PAUSE
         raise ValueError(f"cannot {act} rollout {state.id!r}: it is {state.status}; {fits} is what fits now")

@@ -28,13 +28,17 @@ class Outlook:
 def outlook(rules: RolloutSection, state: RolloutState, look: Look, now: float) -> Outlook:
     decision = machine.decide(rules, state, look, now)
     verdict = f"{decision.action}: {decision.reason}"
+    if decision.action is machine.Action.PROMOTE and state.reason:
+        verdict += f"; it {state.reason}"  # for replicas
     passed = now - state.stage_started_at - 3600 * (rules.burn_in_hours + rules.settle_hours)  # none settles before
     if not machine.stage_of(rules, state).decides or passed <= 0:
         return Outlook(verdict)
     settled = look.n_champion + look.n_challenger
     per_day = settled / passed * DAY_S
-    days_left = max(0.0, rules.max_hours * 3600 - (now - state.stage_started_at)) / DAY_S
-    left = max(0, min(rules.max_users - settled, math.floor(per_day * days_left)))
+    days_left = max(0.0, machine.hours_of(rules, state) * 3600 - (now - state.stage_started_at)) / DAY_S
+    left = math.floor(per_day * days_left)
+    if "users" not in state.asked:
+        left = max(0, min(rules.max_users - settled, left))
     return Outlook(verdict, per_day, left, _detectable(rules, state, look, settled + left))
 
 

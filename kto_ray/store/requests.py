@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import sqlalchemy as sa
 
-from kto_ray.records.requests import Act, Answer, Done, Refused, Request
-from kto_ray.store import clock, rollouts
+from kto_ray.records.requests import NONE, Act, Answer, Done, Refused, Request
+from kto_ray.store import clock, rollouts, rounds
 from kto_ray.store.schema import requests
 
 ON_ROLLOUT = (Act.PROMOTE, Act.ABORT, Act.PAUSE, Act.RESUME)
 
 
 def ask(tx: sa.Connection, act: Act, now: float, target: str | None = None, expires_s: float | None = None) -> int:
-    """Leave a request for the controller; returns its id. What it means is what stands now: a rollout's act without a
-    target is meant for the one in progress."""
+    """Leave a request for the controller; returns its id. What it means is what stands now: a rollout's act, or a
+    round's end, without a target is meant for the one in progress."""
     if target is None and act in ON_ROLLOUT:
         live = rollouts.live(tx)
-        target = live.id if live is not None else None
+        target = live.id if live is not None else NONE
+    elif target is None and act is Act.END:
+        current = rounds.current(tx)
+        target = str(current.id) if current is not None else NONE
     values = dict(created_at=now, action=act.value, target=target)
     until = None if expires_s is None else clock.now(tx) + expires_s
     result = tx.execute(requests.insert().values(**values, expires_at=until))

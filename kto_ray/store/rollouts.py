@@ -79,12 +79,13 @@ def last_look(tx: sa.Connection, rollout: str) -> Look | None:
 
 
 def _columns(state: RolloutState) -> dict[str, Any]:
-    return {**asdict(state), "status": state.status.value, "kind": state.kind.value}
+    return {**asdict(state), "status": state.status.value, "kind": state.kind.value, "asked": list(state.asked)}
 
 
 def _state(row: Any) -> RolloutState:
     fields = {name: row[name] for name in RolloutState.__slots__}
-    return RolloutState(**{**fields, "status": RolloutStatus(row["status"]), "kind": RolloutKind(row["kind"])})
+    typed = {"status": RolloutStatus(row["status"]), "kind": RolloutKind(row["kind"]), "asked": tuple(row["asked"])}
+    return RolloutState(**{**fields, **typed})
 
 
 def finished(tx: sa.Connection) -> list[RolloutState]:

@@ -186,12 +186,45 @@ def test_a_look_is_recorded_only_where_it_saw_something_new() -> None:
 
 def test_a_better_challenger_becomes_champion_when_all_hold_it() -> None:
     arms = standing((120, 12), (120, 108), silent=400)
-    after, (look,) = changed(in_test(arms, live=(HOLDS, EMPTY)))
-    assert after is None, "a replica is just starting"
+    after, (look, waits) = changed(in_test(arms, live=(HOLDS, EMPTY)))
+    assert after is None and waits.live, "a replica is just starting"
     after, (state, *aliases, _) = changed(in_test(arms, last=look))
     assert after is not None and isinstance(after.state, Ended) and after.state.outcome is Outcome.PROMOTED
     assert state.status is RolloutStatus.PROMOTED
     assert aliases == [Point("previous", "policy@base"), Point("champion", V1), Point("challenger", None)]
+
+
+def test_a_promotion_waits_for_replicas_in_words_and_not_for_ever() -> None:
+    found = in_test(standing((120, 12), (120, 108), silent=400), live=(HOLDS, EMPTY))
+    _, (look, waits) = changed(found)
+    assert waits == replace(TEST, reason="waits to be promoted, for 1 of 2 live replicas do not hold the adapter")
+    known = replace(found, trial=Trial(waits, found.trial.standing, look))  # type: ignore[union-attr]
+    assert decide(CONFIG, known) is None, "told once"
+    end = TEST.stage_started_at + CONFIG.rollout.max_hours * 3600 + CONFIG.adapters.load_s
+    assert decide(CONFIG, replace(known, now=end - 1)) is None
+    after, (state, *points) = changed(replace(known, now=end))
+    assert after is not None and isinstance(after.state, Ended) and after.state.outcome is Outcome.ABORTED
+    words = "not promoted within 336 hours (max_hours) and 1800 s (adapters.load_s), for 1 of 2 live replicas do not"
+    assert state.reason.startswith(words) and "the challenger is better" in state.reason
+    assert points == [Point("challenger", None)]
+    after, _ = changed(replace(known, now=end, live=(HOLDS,)))
+    assert after is not None and isinstance(after.state, Ended) and after.state.outcome is Outcome.PROMOTED
+
+
+def test_what_waits_no_longer_says_so_no_longer() -> None:
+    waits = replace(TEST, reason="waits to be promoted, for 1 of 2 live replicas do not hold the adapter")
+    move = decide(CONFIG, in_test(standing((3, 1), (2, 2)), waits))
+    assert isinstance(move, Change) and move.effects[-1] == TEST and move.words == f"rollout {TEST.id} goes on"
+
+
+def test_a_paused_test_ends_its_round_when_nobody_resumes_it() -> None:
+    paused = replace(TEST, status=RolloutStatus.PAUSED, reason="paused by an operator", status_at=NOW - 168 * 3600)
+    look = changed(in_test(state=paused, now=NOW - 1))[1][0]
+    assert decide(CONFIG, in_test(state=paused, now=NOW - 1, last=look)) is None
+    after, effects = changed(in_test(state=paused, last=look))
+    assert after is not None and isinstance(after.state, Ended) and after.state.outcome is Outcome.ABORTED
+    assert after.state.reason == "nobody resumed it within 168 hours (max_paused_hours): paused by an operator"
+    assert effects[-1] == Point("challenger", None)
 
 
 def test_a_worse_challenger_goes() -> None:

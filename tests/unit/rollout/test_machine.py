@@ -133,8 +133,66 @@ def test_a_person_may_be_asked_instead(criterion: str, at: Look) -> None:
     decision = decide(asks, AB, at, LATER)
     paused = step(asks, AB, decision, LATER)
     assert decision.action is Action.ASK and paused.status is RolloutStatus.PAUSED
-    assert paused.reason is not None and paused.reason.startswith("asks for promote or abort: ")
+    assert paused.reason is not None and paused.reason.startswith("asks for promote, abort or resume: ")
     assert decide(asks, paused, at, LATER).action is Action.HOLD
+
+
+@pytest.mark.parametrize("why", ["paused by an operator", "asks for promote, abort or resume: the challenger is worse"])
+def test_a_pause_ends_by_its_hours_and_says_what_it_was_for(why: str) -> None:
+    paused = replace(apply(AB, Act.PAUSE, LATER), reason=why)
+    week = LATER + RULES.max_paused_hours * HOUR
+    held = decide(RULES, paused, GAIN, week - 1)
+    assert held.action is Action.HOLD and held.reason.endswith(f"168 hours (max_paused_hours) at most: {why}")
+    over = decide(RULES, paused, GAIN, week)
+    assert (over.action, over.reason) == (
+        Action.ABORT,
+        f"nobody resumed it within 168 hours (max_paused_hours): {why}",
+    )
+    again = apply(apply(paused, Act.RESUME, week), Act.PAUSE, week)
+    assert decide(RULES, again, GAIN, week + HOUR).action is Action.HOLD, "a new pause has hours of its own"
+
+
+def resumed(criterion: str, at: Look, now: float = LATER) -> tuple[RolloutSection, RolloutState]:
+    """The rules that ask about a criterion, and a test that a person let go on when it asked."""
+    asks = RULES.model_copy(update={"ask": (criterion,)})
+    paused = step(asks, AB, decide(asks, AB, at, now), now)
+    assert paused.status is RolloutStatus.PAUSED
+    return asks, apply(paused, Act.RESUME, now + 200 * HOUR)
+
+
+@pytest.mark.parametrize(
+    ("criterion", "at"),
+    [
+        ("harm", look((60, 6), (60, 40), harm=3.1)),
+        ("faults", look((60, 6), (60, 4), failed_low=0.1, gain=0.0)),
+        ("futility", look((60, 6), (60, 4), gain=0.0, high=-0.1)),
+        ("users", look((150, 6), (150, 4), gain=0.0)),
+    ],
+)
+def test_who_resumes_has_answered_for_the_stage(criterion: str, at: Look) -> None:
+    asks, after = resumed(criterion, at, AB.stage_started_at + 2 * HOUR)
+    asks = asks.model_copy(update={"max_hours": 336.0})
+    now = AB.stage_started_at + 203 * HOUR
+    held = decide(asks, after, at, now)
+    assert (held.action, after.asked) == (Action.HOLD, (criterion,)), held.reason
+    assert ("the challenger is worse" in held.reason) == (criterion == "harm"), "evidence of gain and all"
+    late = decide(asks, after, at, AB.stage_started_at + 336 * HOUR)
+    assert late.action is Action.ABORT and "336 hours" in late.reason, "its hours end it still"
+    assert advance(RULES, replace(CANARY, asked=(criterion,)), 2000.0).asked == (), "another stage, another question"
+
+
+def test_another_criterion_ends_it_still() -> None:
+    asks, after = resumed("futility", look((60, 6), (60, 4), gain=0.0, high=-0.1))
+    assert decide(asks, after, look((60, 6), (60, 4), gain=0.0, harm=3.1), LATER).action is Action.ABORT
+
+
+def test_hours_that_a_person_prolonged_run_out_in_the_end() -> None:
+    none, out = look((60, 6), (60, 6), gain=0.0, low=-0.2, high=0.2), AB.stage_started_at + 72 * HOUR
+    asks, after = resumed("hours", none, out)
+    again = out + 200 * HOUR + 72 * HOUR
+    assert decide(asks, after, none, again - 1).action is Action.HOLD
+    over = decide(asks, after, none, again)
+    assert over.action is Action.ABORT and "72 hours (max_hours) after it was resumed" in over.reason
 
 
 def test_hours_end_the_deciding_stage_by_its_own_clock() -> None:
@@ -158,7 +216,7 @@ def test_paused_holds_and_resumes() -> None:
     decision = decide(RULES, paused, GAIN, LATER)
     assert decision.action is Action.HOLD
     assert step(RULES, paused, decision, 2501.0) == paused
-    assert apply(paused, Act.RESUME, 2600.0) == AB
+    assert apply(paused, Act.RESUME, 2600.0) == replace(AB, status_at=2600.0)
 
 
 @pytest.mark.parametrize("state", [CANARY, AB, replace(AB, status=RolloutStatus.PAUSED)])

@@ -8,6 +8,7 @@ import pytest
 
 from kto_ray.config.deciding import RolloutSection
 from kto_ray.records.rollouts import Look
+from kto_ray.records.trials import FAULTS
 from kto_ray.rollout.machine import advance, start
 from kto_ray.rollout.outlook import outlook
 from kto_ray.stats.power import detectable
@@ -31,6 +32,20 @@ def test_it_says_what_a_promotion_waits_for_and_how_much_is_left() -> None:
 def test_users_may_run_out_first() -> None:
     few = RULES.model_copy(update={"max_users": 1200})
     assert outlook(few, AB, LOOK, 3 * DAY).trials_left == 200
+
+
+def test_what_a_person_let_go_on_is_no_limit() -> None:
+    few = RULES.model_copy(update={"max_users": 1200})
+    assert outlook(few, replace(AB, asked=("users",)), LOOK, 3 * DAY).trials_left == 500 * 11
+    prolonged = replace(AB, asked=("hours",), status_at=2 * DAY)
+    assert outlook(RULES, prolonged, LOOK, 3 * DAY).trials_left == 500 * 13
+
+
+def test_it_says_that_a_promotion_waits_for_replicas() -> None:
+    gain = {"gain": 9.0, "ups": 9.0} | {f"{name}_{end}": 0.0 for name in FAULTS for end in ("low", "high")}
+    waits = replace(AB, reason="waits to be promoted, for 1 of 2 live replicas do not hold the adapter")
+    told = outlook(RULES, waits, replace(LOOK, evidence=gain), 3 * DAY).verdict
+    assert told.startswith("promote: the challenger is better") and told.endswith(f"; it {waits.reason}")
 
 
 def test_what_cannot_be_known_is_not_told() -> None:

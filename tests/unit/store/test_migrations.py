@@ -4,6 +4,7 @@ program is told where it stands."""
 from __future__ import annotations
 
 import json
+import time
 from dataclasses import replace
 
 import pytest
@@ -17,7 +18,7 @@ from kto_ray.config import Config
 from kto_ray.records.completions import ExternalRef
 from kto_ray.records.keys import Principal, Scope
 from kto_ray.serve.gateway.whose import signed
-from kto_ray.store import Store, feedback, labels, open_store, rounds, tallies, trainings
+from kto_ray.store import Store, feedback, labels, open_store, rollouts, rounds, tallies, trainings
 from kto_ray.store.database import MIGRATIONS
 from kto_ray.store.recording import Recorded
 from kto_ray.store.schema import metadata
@@ -191,3 +192,20 @@ def test_a_newer_schema_is_used_where_it_can_be_and_told_where_it_cannot(store: 
         tx.execute(sa.text("UPDATE compatibility SET oldest = '9000'"))
     with pytest.raises(ValueError, match=r"schema is 9999, of a newer kto_ray.*run the newer version"):
         open_store(url)
+
+
+def test_a_test_that_is_paused_has_its_hours_from_the_migration_on(store: Store) -> None:
+    migrate(store, "downgrade", "0004")
+    insert = (
+        "INSERT INTO rollouts (id, champion, challenger, salt, stage, weight, status, started_at, stage_started_at) "
+        "VALUES (:id, 'policy@base', 'policy@v1', 's', 1, 0.5, :status, 1, 2)"
+    )
+    with store.write() as tx:
+        for status in ("running", "paused"):
+            tx.execute(sa.text(insert), {"id": status, "status": status})
+    before = time.time()
+    migrate(store, "upgrade", "head")
+    with store.read() as tx:
+        paused, running = rollouts.get(tx, "paused"), rollouts.get(tx, "running")
+    assert paused is not None and paused.status_at is not None and before <= paused.status_at <= time.time()
+    assert running is not None and (running.status_at, running.asked) == (None, ())

@@ -20,7 +20,7 @@ from kto_ray.records.completions import ExternalRef
 from kto_ray.records.evaluation import GateDecision, GateReport
 from kto_ray.records.feedback import FeedbackKind
 from kto_ray.records.replicas import LoadFault, ReplicaReport
-from kto_ray.records.requests import Act, Refused, Request
+from kto_ray.records.requests import NONE, Act, Refused, Request
 from kto_ray.records.rollouts import Look, RolloutState, RolloutStatus
 from kto_ray.records.rounds import Training
 from kto_ray.store import (
@@ -207,6 +207,12 @@ def test_gates_rounds_rollouts_and_replicas_come_back(store: Store) -> None:
         rollouts.add_look(tx, look)
         replicas.report(tx, replace(replica, held=()))
         replicas.report(tx, replica)
+    paused = replace(test, id="p", status=RolloutStatus.PAUSED, status_at=9.0, asked=("harm", "users"))
+    with store.write() as tx:
+        rollouts.put(tx, replace(paused, asked=("harm",)))
+        rollouts.put(tx, paused)
+        assert rollouts.get(tx, "p") == paused
+        rollouts.put(tx, replace(paused, status=RolloutStatus.ABORTED))
     with store.read() as tx:
         assert evaluation.get(tx, "policy@v1") == report
         current = rounds.current(tx)
@@ -233,12 +239,17 @@ def test_a_request_means_what_stood_when_it_was_asked_and_expires(store: Store) 
         requests.ask(tx, Act.PAUSE, 1.0, expires_s=60.0)
         requests.ask(tx, Act.ABORT, 1.0, target="another", expires_s=-1.0)
         requests.ask(tx, Act.RUN, 1.0)
+        requests.ask(tx, Act.END, 1.0)
+        rounds.insert(tx, 1.0)
+        requests.ask(tx, Act.END, 1.0)
     with store.read() as tx:
         assert requests.asked(tx) == [
-            Request(1, Act.PROMOTE),
+            Request(1, Act.PROMOTE, NONE),
             Request(2, Act.PAUSE, "r"),
             Request(3, Act.ABORT, "another", expired=True),
             Request(4, Act.RUN),
+            Request(5, Act.END, NONE),
+            Request(6, Act.END, "1"),
         ]
 
 

@@ -1,6 +1,8 @@
 """A/B tests by settled trials: one a user, among all who got an answer; levels of a budget, the rules of each test.
 Requests that say what they mean, and expire. Holdbacks."""
 
+import time
+
 import sqlalchemy as sa
 from alembic import op
 
@@ -19,6 +21,8 @@ def upgrade() -> None:
     op.add_column("rollouts", sa.Column("rules", sa.JSON(none_as_null=True)))
     op.add_column("rollouts", sa.Column("kind", sa.String(16), nullable=False, server_default="test"))
     op.add_column("rollouts", sa.Column("watch", sa.JSON(none_as_null=True)))
+    op.add_column("rollouts", sa.Column("status_at", sa.Double()))
+    op.add_column("rollouts", sa.Column("asked", sa.JSON(), nullable=False, server_default="[]"))
     held_back = sa.text("holdback IS NOT NULL")
     for table, columns in (("completions", ["holdback", "seq"]), ("labels", ["holdback", "asker"])):
         op.add_column(table, sa.Column("holdback", sa.String(64)))
@@ -26,6 +30,9 @@ def upgrade() -> None:
         op.create_index(name, table, columns, sqlite_where=held_back, postgresql_where=held_back)
     op.execute("UPDATE rollouts SET started_seq = stage_started_seq")
     op.execute("UPDATE rollouts SET by_evidence = false WHERE reason LIKE '%by an operator'")
+    # Nobody knows since when: a pause is as long as it may be from now on.
+    paused = sa.text("UPDATE rollouts SET status_at = :now WHERE status = 'paused'")
+    op.execute(paused.bindparams(now=time.time()))
     with op.batch_alter_table("rollout_points") as batch:
         for name in ("up_champion", "up_challenger"):
             batch.alter_column(name, existing_type=sa.Integer(), type_=sa.Double(), existing_nullable=False)
@@ -66,7 +73,7 @@ def downgrade() -> None:
     for table in ("completions", "labels"):
         op.drop_index(f"ix_{table}_holdback", table)
         op.drop_column(table, "holdback")
-    for name in ("started_seq", "level", "by_evidence", "rules", "kind", "watch"):
+    for name in ("started_seq", "level", "by_evidence", "rules", "kind", "watch", "status_at", "asked"):
         op.drop_column("rollouts", name)
     op.execute("UPDATE compatibility SET oldest = '0004'")
 
