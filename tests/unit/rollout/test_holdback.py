@@ -110,7 +110,8 @@ def lucky(seed: int, people: int = 150) -> RolloutState | None:
     opinion = (random.random(people) < 0.5).astype(float)
     near = Watch((float(np.log(150.0)),) * 4, weight=0.1, trials=1000.0, holdback=100.0, outcomes=500.0)
     state = replace(begun(), salt=f"s{seed}", watch={**asdict(near), "folded": 0, "at": 0.0})
-    drawn, warned, since, trials = (-1, ""), None, 0, ()
+    drawn, since, warned = (-1, ""), 0, None
+    trials: tuple[Settled, ...] = ()
     for day in range(60):
         if drawn != (state.stage, state.salt):
             drawn, since, trials = (state.stage, state.salt), day, ()

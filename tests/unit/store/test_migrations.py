@@ -203,7 +203,9 @@ def test_a_test_that_goes_on_has_its_level_at_risk_and_spends_it(store: Store) -
     with store.write() as tx:
         assert [rollouts.get(tx, name).level for name, _, _ in states] == [0.0, 0.005, 0.005]  # type: ignore[union-attr]
         runs = rollouts.live(tx)
-        assert runs is not None and machine.level_of(rules, runs) == pytest.approx(runs.level), "judged at what it spends"
+        assert runs is not None and machine.level_of(rules, runs) == pytest.approx(runs.level), (
+            "judged at what it spends"
+        )
         rollouts.put(tx, machine.apply(runs, Act.ABORT, 5.0))
         assert [each.id for each in rollouts.finished(tx)] == [runs.id]
 
