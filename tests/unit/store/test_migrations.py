@@ -189,23 +189,22 @@ def test_a_test_that_goes_on_has_its_level_at_risk_and_spends_it(store: Store) -
     migrate(store, "downgrade", "0004")
     states = (("ended", "aborted", 3), ("runs", "running", None), ("waits", "paused", None))
     with store.write() as tx:
-        for name, status, ended in states:
+        for at, (name, status, ended) in enumerate(states):
             tx.execute(
                 sa.text(
                     "INSERT INTO rollouts (id, champion, challenger, salt, stage, weight, status, started_at, "
                     "stage_started_at, stage_started_seq, ended_at) VALUES (:id, 'policy@base', 'policy@v1', 's', 1, "
-                    "0.5, :status, 1, 2, 0, :ended)"
+                    "0.5, :status, :at, 2, 0, :ended)"
                 ),
-                {"id": name, "status": status, "ended": ended},
+                {"id": name, "status": status, "at": at, "ended": ended},
             )
     migrate(store, "upgrade", "head")
     rules = RolloutSection()
     with store.write() as tx:
-        assert [rollouts.get(tx, name).level for name, _, _ in states] == [0.0, 0.005, 0.005]  # type: ignore[union-attr]
+        assert [each.level for each in rollouts.latest(tx, 3)] == [0.0, 0.005, 0.005]
         runs = rollouts.live(tx)
-        assert runs is not None and machine.level_of(rules, runs) == pytest.approx(runs.level), (
-            "judged at what it spends"
-        )
+        assert runs is not None
+        assert machine.level_of(rules, runs) == pytest.approx(runs.level), "judged at what it spends"
         rollouts.put(tx, machine.apply(runs, Act.ABORT, 5.0))
         assert [each.id for each in rollouts.finished(tx)] == [runs.id]
 
