@@ -127,8 +127,8 @@ def lucky(seed: int, people: int = 150) -> RolloutState | None:
 
 
 def test_the_same_chance_is_not_counted_twice_where_users_come_again() -> None:
-    """A clone's warnings seldom become alarms: for that the evidence has to grow tenfold. Where a share that grows keeps
-    the users that it has, what brought the warning comes again, and more of them do."""
+    """A clone's warnings seldom become alarms: for that the evidence has to grow tenfold. Where a growing share
+    keeps the users that it has, what brought the warning is counted again."""
     after = [state for state in map(lucky, range(400)) if state is not None]
     alarms = np.mean([state.status is RolloutStatus.PROMOTED for state in after])
     assert len(after) > 100 and 0.005 < alarms < 0.05
