@@ -18,7 +18,7 @@ from kto_ray.stats.score import Arms, Floats, Past
 ROUNDS, VOTERS = 50, 10_000
 TRUE = 0.2  # of the rounds: a gain of 5 points above 0.5
 POOL = (20_000, 8_000)  # simulated rounds that lifetimes draw from, without and with a gain
-START, GROWN = 0.1, 0.5  # the holdback's share, before and after a warning
+START, GROWN, WEEK = 0.1, 0.5, 7  # the holdback's share, before and after a warning; the days of a draw
 
 
 def lifetimes(tests: int) -> dict[str, Any]:
@@ -73,17 +73,20 @@ def alarms_of(
 ) -> Floats:
     """The day of the alarm, from 1; infinite where there is none. `fall` is each champion's on a day.
 
-    The holdback grows for good at the first warning, from the next morning on.
+    The holdback grows at a warning, from the next morning on, until a week from then ends without one.
     """
     random = np.random.default_rng(seed)
     stakes, sums = np.zeros((tests, len(detector.BETS))), np.zeros((3, tests))
     grown, alarm = np.zeros(tests, dtype=np.bool_), np.full(tests, math.inf)
+    drawn = np.zeros(tests)  # the day of the present draw
     for day in range(1, days + 1):
         stakes, sums = _day(random, stakes, sums, grown, per_day, rate, fall(day))
         evidence = detector.log_evidence_many(stakes)
         alarm = np.where(np.isinf(alarm) & (evidence >= math.log(detector.ALARM)), day, alarm)
-        grown, before = grown | (evidence >= math.log(detector.WARN)), grown
-        sums = np.where(grown & ~before, 0.0, sums)  # another assignment: `detector.fold` begins its sums anew too
+        warned, week_ends = evidence >= math.log(detector.WARN), day - drawn >= WEEK
+        grown, before = np.where(week_ends, warned, grown | warned), grown
+        drawn = np.where(week_ends | (grown & ~before), day, drawn)
+        sums = np.where(grown != before, 0.0, sums)  # another assignment: `detector.fold` begins its sums anew too
         if np.isfinite(alarm).all():
             break
     return alarm

@@ -9,6 +9,8 @@ from pydantic import Field, field_validator, model_validator
 
 from kto_ray.config.base import Section, Share
 
+WEEK_HOURS = 168
+
 
 class GateSection(Section):
     """Thresholds that a candidate must keep; evaluate/gate.py says what each means."""
@@ -111,6 +113,16 @@ class RolloutSection(Section):
                 f"max_hours is {self.max_hours:g}, which must exceed min_hours ({self.min_hours:g}) and burn_in_hours "
                 f"and settle_hours together ({self.burn_in_hours + self.settle_hours:g}): no trial would be settled in "
                 "time"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _holdback_settles(self) -> RolloutSection:
+        if self.holdback > 0 and self.settle_hours >= WEEK_HOURS:
+            raise ValueError(
+                f"settle_hours is {self.settle_hours:g}, which must be less than {WEEK_HOURS} (a week) where holdback "
+                f"is not 0, it is {self.holdback:g}: each week holds other users back, so no trial would ever be "
+                "settled there. Lower settle_hours, or set holdback to 0"
             )
         return self
 

@@ -7,11 +7,11 @@ import sqlalchemy as sa
 
 from kto_ray.config.deciding import RolloutSection
 from kto_ray.loop.seen import Trial
-from kto_ray.records.rollouts import RolloutKind, RolloutState, RolloutStatus
+from kto_ray.records.rollouts import RolloutKind, RolloutState
 from kto_ray.records.rounds import OnTrial, Round
 from kto_ray.records.trials import Standing
 from kto_ray.rollout import machine
-from kto_ray.stats.budget import Spent, level
+from kto_ray.stats import budget
 from kto_ray.store import rollouts, trials
 
 
@@ -59,10 +59,5 @@ def count(tx: sa.Connection, section: RolloutSection, kind: RolloutKind, now: fl
 
 
 def level_of(tx: sa.Connection, section: RolloutSection) -> float:
-    """Of the next test. What an operator promoted without evidence was none."""
-    spent = [
-        Spent(state.level, state.status is RolloutStatus.PROMOTED)
-        for state in rollouts.finished(tx)
-        if state.by_evidence or state.status is not RolloutStatus.PROMOTED
-    ]
-    return level(spent, section.alpha, section.omega)
+    """Of the next test."""
+    return budget.level(budget.spent(rollouts.finished(tx)), section.alpha, section.omega)

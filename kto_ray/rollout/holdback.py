@@ -3,8 +3,11 @@
 A promotion speaks of two weeks. What was only new wears off, and tastes drift; comparing with the rate at promotion
 would fire on every drift that both share. So a share of users, drawn anew each week, is held back on the previous
 champion, and once a day a Shiryaev-Roberts e-detector (`kto_ray.stats.detector`) folds the trials that settled: one a
-user and week. A warning lets the holdback grow to a half, an alarm (at most one false in ten years) is a
-rollback.
+user and week. A warning lets the holdback grow to a half until a week ends without one; an alarm (at most one false in
+ten years) is a rollback.
+
+A draw takes its unsettled trials with it: whoever first comes less than `rollout.settle_hours` before a week ends, or
+before the holdback grows, is not counted. At the default of a day, that is who first comes on a week's last day.
 """
 
 from __future__ import annotations
@@ -45,15 +48,16 @@ def start(rules: RolloutSection, champion: str, previous: str, name: str, salt: 
 
 
 def step(state: RolloutState, standing: Standing, tested: float, salt: str, now: float) -> RolloutState:
-    """The state after another look: unchanged until a day is over.
+    """The state after another look: unchanged until a day is over. A day or week that began after `now` was dated by a
+    clock that was wrong, and is over.
 
     Args:
         standing: of the present week.
         tested: the share of the other users whom a test's challenger answers, which are in neither arm.
-        salt: fresh and random, for the next week's draw.
+        salt: fresh and random, for the next draw.
     """
     assert state.watch is not None
-    if now - state.watch["at"] < DAY_S:
+    if 0 <= now - state.watch["at"] < DAY_S:
         return state
     share = state.weight / (state.weight + (1 - state.weight) * (1 - tested))
     new = standing.trials[state.watch["folded"] :]
@@ -68,13 +72,17 @@ def step(state: RolloutState, standing: Standing, tested: float, salt: str, now:
         )
         return replace(changed, status=RolloutStatus.PROMOTED, reason=words, ended_at=now)
     grows = said is Said.WARN and state.weight < GROWN
-    if not grows and now - state.stage_started_at < WEEK_S:
+    if not grows and 0 <= now - state.stage_started_at < WEEK_S:
         return changed
-    # Trials are of one draw and one weight. A growing share keeps the users that it has; a new week draws others.
-    changed = replace(changed, stage=state.stage + 1, stage_started_at=now, watch=_kept(watch, 0, now))
+    # Trials are of one draw and one weight. The same users in the same arms would be the same chance counted again, as
+    # if it were new evidence: a share that grows is drawn anew, too.
+    changed = replace(changed, stage=state.stage + 1, salt=salt, stage_started_at=now, watch=_kept(watch, 0, now))
     if grows:
         return replace(changed, weight=GROWN, reason=f"{state.challenger} may be better: more users are held back")
-    return replace(changed, salt=salt)
+    usual = _usual(state)
+    if said is Said.WARN or state.weight == usual:
+        return changed
+    return replace(changed, weight=usual, reason=f"{state.challenger} is probably no better: fewer users are held back")
 
 
 def ended(state: RolloutState, why: str, now: float) -> RolloutState:
@@ -85,6 +93,13 @@ def watch_of(state: RolloutState) -> Watch:
     assert state.watch is not None
     kept = {name: state.watch[name] for name in Watch.__slots__}
     return Watch(**{**kept, "log_stakes": tuple(kept["log_stakes"])})
+
+
+def _usual(state: RolloutState) -> float:
+    """The share of users while nothing is suspected."""
+    assert state.rules is not None
+    share: float = state.rules["holdback"]
+    return share
 
 
 def _kept(watch: Watch, folded: int, at: float) -> dict[str, object]:

@@ -32,7 +32,7 @@ def replay(rules: RolloutSection, state: RolloutState, stage: int, began_at: flo
 
     Args:
         rules: of which the stages must be as many as the test's.
-        state: the test, at any time; its level holds if the rules' budget is the one that gave it.
+        state: the test, at any time, with the level that the rules' budget gives it.
         began_at: of the stage, in seconds since the epoch.
         parts: of all its users.
     """
@@ -40,7 +40,14 @@ def replay(rules: RolloutSection, state: RolloutState, stage: int, began_at: flo
         rules.stages[stage].name,
         rules.max_hours if rules.stages[stage].decides else rules.stages[stage].hours,
     )
-    now = replace(state, stage=stage, stage_started_at=began_at, status=RolloutStatus.RUNNING, ended_at=None)
+    now = replace(
+        state,
+        stage=stage,
+        weight=rules.stages[stage].weight,
+        stage_started_at=began_at,
+        status=RolloutStatus.RUNNING,
+        ended_at=None,
+    )
     standing, last, decision = Standing(state.id, stage), None, None
     for at, settles, part in _events(parts, began_at + 3600 * hours):
         standing = standing if part is None else _with(standing, part, settles)

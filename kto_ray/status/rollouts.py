@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import sqlalchemy as sa
@@ -14,6 +14,7 @@ from kto_ray.records.rollouts import ArmCount, Look, RolloutKind, RolloutState, 
 from kto_ray.rollout.machine import rules_of
 from kto_ray.rollout.outlook import Outlook, outlook
 from kto_ray.rollout.replay import Replayed, replay
+from kto_ray.stats import budget
 from kto_ray.store import rollouts, trials
 
 SHOWN = 100  # of the newest tests
@@ -74,7 +75,8 @@ def page(tx: sa.Connection, config: Config) -> RolloutPage:
 
 
 def replayed(tx: sa.Connection, config: Config, rollout: str | None) -> tuple[Replayed, ...]:
-    """How each stage of a test, the newest where none is named, would have ended under the config's rules.
+    """How each stage of a test, the newest where none is named, would have ended under the config's rules, at the level
+    that their budget gives after the tests before it.
 
     Raises:
         ValueError: there is no such test.
@@ -86,6 +88,8 @@ def replayed(tx: sa.Connection, config: Config, rollout: str | None) -> tuple[Re
     then = rules_of(config.rollout, state)
     of_the_day = {name: getattr(then, name) for name in ("stages", "settle_hours", "new_users", "slow_s")}
     rules = config.rollout.model_copy(update=of_the_day)
+    earlier = [test for test in rollouts.finished(tx) if (test.started_at, test.id) < (state.started_at, state.id)]
+    state = replace(state, level=budget.level(budget.spent(earlier), rules.alpha, rules.omega))
     found = []
     for stage in range(state.stage + 1):
         parts = trials.history(tx, state.id, stage)

@@ -12,6 +12,13 @@ from kto_ray.store import sequence
 from kto_ray.store.schema import arrivals, rollout_points, rollouts, voters
 
 _TESTS = rollouts.c.kind == RolloutKind.TEST.value
+# The order of looks. Within a stage counts never fall; clocks do, and differ between machines.
+_SEEN = (
+    rollout_points.c.stage,
+    rollout_points.c.n_champion + rollout_points.c.n_challenger,
+    rollout_points.c.exposed_champion + rollout_points.c.exposed_challenger,
+    rollout_points.c.at,
+)
 
 
 def put(tx: sa.Connection, state: RolloutState) -> None:
@@ -68,13 +75,13 @@ def add_look(tx: sa.Connection, look: Look) -> None:
 
 def looks(tx: sa.Connection, rollout: str) -> list[Look]:
     """Oldest first."""
-    query = sa.select(rollout_points).where(rollout_points.c.rollout == rollout).order_by(rollout_points.c.at)
+    query = sa.select(rollout_points).where(rollout_points.c.rollout == rollout).order_by(*_SEEN)
     return [Look(**row) for row in tx.execute(query).mappings()]
 
 
 def last_look(tx: sa.Connection, rollout: str) -> Look | None:
     theirs = sa.select(rollout_points).where(rollout_points.c.rollout == rollout)
-    row = tx.execute(theirs.order_by(rollout_points.c.at.desc()).limit(1)).mappings().first()
+    row = tx.execute(theirs.order_by(*(what.desc() for what in _SEEN)).limit(1)).mappings().first()
     return Look(**row) if row else None
 
 

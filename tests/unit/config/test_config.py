@@ -158,6 +158,13 @@ def test_a_user_never_switches_arms_between_stages() -> None:
         load_config(None, (f"rollout.stages={stages}",))
 
 
+def test_a_holdbacks_week_is_long_enough_to_settle_a_trial() -> None:
+    with pytest.raises(ConfigError, match=r"settle_hours is 168, which must be less than 168 .*set holdback to 0"):
+        load_config(None, ("rollout.settle_hours=168",))
+    assert load_config(None, ("rollout.settle_hours=167",)).rollout.holdback > 0
+    assert load_config(None, ("rollout.settle_hours=168", "rollout.holdback=0")).rollout.settle_hours == 168
+
+
 def test_what_is_no_yaml_is_told_with_its_name(tmp_path: Path) -> None:
     (tmp_path / "binary").write_bytes(b"\xa1\xa2")
     for path in (tmp_path, tmp_path / "binary"):

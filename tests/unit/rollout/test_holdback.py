@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
@@ -10,6 +10,7 @@ import pytest
 from kto_ray.config.deciding import RolloutSection
 from kto_ray.records.rollouts import RolloutKind, RolloutState, RolloutStatus
 from kto_ray.records.trials import Settled, Standing
+from kto_ray.records.users import unit_interval
 from kto_ray.rollout.holdback import DAY_S, WEEK_S, start, step, watch_of
 from kto_ray.stats import detector
 from kto_ray.stats.detector import Watch
@@ -82,10 +83,62 @@ def test_the_share_is_of_those_whom_no_tests_challenger_answers() -> None:
     assert watch_of(quiet) == detector.fold(Watch(), np.array([True]), np.array([1.0]), 0.1 / 0.55)
 
 
-def test_more_users_are_held_back_after_a_warning_and_those_who_were_stay() -> None:
-    near = replace(Watch(), log_stakes=(np.log(1000.0),) * 4)
-    state = begun()
+def at_stake(state: RolloutState, stake: float) -> RolloutState:
     assert state.watch is not None
-    warned = replace(state, watch={**state.watch, "log_stakes": list(near.log_stakes)})
-    grown = step(warned, Standing("h", 0), 0.0, "new", DAY_S)
-    assert (grown.weight, grown.salt, grown.stage) == (0.5, "salt", 1) and "more users" in str(grown.reason)
+    return replace(state, watch={**state.watch, "log_stakes": [float(np.log(stake))] * 4})
+
+
+def test_more_users_are_held_back_after_a_warning_and_all_are_drawn_anew() -> None:
+    grown = step(at_stake(begun(), 1000.0), Standing("h", 0), 0.0, "new", DAY_S)
+    assert (grown.weight, grown.salt, grown.stage) == (0.5, "new", 1) and "more users" in str(grown.reason)
+
+
+def test_a_warning_that_passes_gives_the_users_back_at_the_next_draw() -> None:
+    grown = step(at_stake(begun(), 1000.0), Standing("h", 0), 0.0, "new", DAY_S)
+    quiet = step(at_stake(grown, 10.0), Standing("h", 1), 0.0, "other", 2 * DAY_S)
+    assert (quiet.weight, quiet.salt) == (0.5, "new"), "not within a week"
+    week = step(quiet, Standing("h", 1), 0.0, "week", DAY_S + WEEK_S)
+    assert (week.weight, week.salt, week.stage) == (0.1, "week", 2) and "fewer users" in str(week.reason)
+    still = step(at_stake(quiet, 1000.0), Standing("h", 1), 0.0, "week", DAY_S + WEEK_S)
+    assert (still.weight, still.salt, still.stage) == (0.5, "week", 2) and "more users" in str(still.reason)
+
+
+def lucky(seed: int, people: int = 150) -> RolloutState | None:
+    """The holdback of a clone within two weeks of a warning, None where there is none in 60 days. Each of its people
+    keeps an opinion and comes once a week, and it begins near a warning, as after a lucky while."""
+    random = np.random.default_rng(seed)
+    opinion = (random.random(people) < 0.5).astype(float)
+    near = Watch((float(np.log(150.0)),) * 4, weight=0.1, trials=1000.0, holdback=100.0, outcomes=500.0)
+    state = replace(begun(), salt=f"s{seed}", watch={**asdict(near), "folded": 0, "at": 0.0})
+    drawn, since, warned = (-1, ""), 0, None
+    trials: tuple[Settled, ...] = ()
+    for day in range(60):
+        if drawn != (state.stage, state.salt):
+            drawn, since, trials = (state.stage, state.salt), day, ()
+            held = np.array([unit_interval(state.salt, f"{seed}-{i}") for i in range(people)]) < state.weight
+            comes = random.integers(0, 7, people)
+        today = np.flatnonzero(comes == day - since)
+        trials += tuple(Settled(bool(held[i]), float(opinion[i])) for i in today)
+        state = step(state, Standing(state.id, state.stage, trials=trials), 0.0, f"s{seed}-{day}", (day + 1) * DAY_S)
+        warned = day if warned is None and state.weight == 0.5 else warned
+        if not state.live or (warned is not None and day > warned + 14):
+            return state if warned is not None else None
+    return None
+
+
+def test_the_same_chance_is_not_counted_twice_where_users_come_again() -> None:
+    """A clone's warnings seldom become alarms: for that the evidence has to grow tenfold. Where a growing share
+    keeps the users that it has, what brought the warning is counted again."""
+    after = [state for state in map(lucky, range(400)) if state is not None]
+    alarms = np.mean([state.status is RolloutStatus.PROMOTED for state in after])
+    assert len(after) > 100 and 0.005 < alarms < 0.05
+
+
+def test_a_clock_that_was_wrong_once_stops_nothing() -> None:
+    some = (Settled(True, 1.0), Settled(False, 0.0))
+    ahead = step(begun(), Standing("h", 0, trials=some), 0.0, "new", 400 * DAY_S)
+    assert (ahead.stage, ahead.stage_started_at) == (1, 400 * DAY_S)
+    back = step(ahead, Standing("h", 1, trials=some), 0.0, "again", DAY_S)
+    assert watch_of(back).trials > watch_of(ahead).trials
+    assert (back.stage, back.stage_started_at, back.salt) == (2, DAY_S, "again")
+    assert step(back, Standing("h", 2), 0.0, "no", 2 * DAY_S - 1) == back, "and a day is a day again"

@@ -91,3 +91,12 @@ def test_a_watching_stage_ends_by_users_or_by_its_hours() -> None:
     later = [replace(part, first_at=part.first_at * 10, settled_at=None) for part in parts]
     assert replay(RULES, AB, 0, 0.0, later).at == 4 * HOUR
     assert replay(RULES, AB, 0, 0.0, []).reason == "nobody got an answer"
+
+
+def test_a_stage_is_looked_at_with_its_own_weight() -> None:
+    canary, ab = RULES.stages
+    rules = RULES.model_copy(update={"stages": (canary.model_copy(update={"weight": 0.1, "exposed": 25}), ab)})
+    random = np.random.default_rng(0)
+    parts = [Part(bool(random.random() < 0.1), True, i * 10.0, (), None, None) for i in range(400)]
+    found = replay(rules, AB, 0, 0.0, parts)
+    assert found.look is not None and found.look.evidence["unequal"] < 1, "a tenth, as was drawn"

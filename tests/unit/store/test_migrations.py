@@ -15,8 +15,11 @@ from alembic.config import Config as AlembicConfig
 from alembic.migration import MigrationContext
 
 from kto_ray.config import Config
+from kto_ray.config.deciding import RolloutSection
 from kto_ray.records.completions import ExternalRef
 from kto_ray.records.keys import Principal, Scope
+from kto_ray.records.requests import Act
+from kto_ray.rollout import machine
 from kto_ray.serve.gateway.whose import signed
 from kto_ray.store import Store, feedback, labels, open_store, rollouts, rounds, tallies, trainings
 from kto_ray.store.database import MIGRATIONS
@@ -181,6 +184,30 @@ def test_labels_of_others_go_and_what_named_nobody_is_the_askers(store: Store) -
         assert made == expected
         assert tallies.total(tx) == Tally(completions=3, stored=5, up=2, down=1, came=3, strangers=2)
         assert labels.refresh(tx, expected) == Tally(), "as they would be made now"
+
+
+def test_a_test_that_goes_on_has_its_level_at_risk_and_spends_it(store: Store) -> None:
+    migrate(store, "downgrade", "0004")
+    states = (("ended", "aborted", 3), ("runs", "running", None), ("waits", "paused", None))
+    with store.write() as tx:
+        for at, (name, status, ended) in enumerate(states):
+            tx.execute(
+                sa.text(
+                    "INSERT INTO rollouts (id, champion, challenger, salt, stage, weight, status, started_at, "
+                    "stage_started_at, stage_started_seq, ended_at) VALUES (:id, 'policy@base', 'policy@v1', 's', 1, "
+                    "0.5, :status, :at, 2, 0, :ended)"
+                ),
+                {"id": name, "status": status, "at": at, "ended": ended},
+            )
+    migrate(store, "upgrade", "head")
+    rules = RolloutSection()
+    with store.write() as tx:
+        assert [each.level for each in rollouts.latest(tx, 3)] == [0.0, 0.005, 0.005]
+        runs = rollouts.live(tx)
+        assert runs is not None
+        assert machine.level_of(rules, runs) == pytest.approx(runs.level), "judged at what it spends"
+        rollouts.put(tx, machine.apply(runs, Act.ABORT, 5.0))
+        assert [each.id for each in rollouts.finished(tx)] == [runs.id]
 
 
 def test_a_newer_schema_is_used_where_it_can_be_and_told_where_it_cannot(store: Store) -> None:

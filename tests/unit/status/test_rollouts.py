@@ -1,0 +1,38 @@
+"""A test's traffic under other rules, as `kto-ray rollout replay` shows it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from kto_ray.config import Config
+from kto_ray.records.requests import Act
+from kto_ray.rollout import machine
+from kto_ray.status.rollouts import replayed
+from kto_ray.store import Store, rollouts
+from kto_ray.store.schema import trials
+
+HOUR = 3600.0
+
+
+def reasons(store: Store, config: Config, rollout: str | None = None) -> list[str]:
+    with store.read() as tx:
+        return [stage.reason for stage in replayed(tx, config, rollout)]
+
+
+def test_a_level_is_that_of_the_rules_that_are_tried(sqlite_store: Store) -> None:
+    config = Config()
+    rules = config.rollout.model_copy(update={"min_users": 1, "min_hours": 0.0, "burn_in_hours": 0.0})
+    config = config.model_copy(update={"rollout": rules})
+    with sqlite_store.write() as tx:
+        first = machine.start(rules, "policy@base", "policy@v1", "r1", "salt", 0.005, 1.0)
+        rollouts.put(tx, machine.apply(first, Act.ABORT, 2.0))
+        second = machine.start(rules, "policy@base", "policy@v2", "r2", "salt", 0.00475, 3.0)
+        rollouts.put(tx, replace(second, stage=1, weight=0.5, stage_started_at=3.0))
+        part = {"rollout": "r2", "stage": 1, "known": True, "faults": [], "settled_at": HOUR}
+        people = [{"user": f"u{i}", "challenger": i < 4, "place": i + 1, "outcome": 1.0} for i in range(8)]
+        tx.execute(trials.insert(), [{**part, **each, "first_at": 4.0 + i} for i, each in enumerate(people)])
+        third = machine.start(rules, "policy@base", "policy@v3", "r3", "salt", 0.0045, 5.0)
+        rollouts.put(tx, machine.apply(third, Act.ABORT, 6.0))
+    for alpha, odds in ((0.1, 1 / 0.00475), (0.2, 1 / (0.05 * 0.195))):
+        tried = config.model_copy(update={"rollout": rules.model_copy(update={"alpha": alpha})})
+        assert f"of {odds:.3g} to one" in reasons(sqlite_store, tried, "r2")[1]
