@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import threading
+import asyncio
 import time
 from dataclasses import replace
 from typing import Any
@@ -201,16 +201,19 @@ def test_only_what_may_go_on_is_looked_up_and_once(api: Api, monkeypatch: pytest
 
 
 def test_a_store_that_is_slow_to_tell_costs_the_count_and_no_answer(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
-    told, arms = threading.Event(), {}
+    arms = {}
+
+    async def never(_: object) -> None:
+        await asyncio.Event().wait()
+
     stands(api, CANARY, HOLDBACK)
     with monkeypatch.context() as slow:
         slow.setattr(conversations, "WAIT_S", 0.02)
-        slow.setattr(completions, "conversation_of", lambda *_: told.wait(60))
+        slow.setattr(api.door.conversations, "_read", never)
         for user in (f"user-{i}" for i in range(30)):
             row = asked(api, user, "slow")
             assert (row.rollout, row.holdback) == (None, None)
             arms[row.arm] = row.adapter, user
-    told.set()
     assert {arm: adapter for arm, (adapter, _) in arms.items()} == {
         Arm.CHAMPION: BEST,
         Arm.CHALLENGER: NEW,
