@@ -14,6 +14,8 @@ from kto_ray.rollout import machine
 from kto_ray.stats import budget
 from kto_ray.store import rollouts, trials
 
+SPREAD_S = 2.0  # after a stage has begun, every gateway routes by it: users of both arms enter from then on
+
 
 class Watch:
     """Reads them; what it remembers of what is in progress is read no second time, and may be lost at any time."""
@@ -54,7 +56,7 @@ def count(tx: sa.Connection, section: RolloutSection, kind: RolloutKind, now: fl
     test = state.kind is RolloutKind.TEST
     decides = test and machine.stage_of(rules, state).decides
     settle_s = 3600 * rules.settle_hours if decides or not test else 0.0
-    since = state.stage_started_at + 3600 * rules.burn_in_hours if decides else 0.0
+    since = state.stage_started_at + SPREAD_S + (3600 * rules.burn_in_hours if decides else 0.0)
     trials.advance(tx, state, trials.Rules(settle_s, rules.new_users, rules.slow_s, since), now)
 
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 
 from kto_ray.records.adapters import BASE, CHAMPION
 from kto_ray.records.completions import Arm
+from kto_ray.records.conversations import Conversation
 from kto_ray.records.rollouts import RolloutState
 from kto_ray.records.users import unit_interval
 
@@ -69,15 +70,49 @@ def route(
     raise UnknownModel(f"model {model!r} is not served here; use one of: {', '.join(sorted(set(known)))}")
 
 
-def moves(user: str | None, champion: str, rollout: RolloutState | None) -> bool:
-    """Whether a stage gives a user the challenger, whom the stage before left with the champion: that is to happen
-    between conversations, not within one."""
-    if rollout is None or user is None or not rollout.live or rollout.champion != champion:
-        return False
-    if rollout.stage == 0 or rollout.rules is None:
-        return False
-    before: float = rollout.rules["stages"][rollout.stage - 1]["weight"]
-    return before <= unit_interval(rollout.salt, user) < rollout.weight
+def splits(champion: str, rollout: RolloutState | None, holdback: RolloutState | None) -> bool:
+    """Whether any users are split, so that it matters which conversation a request goes on with."""
+    return _fits(rollout, champion) or _fits(holdback, champion)
+
+
+def go_on(
+    drawn: Route,
+    conversation: Conversation,
+    champion: str,
+    rollout: RolloutState | None,
+    holdback: RolloutState | None,
+    servable: Collection[str],
+) -> Route:
+    """The route of a further turn in a conversation, whose first would be `drawn`. It stays with the version that
+    answered last, as long as that can answer and takes part in what goes on: versions change between conversations.
+
+    A turn counts only where the conversation began in the present stage (of a holdback: week) and every answer in it
+    has counted so far. Both are asked before the arm is looked at: if going on with an old conversation kept people out
+    of one arm only, those who do would be missing there, and who they are has to do with how they judge.
+    """
+    arms = {champion: Arm.CHAMPION}
+    for state, arm in ((rollout, Arm.CHALLENGER), (holdback, Arm.HOLDBACK)):
+        if state is not None and _fits(state, champion) and state.challenger in servable:
+            arms.setdefault(state.challenger, arm)
+    if conversation.adapter in arms and conversation.adapter != drawn.adapter:
+        return Route(conversation.adapter, arms[conversation.adapter])
+    tested = _counts(conversation, conversation.rollout, rollout)
+    watched = _counts(conversation, conversation.holdback, holdback)
+    return replace(drawn, rollout=drawn.rollout if tested else None, holdback=drawn.holdback if watched else None)
+
+
+def uncounted(drawn: Route) -> Route:
+    """The same answer, as a unit of nothing."""
+    return replace(drawn, rollout=None, holdback=None)
+
+
+def _counts(conversation: Conversation, counted: str | None, state: RolloutState | None) -> bool:
+    return state is not None and counted == state.id and conversation.began_at >= state.stage_started_at
+
+
+def _fits(state: RolloutState | None, champion: str) -> bool:
+    """Against another champion than the present one it is stale: a promotion is spreading."""
+    return state is not None and state.live and state.champion == champion
 
 
 def _held_back(
@@ -89,7 +124,7 @@ def _held_back(
 ) -> Route:
     """Who is held back gets the previous champion and is in no test; all others whom the champion answers are the
     holdback's other arm, those in a test too."""
-    if holdback is None or user is None or holdback.champion != champion or holdback.challenger not in servable:
+    if holdback is None or not _fits(holdback, champion) or user is None or holdback.challenger not in servable:
         return _assign(user, champion, rollout, servable)
     if unit_interval(holdback.salt, user) < holdback.weight:
         return Route(holdback.challenger, Arm.HOLDBACK, None, holdback.id)
@@ -102,14 +137,14 @@ def _assign(user: str | None, champion: str, rollout: RolloutState | None, serva
     users from champion to challenger.
 
     A PAUSED rollout routes as before: pausing stops decisions, not the experience of users who are already on an arm.
-    A rollout against another champion than the present one is stale (a promotion is spreading) and is ignored. Where
-    the challenger is not held by the replicas, its users get the champion and do not count, so nobody's request fails
-    and no arm holds answers of the other.
+    While the challenger is not held by all replicas, its users get the champion, so nobody's request fails, and no user
+    of either arm counts: one arm's alone would leave the split unequal.
     """
-    if rollout is None or not rollout.live or rollout.champion != champion or user is None:
+    if rollout is None or not _fits(rollout, champion) or user is None:
         return Route(champion, Arm.CHAMPION)
-    if unit_interval(rollout.salt, user) >= rollout.weight:
-        return Route(champion, Arm.CHAMPION, rollout.id)
+    challenged = unit_interval(rollout.salt, user) < rollout.weight
     if rollout.challenger not in servable:
-        return Route(champion, Arm.PINNED)
-    return Route(rollout.challenger, Arm.CHALLENGER, rollout.id)
+        return Route(champion, Arm.PINNED if challenged else Arm.CHAMPION)
+    if challenged:
+        return Route(rollout.challenger, Arm.CHALLENGER, rollout.id)
+    return Route(champion, Arm.CHAMPION, rollout.id)

@@ -243,7 +243,7 @@ def advance(config: RolloutSection, state: RolloutState, now: float) -> RolloutS
 
 def apply(state: RolloutState, act: Act, now: float) -> RolloutState:
     """What an operator asks for. `promote` and `abort` end a live rollout, whatever the statistics say: a promotion
-    without evidence spends nothing of the budget, and gives nothing back.
+    without evidence gives nothing of the budget back.
 
     Raises:
         ValueError: the request does not fit the state (an ended rollout, a pause of a paused one, ...) or is unknown.

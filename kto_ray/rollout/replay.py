@@ -47,6 +47,7 @@ def replay(rules: RolloutSection, state: RolloutState, stage: int, began_at: flo
         stage_started_at=began_at,
         status=RolloutStatus.RUNNING,
         ended_at=None,
+        asked=(),
     )
     standing, last, decision = Standing(state.id, stage), None, None
     for at, settles, part in _events(parts, began_at + 3600 * hours):

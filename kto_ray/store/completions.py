@@ -9,6 +9,7 @@ import sqlalchemy as sa
 
 from kto_ray.config.capture import FeedbackSection
 from kto_ray.records.completions import Completion, ExternalRef
+from kto_ray.records.conversations import Conversation
 from kto_ray.store import joining, sequence, tallies, trials
 from kto_ray.store.among import among
 from kto_ray.store.mapping import columns_of, completion_of
@@ -43,11 +44,17 @@ def get(tx: sa.Connection, completion_id: str) -> Completion | None:
     return completion_of(row) if row else None
 
 
-def conversation_began(tx: sa.Connection, user: str, ref: ExternalRef) -> float | None:
-    """When a user's conversation had its first answer (seconds since the epoch); None where it has none yet."""
+def conversation_of(tx: sa.Connection, user: str, ref: ExternalRef) -> Conversation | None:
+    """A user's conversation; None where it has no answer yet."""
     c = completions.c
     theirs = (c.external_system == ref.system) & (c.external_conversation == ref.conversation) & (c.user == user)
-    return tx.execute(sa.select(sa.func.min(c.created_at)).where(theirs)).scalar()
+    # Counted too, or PostgreSQL may take the minimum from the index of all times, past everybody else's answers.
+    whole = sa.select(sa.func.min(c.created_at), sa.func.max(c.seq), sa.func.count()).where(theirs)
+    began_at, newest, _ = tx.execute(whole).one()
+    if newest is None:
+        return None
+    row = tx.execute(sa.select(c.adapter, c.rollout, c.holdback).where(c.seq == newest)).one()
+    return Conversation(began_at, row.adapter, row.rollout, row.holdback)
 
 
 def asked_after(tx: sa.Connection, one: Completion, text: str, limit: int) -> list[Completion]:

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
+import time
 from dataclasses import replace
+from typing import Any
 
 import pytest
+import sqlalchemy as sa
 
-from kto_ray.config.deciding import RolloutSection
+from kto_ray.config.deciding import RolloutSection, RolloutStage
 from kto_ray.records.completions import Arm, Completion
 from kto_ray.records.replicas import ReplicaReport
 from kto_ray.records.rollouts import RolloutKind, RolloutState, RolloutStatus
 from kto_ray.records.users import unit_interval
-from kto_ray.store import adapters, completions, replicas, rollouts
+from kto_ray.serve.gateway import conversations
+from kto_ray.store import adapters, completions, replicas, rollouts, trials
+from kto_ray.store.schema import trials as rows
 from tests.api.conftest import Api
 
 OLD, BEST, NEW = "policy@v1-aaaaaa", "policy@v2-bbbbbb", "policy@v3-cccccc"
@@ -21,11 +27,13 @@ HOLDBACK = RolloutState("h-1", BEST, OLD, "other", 0, 0.3, RolloutStatus.RUNNING
 
 
 @pytest.fixture(autouse=True)
-def versions(api: Api) -> None:
+def versions(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
     with api.store.write() as tx:
         for alias, name in (("champion", BEST), ("challenger", NEW), ("previous", OLD)):
             adapters.set_alias(tx, alias, name, 1.0)
         replicas.report(tx, ReplicaReport("r1", "node", 1, (OLD, BEST, NEW)))
+    api.door.viewer.refresh()
+    monkeypatch.setattr(conversations, "WAIT_S", 20.0)  # a busy machine is no store that is away
 
 
 def stands(api: Api, *states: RolloutState) -> None:
@@ -61,7 +69,7 @@ def test_a_growing_weight_moves_users_between_conversations_and_not_within_one(a
     began = asked(api, moves, "chat-1", "m2").created_at
     stands(api, replace(CANARY, stage=1, weight=0.5, stage_started_at=began + 0.001))
     within = asked(api, moves, "chat-1", "m3")
-    assert (within.adapter, within.arm, within.rollout) == (BEST, Arm.CHAMPION, "r-1")
+    assert (within.adapter, within.arm, within.rollout) == (BEST, Arm.CHAMPION, None)
     assert asked(api, moves, "chat-2").adapter == NEW and asked(api, moves).adapter == NEW
     assert asked(api, moves, "chat-2", "m2").adapter == NEW, "that one began in this stage"
     assert asked(api, stays, "chat-1").adapter == BEST
@@ -82,3 +90,135 @@ def test_who_is_held_back_stays_on_the_previous_champion(api: Api) -> None:
     page = api.client.get("/v1/rollout").json()
     assert (page["rollout"]["id"], page["holdback"]["id"], page["holdback"]["stage_name"]) == ("r-1", "h-1", "week 1")
     assert "salt" not in page["holdback"] and [test["id"] for test in page["rollouts"]] == ["r-1"]
+
+
+def later(state: RolloutState, **changes: Any) -> RolloutState:
+    """The state in a stage that begins after all that was answered."""
+    time.sleep(0.01)
+    return replace(state, stage=state.stage + 1, stage_started_at=time.time(), **changes)
+
+
+def in_trials(api: Api, state: RolloutState) -> set[str]:
+    with api.store.write() as tx:
+        trials.advance(tx, state, trials.Rules(0.0, new_users=True, slow_s=10.0), 1e10)
+        return set(tx.execute(sa.select(rows.c.user).where(rows.c.stage == state.stage)).scalars())
+
+
+def test_old_conversations_count_for_no_arm_and_new_ones_for_each(api: Api) -> None:
+    users = whose(0.0, 0.1), whose(0.1, 0.5), whose(0.5, 1.0)
+    stands(api, CANARY)
+    before = [asked(api, user, f"chat-{user}", "m1") for user in users]
+    assert [row.rollout for row in before] == ["r-1"] * 3
+    decides = later(CANARY, weight=0.5)
+    stands(api, decides)
+    within = [asked(api, user, f"chat-{user}", "m2") for user in users]
+    assert [(row.adapter, row.rollout) for row in within] == [(NEW, None), (BEST, None), (BEST, None)]
+    assert in_trials(api, decides) == set()
+    fresh = [asked(api, user, "another") for user in users]
+    assert [(row.adapter, row.rollout) for row in fresh] == [(NEW, "r-1"), (NEW, "r-1"), (BEST, "r-1")]
+    assert in_trials(api, decides) == set(users)
+
+
+def test_a_conversation_keeps_its_version_through_all_stages(api: Api) -> None:
+    stages = [RolloutStage(name=name, weight=weight) for name, weight in (("a", 0.1), ("b", 0.3))]
+    stages.append(RolloutStage(name="c", weight=0.5, decides=True))
+    first, second = whose(0.0, 0.1), whose(0.1, 0.3)
+    for user in (first, second):
+        assert asked(api, user, "old", "m1").adapter == BEST
+    time.sleep(0.01)
+    rules = RolloutSection(stages=tuple(stages)).model_dump(mode="json")
+    state = replace(CANARY, started_at=time.time(), stage_started_at=time.time(), rules=rules)
+    stands(api, state)
+    for user in (first, second):
+        assert (asked(api, user, "old", "m2").adapter, asked(api, user, "old", "m3").rollout) == (BEST, None)
+    assert asked(api, second, "begun").adapter == BEST
+    for weight in (0.3, 0.5):
+        state = later(state, weight=weight)
+        stands(api, state)
+        told = [(asked(api, second, chat).adapter, asked(api, second, chat).rollout) for chat in ("old", "begun")]
+        assert told == [(BEST, None)] * 2
+    stands(api, replace(state, status=RolloutStatus.ABORTED))
+    assert asked(api, first, "old").adapter == BEST
+    assert asked(api, first, "fresh").adapter == BEST
+
+
+def test_a_holdback_begins_and_is_redrawn_between_conversations(api: Api) -> None:
+    back = next(name for i in range(999) if unit_interval("other", name := f"user-{i}") < 0.3)
+    free = next(name for i in range(999) if unit_interval("other", name := f"user-{i}") >= 0.3)
+    assert asked(api, back, "old").adapter == BEST
+    time.sleep(0.01)
+    week = replace(HOLDBACK, stage_started_at=time.time())
+    stands(api, week)
+    row = asked(api, back, "old", "m2")
+    assert (row.adapter, row.arm, row.holdback) == (BEST, Arm.CHAMPION, None)
+    row = asked(api, free, "old", "m1")
+    assert (row.adapter, row.holdback) == (BEST, "h-1"), "another user's, which began in this week"
+    assert (asked(api, back, "new").adapter, asked(api, back, "new", "m2").holdback) == (OLD, "h-1")
+    salt = next(salt for i in range(99) if unit_interval(salt := f"salt-{i}", back) >= 0.3)
+    stands(api, later(week, salt=salt))
+    row = asked(api, back, "new", "m3")
+    assert (row.adapter, row.arm, row.holdback) == (OLD, Arm.HOLDBACK, None)
+    row = asked(api, back, "newest")
+    assert (row.adapter, row.arm, row.holdback) == (BEST, Arm.CHAMPION, "h-1")
+
+
+def test_a_conversation_of_a_time_without_the_challenger_counts_for_no_arm(api: Api) -> None:
+    stands(api, CANARY)
+    users = whose(0.0, 0.1), whose(0.1, 1.0)
+    api.holding(BEST, OLD)  # a second replica
+    assert [asked(api, user, "chat").rollout for user in users] == [None, None]
+    with api.store.write() as tx:
+        replicas.report(tx, ReplicaReport("r", "node", 1, (OLD, BEST, NEW)))
+    api.door.viewer.refresh()
+    told = [asked(api, user, "chat", "m2") for user in users]
+    assert [(row.adapter, row.rollout) for row in told] == [(BEST, None)] * 2
+    assert [asked(api, user, "next").rollout for user in users] == ["r-1"] * 2
+
+
+def test_only_what_may_go_on_is_looked_up_and_once(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    looked_up: list[str] = []
+    real = completions.conversation_of
+
+    def look(tx: Any, user: str, ref: Any) -> Any:
+        looked_up.append(ref.conversation)
+        return real(tx, user, ref)
+
+    monkeypatch.setattr(completions, "conversation_of", look)
+    user = whose(0.0, 0.1)
+    asked(api, user, "chat")
+    assert looked_up == [], "no test lives"
+    stands(api, CANARY)
+    asked(api, user)
+    api.client.post("/v1/chat/completions", json={"model": NEW, "messages": [{"role": "user", "content": "Hi"}]})
+    assert looked_up == []
+    for _ in range(3):
+        assert asked(api, user, "new").rollout == "r-1"
+    assert looked_up == ["new"]
+    monkeypatch.setattr(conversations, "KEPT", 1)
+    for chat in ("newer", "newer", "new"):
+        assert (row := asked(api, user, chat)).rollout == "r-1" and row.adapter == NEW
+    assert looked_up == ["new", "newer", "new"], "the newest are kept"
+
+
+def test_a_store_that_is_slow_to_tell_costs_the_count_and_no_answer(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    arms = {}
+
+    async def never(_: object) -> None:
+        await asyncio.Event().wait()
+
+    stands(api, CANARY, HOLDBACK)
+    with monkeypatch.context() as slow:
+        slow.setattr(conversations, "WAIT_S", 0.02)
+        slow.setattr(api.door.conversations, "_read", never)
+        for user in (f"user-{i}" for i in range(30)):
+            row = asked(api, user, "slow")
+            assert (row.rollout, row.holdback) == (None, None)
+            arms[row.arm] = row.adapter, user
+    assert {arm: adapter for arm, (adapter, _) in arms.items()} == {
+        Arm.CHAMPION: BEST,
+        Arm.CHALLENGER: NEW,
+        Arm.HOLDBACK: OLD,
+    }
+    for adapter, user in arms.values():
+        row = asked(api, user, "slow", "m2")
+        assert (row.adapter, row.rollout, row.holdback) == (adapter, None, None), "nor does what follows"

@@ -10,13 +10,14 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+import sqlalchemy as sa
 from fastapi.testclient import TestClient
 from ray.exceptions import RayTaskError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 
 from kto_ray.config import Config
 from kto_ray.serve.gateway.api import build
-from kto_ray.store import Store, completions
+from kto_ray.store import Store, completions, labels, schema
 from tests.api.conftest import HI, Api
 from tests.support.engine import StandIn
 from tests.support.local import by_hand, local
@@ -115,6 +116,14 @@ def test_what_the_engine_refuses(api: Api, refusal: Any, status: int, code: str 
     assert error["code"] == code
     if isinstance(refusal, dict) and refusal.get("param") and status < 500:
         assert error["param"] == refusal["param"]
+    assert left(api) == (["failed"] if status >= 500 else [])
+
+
+def left(api: Api) -> list[str]:
+    """The status of each row, once all that was under way is written."""
+    api.door.writer.change(lambda _: None).result(20)
+    with api.store.read() as tx:
+        return list(tx.execute(sa.select(schema.completions.c.status)).scalars())
 
 
 def task_error() -> Exception:
@@ -132,12 +141,21 @@ def test_what_the_engine_fails_with(api: Api, caplog: pytest.LogCaptureFixture, 
     api.engine.fault = fault
     told(api.chat(stream=stream), 503)
     assert SECRET not in caplog.text and len(api.engine.asked) == 1
+    assert left(api) == ([] if isinstance(fault, BackPressureError) else ["failed"])
 
 
 @pytest.mark.parametrize("stream", [False, True])
 def test_an_engine_that_ends_without_an_answer(api: Api, stream: bool) -> None:
     api.engine.silent = True
-    assert told(api.chat(stream=stream), 503)["code"] == "no_answer"
+    assert told(api.chat(stream=stream, user="ann"), 503)["code"] == "no_answer"
+    assert left(api) == ["failed"]
+    with api.store.read() as tx:
+        [row] = completions.of_user(tx, "ann")
+    assert (row.text, row.first_token_s) == ("", None)
+    said = api.say(row.id, user="ann").json()
+    assert "the answer is failed" in json.dumps(said)
+    with api.store.read() as tx:
+        assert labels.of(tx, row.id) == []
 
 
 class Broken(StandIn):

@@ -15,19 +15,16 @@ from fastapi import Request
 from fastapi.responses import StreamingResponse
 from ray.exceptions import RayActorError, RayError
 from ray.serve.exceptions import BackPressureError, RayServeException
-from sqlalchemy.exc import SQLAlchemyError
 from starlette.types import Receive, Scope, Send
 
-from kto_ray.records.adapters import CHAMPION
-from kto_ray.records.completions import Arm
-from kto_ray.rollout.assignment import Route
+from kto_ray.rollout.assignment import Route, uncounted
 from kto_ray.serve.gateway import whose
 from kto_ray.serve.gateway.bodies import ChatAsk
 from kto_ray.serve.gateway.capture import DONE, Capture
+from kto_ray.serve.gateway.conversations import Untold
 from kto_ray.serve.gateway.door import Door
 from kto_ray.serve.gateway.errors import ApiError
 from kto_ray.serve.gateway.guard import begin_chat, user_of
-from kto_ray.store import completions
 
 log = logging.getLogger(__name__)
 
@@ -47,23 +44,25 @@ async def answer_to(door: Door, request: Request, ask: ChatAsk, kind: str) -> An
             under way.
     """
     ask = replace(ask, user=user_of(request, ask.user))
-    name = door.config.model.served_name
-    route = door.view.route(ask.model, ask.user, name)
-    if route.arm is Arm.CHALLENGER and door.view.moves(ask.model, ask.user, name) and await _goes_on(door, ask):
-        route = replace(route, adapter=door.view.aliases[CHAMPION], arm=Arm.CHAMPION)  # it is not as drawn: not counted
-    return Answer(door, request, ask, route, kind)
+    return Answer(door, request, ask, await _routed(door, ask), kind)
 
 
-async def _goes_on(door: Door, ask: ChatAsk) -> bool:
-    """Whether a conversation began before the present stage of the test; where nobody can tell, it did not."""
-    test, user, ref = door.view.rollout, ask.user, ask.external
-    if test is None or user is None or ref is None:
-        return False
+async def _routed(door: Door, ask: ChatAsk) -> Route:
+    """As drawn for its user; within a conversation, as that goes on. Where nobody can tell in time whether it does, the
+    turn counts for nothing, whichever arm its user is of.
+
+    Raises:
+        ApiError: 404, the model is not served here.
+    """
+    view, name = door.view, door.config.model.served_name
+    drawn = view.route(ask.model, ask.user, name)
+    if ask.model != name or ask.user is None or ask.external is None or not view.splits:
+        return drawn
     try:
-        began = await door.read(lambda tx: completions.conversation_began(tx, user, ref))
-    except (ApiError, SQLAlchemyError):
-        return False
-    return began is not None and began < test.stage_started_at
+        conversation = await door.conversations.of(ask.user, ask.external)
+    except Untold:
+        return uncounted(drawn)
+    return drawn if conversation is None else view.go_on(drawn, conversation)
 
 
 class Answer:
@@ -116,8 +115,11 @@ class Answer:
             self._first = await self._unless_left(anext(self._events, ""))
             _refuse(self._first)
         except BaseException as error:
-            # Who left, or was cut off, leaves a row; where the engine gave no answer, none is due.
-            self._told = not isinstance(error, ClientLeft | asyncio.CancelledError)
+            # A refusal leaves no row. A failure does, as what breaks off later: or an arm that fails at once would
+            # have no faults.
+            self._told = _refused(error)
+            if not isinstance(error, ClientLeft | asyncio.CancelledError):
+                self._status = "failed"
             await self.close()
             if isinstance(error, RayError | RayServeException):
                 raise _failed(self.capture.id, error) from None
@@ -230,6 +232,14 @@ def refusal(error: Any) -> ApiError:
     word = code if isinstance(code, str) and not code.isdecimal() else told.get("type")
     param, words = told.get("param"), str(told.get("message"))[:ENGINES_WORDS]
     return ApiError(status, words, None if param is None else str(param), word and str(word))
+
+
+def _refused(error: BaseException) -> bool:
+    """Whether what ended an answer before its first event is no failure of who was to answer: the request is at fault,
+    or too many are under way. That a client left is none either, and leaves a row."""
+    if isinstance(error, ApiError):
+        return error.status < 500 and not isinstance(error, ClientLeft)
+    return isinstance(error, BackPressureError)
 
 
 def _failed(name: str, error: RayError | RayServeException) -> ApiError:

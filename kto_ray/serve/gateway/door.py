@@ -15,6 +15,7 @@ import sqlalchemy as sa
 from kto_ray.config import Config
 from kto_ray.records.completions import Completion
 from kto_ray.records.feedback import Feedback
+from kto_ray.serve.gateway.conversations import Conversations
 from kto_ray.serve.gateway.errors import ApiError
 from kto_ray.serve.gateway.view import View, Viewer
 from kto_ray.store import Store, spool
@@ -46,6 +47,7 @@ class Door:
         self.writer = Writer(store, _spool(config), config.feedback)
         self._readers = ThreadPoolExecutor(DOOR.readers, thread_name_prefix="reader")
         self._reads = 0
+        self.conversations = Conversations(self.read)
 
     @property
     def view(self) -> View:
@@ -107,10 +109,12 @@ class Door:
         Raises:
             ApiError: 503, neither took it.
         """
+        self.conversations.answered(completion)
         await _durable(lambda: self.writer.keep(completion))
 
     def leave(self, completion: Completion) -> None:
         """A completion that nobody waits for: of a client that left, say. It goes the same way."""
+        self.conversations.answered(completion)
         try:
             self.writer.keep(completion).add_done_callback(lambda done: _log_lost(completion, done.exception()))
         except WriterBusy as error:

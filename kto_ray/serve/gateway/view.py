@@ -1,4 +1,4 @@
-"""What routing needs, read from the store every half second: a request waits for no query."""
+"""What routing needs, read from the store every half second: for this, a request waits for no query."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from kto_ray.config import Config
 from kto_ray.records.adapters import CHAMPION
 from kto_ray.records.completions import Arm
+from kto_ray.records.conversations import Conversation
 from kto_ray.records.keys import Key
 from kto_ray.records.replicas import held_by_all
 from kto_ray.records.rollouts import RolloutKind, RolloutState
@@ -50,9 +51,16 @@ class View:
         adapter = self.ready.answers if route.adapter == self.ready.champion else route.adapter
         return replace(route, adapter=adapter, arm=Arm.PINNED, rollout=None, holdback=None)
 
-    def moves(self, model: str, user: str | None, served_name: str) -> bool:
-        """Whether a user is to go over to the challenger, once the conversation that they are in is over."""
-        return model == served_name and assignment.moves(user, self.aliases[CHAMPION], self.rollout)
+    @property
+    def splits(self) -> bool:
+        """Whether it matters which conversation a request goes on with."""
+        stands_in = self.ready.answers != self.ready.champion
+        return not stands_in and assignment.splits(self.aliases[CHAMPION], self.rollout, self.holdback)
+
+    def go_on(self, drawn: assignment.Route, conversation: Conversation) -> assignment.Route:
+        """As `assignment.go_on`."""
+        champion = self.aliases[CHAMPION]
+        return assignment.go_on(drawn, conversation, champion, self.rollout, self.holdback, self.servable)
 
 
 class Viewer:

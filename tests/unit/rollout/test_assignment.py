@@ -9,9 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kto_ray.records.completions import Arm
+from kto_ray.records.conversations import Conversation
 from kto_ray.records.rollouts import RolloutState, RolloutStatus
 from kto_ray.records.users import unit_interval
-from kto_ray.rollout.assignment import Route, UnknownModel, route
+from kto_ray.rollout.assignment import Route, UnknownModel, go_on, route, splits, uncounted
 
 CHAMPION, CHALLENGER, BASE = "policy@v1-aaaaaa", "policy@v2-bbbbbb", "policy@base"
 ALIASES = {"champion": CHAMPION, "challenger": CHALLENGER, "previous": BASE}
@@ -90,6 +91,14 @@ def test_a_challenger_that_is_not_held_costs_no_request_and_does_not_count() -> 
     assert ask("policy", user_on(Arm.CHALLENGER), held={CHAMPION, BASE}) == Route(CHAMPION, Arm.PINNED)
 
 
+def test_while_the_challenger_is_not_held_nobody_counts_and_the_split_stays_as_drawn() -> None:
+    evenly = replace(ROLLOUT, weight=0.5)
+    moments = [(f"user-{i}", HELD if i % 5 else {CHAMPION, BASE}) for i in range(6000)]
+    counted = [found for user, held in moments if (found := ask("policy", user, evenly, held)).rollout]
+    assert len(counted) == 4800
+    assert abs(sum(found.arm is Arm.CHALLENGER for found in counted) - 2400) < 4 * 35, "four standard errors"
+
+
 @pytest.mark.parametrize(
     ("model", "adapter"),
     [
@@ -154,3 +163,64 @@ def test_a_holdback_is_ignored_where_it_does_not_fit() -> None:
         arm(CHAMPION, None, {"policy@v0"}),
     ):
         assert (found.arm, found.holdback) == (Arm.CHAMPION, None)
+
+
+STAGE = replace(ROLLOUT, stage=1, weight=0.5, stage_started_at=100.0)
+WEEK = replace(HOLDBACK, challenger=BASE, stage_started_at=100.0)
+
+
+def turn(user: str, before: Conversation, test: RolloutState | None = STAGE, back: RolloutState | None = None) -> Route:
+    drawn = route("policy", user, "policy", ALIASES, test, HELD, back)
+    return go_on(drawn, before, CHAMPION, test, back, HELD)
+
+
+@given(names, st.sampled_from([CHAMPION, CHALLENGER]), st.sampled_from([None, "r1"]))
+def test_going_on_with_a_conversation_of_before_the_stage_counts_in_no_arm(
+    user: str, answered: str, counted: str | None
+) -> None:
+    found = turn(user, Conversation(99.0, answered, counted))
+    assert (found.adapter, found.rollout) == (answered, None)
+    assert turn(user, Conversation(99.0, answered, counted, "h1"), STAGE, WEEK).holdback is None
+
+
+@given(names)
+def test_a_conversation_of_the_stage_counts_as_its_first_answer_did(user: str) -> None:
+    first = route("policy", user, "policy", ALIASES, STAGE, HELD, WEEK)
+    assert turn(user, Conversation(100.0, first.adapter, first.rollout, first.holdback), STAGE, WEEK) == first
+    assert turn(user, Conversation(100.0, first.adapter), STAGE, WEEK) == uncounted(first), "nor did that one"
+    assert turn(user, Conversation(100.0, first.adapter, "r0", "h0"), STAGE, WEEK) == uncounted(first)
+
+
+@pytest.mark.parametrize(
+    ("answered", "test", "back", "arm"),
+    [
+        (CHAMPION, STAGE, None, Arm.CHAMPION),
+        (CHALLENGER, STAGE, None, Arm.CHALLENGER),
+        (CHALLENGER, replace(STAGE, status=RolloutStatus.PAUSED), None, Arm.CHALLENGER),
+        (CHALLENGER, replace(STAGE, status=RolloutStatus.ABORTED), None, None),
+        (CHALLENGER, replace(STAGE, champion=BASE), None, None),
+        (BASE, STAGE, None, None),
+        (BASE, STAGE, WEEK, Arm.HOLDBACK),
+        (BASE, None, WEEK, Arm.HOLDBACK),
+        (BASE, None, replace(WEEK, champion="policy@v9"), None),
+        ("policy@v0", STAGE, WEEK, None),
+    ],
+)
+def test_a_conversation_keeps_a_version_that_takes_part(
+    answered: str, test: RolloutState | None, back: RolloutState | None, arm: Arm | None
+) -> None:
+    for user in map(str, range(20)):
+        drawn = uncounted(route("policy", user, "policy", ALIASES, test, HELD, back))
+        expected = drawn if arm is None else Route(answered, arm)
+        assert turn(user, Conversation(99.0, answered), test, back) == expected
+
+
+def test_a_version_that_is_not_held_any_more_loses_its_conversations() -> None:
+    drawn, held = Route(CHAMPION, Arm.CHAMPION), {CHAMPION, BASE}
+    assert go_on(drawn, Conversation(99.0, CHALLENGER), CHAMPION, STAGE, None, held) == drawn
+
+
+def test_conversations_matter_only_while_users_are_split() -> None:
+    assert splits(CHAMPION, STAGE, None) and splits(CHAMPION, None, WEEK)
+    ended = replace(STAGE, status=RolloutStatus.ABORTED)
+    assert not any(splits(CHAMPION, test, None) for test in (None, ended, replace(STAGE, champion=BASE)))
