@@ -131,7 +131,14 @@ def _grow(store: Store, before: int, size: int, tell: Tell) -> None:
 
 def _trial(number: int) -> dict[str, Any]:
     arm = {"rollout": TEST.id, "stage": TEST.stage, "user": f"trial-{number}", "challenger": number % 2 == 0}
-    return {**arm, "known": True, "first_at": 1.0, "place": number + 1, "outcome": float(number % 3 == 0)}
+    return {
+        **arm,
+        "known": True,
+        "first_at": 1.0,
+        "first_seq": 1,
+        "place": number + 1,
+        "outcome": float(number % 3 == 0),
+    }
 
 
 def _one_more(store: Store, number: str) -> None:

@@ -30,7 +30,9 @@ def test_a_level_is_that_of_the_rules_that_are_tried(sqlite_store: Store) -> Non
         rollouts.put(tx, replace(second, stage=1, weight=0.5, stage_started_at=3.0))
         part = {"rollout": "r2", "stage": 1, "known": True, "faults": [], "settled_at": HOUR}
         people = [{"user": f"u{i}", "challenger": i < 4, "place": i + 1, "outcome": 1.0} for i in range(8)]
-        tx.execute(trials.insert(), [{**part, **each, "first_at": 4.0 + i} for i, each in enumerate(people)])
+        tx.execute(
+            trials.insert(), [{**part, **each, "first_at": 4.0 + i, "first_seq": i} for i, each in enumerate(people)]
+        )
         third = machine.start(rules, "policy@base", "policy@v3", "r3", "salt", 0.0045, 5.0)
         rollouts.put(tx, machine.apply(third, Act.ABORT, 6.0))
     for alpha, odds in ((0.1, 1 / 0.00475), (0.2, 1 / (0.05 * 0.195))):
