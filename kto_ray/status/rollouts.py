@@ -85,6 +85,8 @@ def replayed(tx: sa.Connection, config: Config, rollout: str | None) -> tuple[Re
     state = rollouts.get(tx, rollout) if rollout is not None else (newest[0] if newest else None)
     if state is None:
         raise ValueError(f"rollout {rollout!r} does not exist" if rollout else "there has been no rollout yet")
+    if state.kind is not RolloutKind.TEST:
+        raise ValueError(f"{rollout!r} is a holdback, which no rules of a test decide; name an A/B test")
     then = rules_of(config.rollout, state)
     of_the_day = {name: getattr(then, name) for name in ("stages", "settle_hours", "new_users", "slow_s")}
     rules = config.rollout.model_copy(update=of_the_day)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import pytest
+
 from kto_ray.config import Config
 from kto_ray.records.requests import Act
-from kto_ray.rollout import machine
+from kto_ray.rollout import holdback, machine
 from kto_ray.status.rollouts import replayed
 from kto_ray.store import Store, rollouts
 from kto_ray.store.schema import trials
@@ -38,3 +40,16 @@ def test_a_level_is_that_of_the_rules_that_are_tried(sqlite_store: Store) -> Non
     for alpha, odds in ((0.1, 1 / 0.00475), (0.2, 1 / (0.05 * 0.195))):
         tried = config.model_copy(update={"rollout": rules.model_copy(update={"alpha": alpha})})
         assert f"of {odds:.3g} to one" in reasons(sqlite_store, tried, "r2")[1]
+
+
+def test_what_cannot_be_replayed_is_told(sqlite_store: Store) -> None:
+    config = Config()
+    with pytest.raises(ValueError, match="no rollout yet"):
+        reasons(sqlite_store, config)
+    back = holdback.start(config.rollout, "policy@v2", "policy@v1", "holdback-2", "salt", 1.0)
+    assert back is not None
+    with sqlite_store.write() as tx:
+        rollouts.put(tx, back)
+    for name, words in (("holdback-2", "is a holdback"), ("r9", "'r9' does not exist")):
+        with pytest.raises(ValueError, match=words):
+            reasons(sqlite_store, config, name)
