@@ -113,7 +113,7 @@ def test_an_act_that_was_not_done_is_told_and_exits_1(
         ended.set()
     if answers:
         thread.join()
-    words = "refused: there is no rollout to pause" if answers else "has not handled it yet"
+    words = "refused: there was no rollout to pause when it was asked" if answers else "has not handled it yet"
     assert told.exit_code == code and words in json.loads(told.stdout)["result"]
 
 
