@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any, Literal
 
-from pydantic import ConfigDict, Field, SecretStr, model_validator
+from pydantic import ConfigDict, Field, SecretStr, field_validator, model_validator
 
 from kto_ray.config.base import Section, Share
 
@@ -32,6 +32,14 @@ class JudgeSection(Section):
     min_win_rate: Share | None = None
     at_once: int = Field(4, ge=1, le=64)  # requests to it
     timeout_s: float = Field(30.0, gt=0)  # that it may be silent; then it is asked once more
+
+    @field_validator("key")
+    @classmethod
+    def _fits_a_header(cls, key: SecretStr | None) -> SecretStr | None:
+        """Told without the key."""
+        if key is not None and not re.fullmatch(r"[!-~]+", key.get_secret_value()):
+            raise ValueError("a key is of ASCII letters, digits and signs, without spaces or line ends; take those out")
+        return key
 
     @model_validator(mode="after")
     def _can_be_asked(self) -> JudgeSection:

@@ -159,7 +159,7 @@ class Line:
                 got = self._http.post(self._base + path, json=body)
             except httpx.TimeoutException:
                 why = "it did not answer in time"
-            except httpx.RequestError as error:
+            except (httpx.RequestError, httpx.InvalidURL) as error:
                 why = f"it cannot be reached ({type(error).__name__})"
             else:
                 if got.is_success:

@@ -149,6 +149,9 @@ def test_a_config_is_shown_without_its_secrets() -> None:
     with pytest.raises(ConfigError) as error:
         load_config(None, ("adapters.signing_keys=[sh0rt]",))
     assert "sh0rt" not in str(error.value)
+    with pytest.raises(ConfigError, match=r"'gate\.judge\.key': a key is of ASCII letters") as error:
+        load_config(None, ("gate.judge={kind: llm, url: 'http://judge/v1', model: m, key: 'k3y with space'}",))
+    assert "k3y" not in str(error.value)
 
 
 def test_signing_keys_come_from_the_environment_as_one_text(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -185,6 +185,11 @@ def test_one_that_is_away_or_never_answers_is_told() -> None:
             mute.rate(ASKED, "x")
 
 
+def test_an_address_that_is_none_fails_nothing_else() -> None:
+    with pytest.raises(Silent, match="cannot be reached"):
+        LlmJudge(section("http://[::")).rate(ASKED, "x")
+
+
 def test_a_rule_prefers_what_matches() -> None:
     judge: Judge = judge_of(JudgeSection(kind="rule", pattern=r"^(\S+\s*){1,2}$"))
     assert isinstance(judge, RuleJudge)
