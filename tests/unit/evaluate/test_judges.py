@@ -200,7 +200,7 @@ def test_a_rule_prefers_what_matches() -> None:
 
 
 def test_a_conversation_is_read_whole() -> None:
-    messages = [
+    messages: list[dict[str, Any]] = [
         {"role": "system", "content": "Be brief."},
         {"role": "assistant", "content": None, "tool_calls": [{"id": "1"}]},
         {"role": "user", "content": [{"type": "text", "text": "Hi"}]},
