@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from typing import Any, Protocol, TypeVar
 
 import httpx
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, FiniteFloat, ValidationError
 
 from kto_ray.config.judging import JudgeSection
 from kto_ray.records.completions import Message
@@ -207,7 +207,7 @@ class _Chat(BaseModel):
 
 
 class _Class(BaseModel):
-    probs: list[float]
+    probs: list[FiniteFloat]
 
 
 class _Classified(BaseModel):

@@ -132,10 +132,13 @@ def test_a_reward_model_reads_the_conversation_through_its_template() -> None:
     assert body["use_activation"] is False
 
 
-def test_a_classifier_of_more_classes_is_no_reward_model() -> None:
+@pytest.mark.parametrize(
+    ("probs", "words"), [("[0.1, 0.9]", "no single number"), ("[]", "no single number"), ("[NaN]", "no answer of such")]
+)
+def test_a_reward_is_one_number(probs: str, words: str) -> None:
     with (
-        endpoint(lambda body: (200, '{"data": [{"probs": [0.1, 0.9]}]}')) as served,
-        pytest.raises(Silent, match="no single number"),
+        endpoint(lambda body: (200, f'{{"data": [{{"probs": {probs}}}]}}')) as served,
+        pytest.raises(Silent, match=words),
     ):
         RewardJudge(section(served.url, "reward")).rate(ASKED, "x")
 
