@@ -9,10 +9,10 @@ from kto_ray.config.deciding import RolloutSection
 from kto_ray.loop.seen import Trial
 from kto_ray.records.rollouts import RolloutKind, RolloutState
 from kto_ray.records.rounds import OnTrial, Round
-from kto_ray.records.trials import Standing
-from kto_ray.rollout import machine
+from kto_ray.records.trials import Standing, Votes
+from kto_ray.rollout import machine, outlook
 from kto_ray.stats import budget
-from kto_ray.store import rollouts, trials
+from kto_ray.store import labels, rollouts, trials
 
 SPREAD_S = 2.0  # after a stage has begun, every gateway routes by it: users of both arms enter from then on
 
@@ -29,8 +29,8 @@ class Watch:
         state = rollouts.get(tx, testing.rollout) if testing else rollouts.live(tx)
         return None if state is None else self._read(tx, state)
 
-    def holdback(self, tx: sa.Connection) -> Trial | None:
-        state = rollouts.live(tx, RolloutKind.HOLDBACK)
+    def holdback(self, tx: sa.Connection, kind: RolloutKind = RolloutKind.HOLDBACK) -> Trial | None:
+        state = rollouts.live(tx, kind)
         return None if state is None else self._read(tx, state)
 
     def _read(self, tx: sa.Connection, state: RolloutState) -> Trial:
@@ -58,6 +58,11 @@ def count(tx: sa.Connection, section: RolloutSection, kind: RolloutKind, now: fl
     settle_s = 3600 * rules.settle_hours if decides or not test else 0.0
     since = state.stage_started_at + SPREAD_S + (3600 * rules.burn_in_hours if decides else 0.0)
     trials.advance(tx, state, trials.Rules(settle_s, rules.new_users, rules.slow_s, since), now)
+
+
+def votes_of(tx: sa.Connection, section: RolloutSection, now: float) -> Votes | None:
+    """Who judged of late, of as long as the deciding stage of the next test counts."""
+    return labels.votes(tx, now, 3600 * outlook.counting_hours(section), section.new_users)
 
 
 def level_of(tx: sa.Connection, section: RolloutSection) -> float:

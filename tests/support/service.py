@@ -50,6 +50,7 @@ QUICK = (
     "rollout.min_users=5",
     "rollout.max_fault_rise=1",
     "rollout.holdback=0",
+    "rollout.base_holdback=0",
 )
 
 
