@@ -51,7 +51,7 @@ class Config(Section):
         return home if "://" in home else str(Path(home).expanduser().absolute())
 
     @model_validator(mode="after")
-    def _fits_together(self) -> Config:
+    def _learning_fits(self) -> Config:
         if self.kto.rank > self.serve.max_lora_rank:
             raise ValueError(
                 f"kto.rank is {self.kto.rank}, but serve.max_lora_rank is {self.serve.max_lora_rank}: "
@@ -83,6 +83,10 @@ class Config(Section):
                 f"data.max_length is {self.data.max_length}, above model.max_model_len "
                 f"{self.model.max_model_len}; lower it"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _places_fit(self) -> Config:
         if self.store_url is None and "://" in self.home:
             raise ValueError(
                 f"home is {self.home!r} and store_url is not set: the store cannot be a file there; "
@@ -98,6 +102,15 @@ class Config(Section):
                 f"store_url is {self.database_url!r}: SQLite serves one machine; "
                 "set a postgresql+psycopg:// URL or embedded: true"
             )
+        if not self.embedded and "://" not in self.home:
+            raise ValueError(
+                f"home is {self.home!r}, a local directory; beyond one machine it must be a URI such as s3://bucket/kto"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _names_last(self) -> Config:
+        """Beyond one machine: what is hashed or fetched under a name is the same for good."""
         if not self.embedded and self.salt == DEFAULT_SALT:
             raise ValueError(
                 f"salt is {DEFAULT_SALT!r}, the default, which everybody knows: users' hashes in snapshots could be "
@@ -108,10 +121,6 @@ class Config(Section):
                 f"model.id is {self.model.id!r} and model.revision {self.model.revision!r}: nodes that start on "
                 "different days could serve different weights under one name; set model.revision to the full hash of a "
                 "commit (its page on Hugging Face shows it)"
-            )
-        if not self.embedded and "://" not in self.home:
-            raise ValueError(
-                f"home is {self.home!r}, a local directory; beyond one machine it must be a URI such as s3://bucket/kto"
             )
         return self
 

@@ -87,6 +87,8 @@ def due(config: Config, seen: Seen) -> bool:
 
 
 def _work(config: Config, seen: Seen, current: Round) -> Move:
+    if current.stage is Stage.GATE and seen.stood_in_for and (seen.job is None or isinstance(seen.job, Failed)):
+        return _await_champion(seen, current)
     match seen.job:
         case None:
             return Start()
@@ -103,6 +105,17 @@ def _work(config: Config, seen: Seen, current: Round) -> Move:
             return _judged(config, seen, current, report)
         case _ as never:
             assert_never(never)
+
+
+def _await_champion(seen: Seen, current: Round) -> Move:
+    """The gate compares with the champion: while another answers in its place, it waits, and what failed is no
+    attempt."""
+    champion = seen.aliases[CHAMPION]
+    told = f"another answers for the champion {champion}: {seen.lacking(champion)}"
+    if told == current.failure:
+        return None
+    words = f"round {current.id}, stage {current.stage} waits for the champion: {told}"
+    return Change(current.waits(told), words=words, failed=True)
 
 
 def _progress(current: Round, progress: TrainProgress | None) -> Move:
