@@ -116,6 +116,7 @@ def _state(config: Config) -> dict[str, Any]:
         "loop": source.loop(),
         "adapters": source.adapters(),
         **{name: tests[name] for name in ("rollout", "holdback")},
+        "gain": tests.get("loop"),  # an older service has none
         "readiness": source.readiness(),
         "running": source.running,
     }
@@ -161,7 +162,7 @@ def _status_table(told: dict[str, Any]) -> Table:
             "rollout", f"{test['challenger']} against {test['champion']}: {test['status']} {test['stage_name']}"
         )
         table.add_row("", f"weight {test['weight']:.2f}, difference {low:+.3f} to {high:+.3f}")
-        for line in _outlook(test["outlook"]):
+        for line in _outlook(test):
             table.add_row("", plain(line))
         if asked := test.get("ratings"):  # an older service has none
             table.add_row("", plain(f"ratings that answers asked for: {asked['words']}"))
@@ -169,15 +170,24 @@ def _status_table(told: dict[str, Any]) -> Table:
         low, high = back["interval"]
         held = f"{back['weight']:.0%} of users stay on {back['challenger']}, {back['stage_name']}"
         table.add_row("holdback", f"{held}: it is better by {low:+.3f} to {high:+.3f}")
+    if gain := told["gain"]:
+        table.add_row("loop", plain(gain["in_words"]))
     table.add_row("next", loop["next"])
     return table
 
 
-def _outlook(told: dict[str, Any] | None) -> list[str]:
-    """What a live test waits for, and what it can still come to."""
+def _outlook(test: dict[str, Any]) -> list[str]:
+    """What a live test waits for, what it can still come to, and what would end it first."""
+    told = test["outlook"]
     if told is None:
-        return []
+        return [test["reason"]] if test["status"] == "paused" else []
     lines = [told["verdict"]]
+    if further := told.get("promotes", ())[1:]:  # the first is the verdict's; an older service tells no others
+        lines.append(f"to promote, also: {'; '.join(further)}")
+    if (needed := told.get("trials_needed")) is not None:
+        lines.append(f"the evidence of a gain lacks about {needed} users who judge as those so far")
+    if nearest := next(iter(told.get("ends", ())), None):
+        lines.append(f"what would end it first: {nearest['words']}, {nearest['way']:.0%} of the way")
     if told["trials_left"] is not None:
         gain = told["detectable_gain"]
         finds = "no gain can still be shown" if gain is None else f"a gain of {gain:.3f} can still be shown"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal, get_args
 
@@ -14,6 +16,7 @@ WEEK_HOURS = 168
 GuardName = Literal[
     "failed", "aborted", "cut_off", "slow", "tool_error", "asked_back", "long", "regenerated", "disagreed", "edited"
 ]
+STAFF_ALIASES = ("champion", "challenger", "previous", "base")
 
 
 class GateSection(Section):
@@ -104,11 +107,36 @@ class RolloutSection(Section):
     # After a promotion so many users stay on the previous champion, drawn anew each week: should that be better after
     # all, it comes back by itself. 0: nobody watches
     holdback: Annotated[float, Field(ge=0, lt=0.5)] = 0.1
+    # Once there is a champion, so many users stay on the base model, drawn anew each week, for as long as the loop goes
+    # on: what the whole loop gains is measured on them. 0: it is not
+    base_holdback: Annotated[float, Field(ge=0, le=0.2)] = 0.01
+    # Who always gets what an alias (champion, challenger, previous, base) or a version (policy@v7-3fa9c1) names, in no
+    # arm of anything: users by their stored names, or all of an application, as NAME/*
+    staff: Mapping[str, str] = Field({}, repr=False)
+    # A test that cannot show a gain as small as this in 80% of cases, at the rate at which users judge of late, asks a
+    # person before it begins. 1: it never asks
+    max_detectable: Annotated[float, Field(gt=0, le=1)] = 0.15
     unequal_alpha: Annotated[float, Field(gt=0, lt=0.5)] = 0.01  # chance that fair arms are taken for an unfair split
     # Pause for a person, do not abort. Whoever resumes has answered for the stage: it goes on in spite of it, and where
     # its hours had run out, for as many again
     ask: tuple[Literal["harm", "faults", "futility", "users", "hours"], ...] = ()
     max_paused_hours: float = Field(168.0, gt=0)  # then a paused test ends
+
+    @field_validator("staff")
+    @classmethod
+    def _named(cls, staff: Mapping[str, str]) -> Mapping[str, str]:
+        for who, wanted in staff.items():
+            if not who or (who.count("*") and not re.fullmatch(r"[^*/]+/\*", who)):
+                raise ValueError(
+                    f"{who!r} names nobody; name a user as the store does ('app/alice'; 'alice' where there are no "
+                    "keys), or all users of an application, as 'app/*'"
+                )
+            if wanted not in STAFF_ALIASES and not re.fullmatch(r"[^@]+@.+", wanted):
+                raise ValueError(
+                    f"{who!r} is to get {wanted!r}, which is no alias ({', '.join(STAFF_ALIASES)}) and no version; "
+                    "GET /v1/models lists those, as policy@v7-3fa9c1"
+                )
+        return staff
 
     @model_validator(mode="after")
     def _last_stage_decides(self) -> RolloutSection:
@@ -131,12 +159,13 @@ class RolloutSection(Section):
 
     @model_validator(mode="after")
     def _holdback_settles(self) -> RolloutSection:
-        if self.holdback > 0 and self.settle_hours >= WEEK_HOURS:
-            raise ValueError(
-                f"settle_hours is {self.settle_hours:g}, which must be less than {WEEK_HOURS} (a week) where holdback "
-                f"is not 0, it is {self.holdback:g}: each week holds other users back, so no trial would ever be "
-                "settled there. Lower settle_hours, or set holdback to 0"
-            )
+        for name, share in (("holdback", self.holdback), ("base_holdback", self.base_holdback)):
+            if share > 0 and self.settle_hours >= WEEK_HOURS:
+                raise ValueError(
+                    f"settle_hours is {self.settle_hours:g}, which must be less than {WEEK_HOURS} (a week) where "
+                    f"{name} is not 0, it is {share:g}: each week holds other users back, so no trial would ever be "
+                    f"settled there. Lower settle_hours, or set {name} to 0"
+                )
         return self
 
 

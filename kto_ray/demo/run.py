@@ -63,7 +63,8 @@ def demo_config(config: Config, out_dir: str, seed: int, defaults: bool = False)
     if not defaults:
         ours = _merged(ours, TUNED)
     fixed = {
-        "rollout": {"holdback": 0},  # a service of minutes has no week to watch over, and the new champion shows itself
+        # A service of minutes has no week to watch over, and the new champion shows itself
+        "rollout": {"holdback": 0, "base_holdback": 0},
         "home": f"{Path(out_dir).absolute()}/home-{time.strftime('%Y%m%d-%H%M%S')}",
         "store_url": None,
         "embedded": True,

@@ -30,12 +30,15 @@ from kto_ray.records.snapshots import SnapshotManifest
 from kto_ray.records.training import Trained, TrainProgress
 from kto_ray.records.trainings import TrainingRun, ended_run
 from kto_ray.rollout import machine
+from kto_ray.rollout.outlook import foresee
 
 
 def decide(config: Config, seen: Seen) -> Move:
     """The next move, None where there is nothing to do but wait."""
     if watched := verdict.watch_over(config, seen):
         return watched
+    if measured := verdict.measure(config, seen):
+        return measured
     if seen.round is None:
         return Begin() if due(config, seen) else None
     if late := _late(config, seen, seen.round):
@@ -141,8 +144,11 @@ def _judged(config: Config, seen: Seen, current: Round, report: GateReport) -> M
     assert isinstance(current.state, Judging)
     name = f"rollout-{current.id}-{seen.nonce}"
     test = machine.start(config.rollout, seen.aliases[CHAMPION], report.adapter, name, seen.salt, seen.level, seen.now)
+    ahead = foresee(config.rollout, seen.level, seen.votes)
+    if ahead.too_little:
+        test = machine.ask_first(test, ahead.words, seen.now)
     testing = OnTrial(current.state.snapshot, current.state.adapter, name)
-    return Change(current.to(testing, seen.now), (report, test))
+    return Change(current.to(testing, seen.now), (report, test), f"rollout {name}: {test.reason or ahead.words}")
 
 
 def _failed(config: Config, seen: Seen, current: Round, failed: Failed) -> Move:

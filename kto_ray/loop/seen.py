@@ -12,7 +12,7 @@ from kto_ray.records.rollouts import Look, RolloutState
 from kto_ray.records.rounds import Round
 from kto_ray.records.snapshots import SnapshotManifest
 from kto_ray.records.training import Trained, TrainProgress
-from kto_ray.records.trials import Standing
+from kto_ray.records.trials import Standing, Votes
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,10 +57,12 @@ class Seen:
     live: tuple[ReplicaReport, ...]
     trial: Trial | None = None  # running or paused, or that of the round in progress
     holdback: Trial | None = None  # of the last promotion, while it goes on
+    base: Trial | None = None  # the holdback on the base model, while there is one
     job: Job = None
     nonce: str = ""  # fresh and random: names a new test
     salt: str = ""  # likewise, and a secret: draws its arms
     level: float = 0.0  # what the budget of the loop's life allows the next test. Looked up where one may begin
+    votes: Votes | None = None  # who judged of late, likewise; None of a service that is too young to tell
     # What learnt from rows that were erased, or holds them, of all that has an alias or is in progress: names of
     # adapters and ids of snapshots. Looked up for Act.FORGET alone
     tainted: frozenset[str] = frozenset()

@@ -32,7 +32,9 @@ from kto_ray.loop.seen import Failed, Job, Running, Seen
 from kto_ray.paths import is_away
 from kto_ray.provenance.taint import tainted
 from kto_ray.records.adapters import CHAMPION
+from kto_ray.records.evaluation import GateReport
 from kto_ray.records.requests import Act, Request
+from kto_ray.records.rollouts import RolloutKind
 from kto_ray.records.rounds import Judging, Round, Sealing, Stage, Training
 from kto_ray.records.training import TrainingDiverged, TrainProgress
 from kto_ray.store import (
@@ -136,13 +138,20 @@ class Loop:
                 live=tuple(replicas.live(tx, config.serve.heartbeat_timeout_s)),
                 trial=self._watch.trial(tx, current),
                 holdback=self._watch.holdback(tx),
+                base=self._watch.holdback(tx, RolloutKind.BASE),
                 level=trial.level_of(tx, config.rollout)
                 if current is not None and current.stage is Stage.GATE
                 else 0.0,
                 nonce=uuid.uuid4().hex[:8],
                 salt=secrets.token_hex(16),
             )
-        return replace(seen, job=self._look(current)) if with_job and current is not None else seen
+        if not with_job or current is None:
+            return seen
+        seen = replace(seen, job=self._look(current))
+        if isinstance(seen.job, GateReport):  # a test may begin
+            with self._store.read() as tx:
+                seen = replace(seen, votes=trial.votes_of(tx, config.rollout, now))
+        return seen
 
     def _look(self, current: Round) -> Job:
         """Where the job of the round's stage stands; what came of it is told once. Whoever cannot persist that starts

@@ -9,10 +9,10 @@ from kto_ray.config.deciding import RolloutSection
 from kto_ray.loop.seen import Trial
 from kto_ray.records.rollouts import RolloutKind, RolloutState
 from kto_ray.records.rounds import OnTrial, Round
-from kto_ray.records.trials import Standing
-from kto_ray.rollout import machine
+from kto_ray.records.trials import Standing, Votes
+from kto_ray.rollout import machine, outlook
 from kto_ray.stats import budget
-from kto_ray.store import rollouts, trials
+from kto_ray.store import labels, rollouts, trials
 
 WATCHED = 4  # of the hours of a stage that only watches, a user reacts in one such part
 SPREAD_S = 2.0  # after a stage has begun, every gateway routes by it: users of both arms enter from then on
@@ -30,8 +30,8 @@ class Watch:
         state = rollouts.get(tx, testing.rollout) if testing else rollouts.live(tx)
         return None if state is None else self._read(tx, state)
 
-    def holdback(self, tx: sa.Connection) -> Trial | None:
-        state = rollouts.live(tx, RolloutKind.HOLDBACK)
+    def holdback(self, tx: sa.Connection, kind: RolloutKind = RolloutKind.HOLDBACK) -> Trial | None:
+        state = rollouts.live(tx, kind)
         return None if state is None else self._read(tx, state)
 
     def _read(self, tx: sa.Connection, state: RolloutState) -> Trial:
@@ -67,6 +67,11 @@ def _react_s(rules: RolloutSection, state: RolloutState) -> float:
     stage = machine.stage_of(rules, state)
     hours = rules.settle_hours if stage.decides else min(rules.settle_hours, stage.hours / WATCHED)
     return 3600 * hours
+
+
+def votes_of(tx: sa.Connection, section: RolloutSection, now: float) -> Votes | None:
+    """Who judged of late, of as long as the deciding stage of the next test counts."""
+    return labels.votes(tx, now, 3600 * outlook.counting_hours(section), section.new_users)
 
 
 def level_of(tx: sa.Connection, section: RolloutSection) -> float:

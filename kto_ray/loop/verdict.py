@@ -11,7 +11,8 @@ from kto_ray.records.adapters import BASE, CHALLENGER, CHAMPION, PREVIOUS
 from kto_ray.records.requests import Act
 from kto_ray.records.rollouts import Look, RolloutState, RolloutStatus
 from kto_ray.records.rounds import OnTrial, Outcome
-from kto_ray.rollout import evidence, holdback, machine
+from kto_ray.rollout import base, evidence, holdback, machine
+from kto_ray.rollout.assignment import beside
 
 NO_LOOKS: tuple[Look, ...] = ()
 
@@ -48,7 +49,8 @@ def settle(config: Config, seen: Seen, ended: RolloutState) -> Change:
 
 
 def _hold_back(config: Config, seen: Seen, test: RolloutState) -> tuple[RolloutState, ...]:
-    """After a promotion: the holdback of the one before ends, and a new one begins."""
+    """After a promotion: the holdback of the one before ends, and a new one begins; that on the base model goes on, or
+    begins with the first."""
     if test.status is not RolloutStatus.PROMOTED:
         return ()
     before = (
@@ -56,13 +58,17 @@ def _hold_back(config: Config, seen: Seen, test: RolloutState) -> tuple[RolloutS
     )
     rules, name = machine.rules_of(config.rollout, test), f"holdback-{test.id.removeprefix('rollout-')}"
     begun = holdback.start(rules, test.challenger, test.champion, name, seen.salt, seen.now)
-    return before if begun is None else (*before, begun)
+    measured = _on_base(config, seen) if seen.base is None else None
+    return (*before, *(state for state in (begun, measured) if state is not None))
 
 
 def _look(config: Config, seen: Seen, trial: Trial) -> tuple[RolloutState, tuple[Look, ...]]:
     """What a live test comes to by its last look, and a new look where enough has happened since."""
     state, rules = trial.state, machine.rules_of(config.rollout, trial.state)
     now, looks = trial.last, NO_LOOKS
+    if state.weight == 0:  # nobody is on its challenger: there is nothing to see
+        nothing = Look(state.id, seen.now, state.stage, 0, 0.0, 0, 0.0, -1.0, 1.0)
+        return machine.step(rules, state, machine.decide(rules, state, nothing, seen.now), seen.now), looks
     if now is None or evidence.is_due(now, trial.standing):
         now = evidence.look(rules, state, trial.standing, seen.now)
         looks = (now,)
@@ -102,7 +108,7 @@ def watch_over(config: Config, seen: Seen) -> Move:
     if state.champion != champion:
         return Change(None, (holdback.ended(state, f"the champion is {champion}", seen.now),))
     test = seen.trial.state if seen.trial is not None and seen.trial.state.live else None
-    after = holdback.step(state, seen.holdback.standing, test.weight if test else 0.0, seen.salt, seen.now)
+    after = holdback.step(state, seen.holdback.standing, _elsewhere(seen, test), seen.salt, seen.now)
     if after == state:
         return None
     rules = machine.rules_of(config.rollout, state)
@@ -115,3 +121,24 @@ def watch_over(config: Config, seen: Seen) -> Move:
     swap = (Point(PREVIOUS, champion), Point(CHAMPION, after.challenger))
     stale = (replace(machine.apply(test, Act.ABORT, seen.now), reason=after.reason),) if test is not None else ()
     return Change(None, (*looks, after, *swap, *stale), f"rollback: {after.reason}", failed=True)
+
+
+def _elsewhere(seen: Seen, test: RolloutState | None) -> float:
+    """Of the users who are neither on the base model nor held back, the share that is not the holdback's other arm."""
+    on_base = seen.base.state.weight if seen.base is not None else 0.0
+    return 1 - (1 - (test.weight if test else 0.0)) * (1 - beside(on_base) / (1 - on_base))
+
+
+def measure(config: Config, seen: Seen) -> Move:
+    """The holdback on the base model, which decides nothing: it takes in a week when that is over, and begins where
+    there is a champion and the rules have come to want it."""
+    if seen.base is None:
+        begun = _on_base(config, seen) if seen.aliases[CHAMPION] != config.base_name else None
+        return None if begun is None else Change(None, (begun,))
+    after = base.step(config.rollout, seen.base.state, seen.base.standing, seen.salt, seen.now)
+    return None if after == seen.base.state else Change(None, (after,), after.reason)
+
+
+def _on_base(config: Config, seen: Seen) -> RolloutState | None:
+    """Drawn by a salt of its own, though it begins in one move with another holdback."""
+    return base.start(config.rollout, config.base_name, f"base-{seen.nonce}", f"base-{seen.salt}", seen.now)

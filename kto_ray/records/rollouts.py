@@ -11,12 +11,14 @@ from typing import Any
 class RolloutKind(enum.StrEnum):
     TEST = "test"  # whether a challenger becomes champion
     HOLDBACK = "holdback"  # whether a new champion stays
+    BASE = "base"  # what the whole loop gains over the base model
 
 
 @dataclass(frozen=True, slots=True)
 class RolloutState:
-    """Where an A/B test stands, or a holdback, whose challenger is the previous champion. `stage` indexes the stages
-    of the rules, or counts the weeks; `weight` is the challenger's share of users."""
+    """Where an A/B test stands, or a holdback, whose challenger is the previous champion, or for ever the base model.
+    `stage` indexes the stages of the rules, or counts the weeks; `weight` is the challenger's share of users, 0 of a
+    test that has not begun, because a person is asked whether it should."""
 
     id: str
     champion: str
@@ -33,13 +35,13 @@ class RolloutState:
     by_evidence: bool = True  # false where an operator ended it
     rules: Mapping[str, Any] | None = None  # the config section that it began with, and goes on under
     kind: RolloutKind = RolloutKind.TEST
-    watch: Mapping[str, Any] | None = None  # of a holdback, as `kto_ray.rollout.holdback` keeps it
+    watch: Mapping[str, Any] | None = None  # of a holdback, as `kto_ray.rollout.holdback` or `base` keeps it
     status_at: float | None = None  # when it was last paused or resumed
     asked: tuple[str, ...] = ()  # criteria of this stage on which a person was asked; whoever resumes has answered them
 
     @property
     def live(self) -> bool:
-        """Running or paused: users are split."""
+        """Running or paused: users are split, but of a test that has not begun."""
         return self.status in LIVE
 
 

@@ -63,6 +63,16 @@ class Part:
 
 
 @dataclass(frozen=True, slots=True)
+class Votes:
+    """Who judged of late: users who were known before, as of a test that would have begun then; the mean of what they
+    said, in [0, 1]; and of how many days that is."""
+
+    users: int
+    rate: float
+    days: float
+
+
+@dataclass(frozen=True, slots=True)
 class Standing:
     """A stage of a test: users exposed, by arm, and all settled trials in the order in which they settled."""
 

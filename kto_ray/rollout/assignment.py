@@ -5,19 +5,27 @@
     policy@v7-3fa9c1     one immutable version
 
 Only the first form takes part in a test. Every other one is PINNED: whoever names a version chose it, so it says
-nothing about the arms.
+nothing about the arms. So are the answers to those for whom `rollout.staff` names one.
+
+An answer counts for one holdback at most, so that a completion names one. The champion's users are the other arm of
+both: a slice of them, drawn with those on the base model, of that one's, all others of the last promotion's. None of
+them leaves a test for it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 
 from kto_ray.records.adapters import BASE, CHAMPION
 from kto_ray.records.completions import Arm
 from kto_ray.records.conversations import Conversation
-from kto_ray.records.rollouts import RolloutState
+from kto_ray.records.rollouts import RolloutKind, RolloutState
 from kto_ray.records.users import unit_interval
+
+NOBODY: Mapping[str, str] = MappingProxyType({})
+BESIDE = 9.0  # as many users of the champion as are on the base model are that holdback's other arm
 
 
 class UnknownModel(ValueError):
@@ -42,6 +50,8 @@ def route(
     rollout: RolloutState | None,
     servable: Collection[str],
     holdback: RolloutState | None = None,
+    base: RolloutState | None = None,
+    staff: Mapping[str, str] = NOBODY,
 ) -> Route:
     """Route one request.
 
@@ -54,12 +64,18 @@ def route(
         rollout: the present rollout, if there is one.
         servable: the adapter names that the replicas hold, the base model's included.
         holdback: of the last promotion, while it goes on.
+        base: the holdback on the base model, while there is one.
+        staff: `rollout.staff`.
 
     Raises:
         UnknownModel: the name is not the policy, not an alias and not servable.
     """
     if model == served_name:
-        return _held_back(user, aliases[CHAMPION], rollout, holdback, servable)
+        champion = aliases[CHAMPION]
+        if user is not None and (wanted := of_staff(staff, user)) is not None:
+            version = aliases.get(wanted, f"{served_name}@{BASE}" if wanted == BASE else wanted)
+            return Route(version if version in servable else champion, Arm.PINNED)
+        return _measured(user, champion, rollout, holdback, base, servable)
     prefix, at, version = model.partition("@")
     if at and prefix == served_name:
         if version in aliases:
@@ -70,9 +86,22 @@ def route(
     raise UnknownModel(f"model {model!r} is not served here; use one of: {', '.join(sorted(set(known)))}")
 
 
-def splits(champion: str, rollout: RolloutState | None, holdback: RolloutState | None) -> bool:
-    """Whether any users are split, so that it matters which conversation a request goes on with."""
-    return _fits(rollout, champion) or _fits(holdback, champion)
+def of_staff(staff: Mapping[str, str], user: str) -> str | None:
+    """Which alias or version `rollout.staff` names for a user, by name or else by principal; None for nearly all."""
+    principal, within, _ = user.partition("/")
+    return staff.get(user, staff.get(f"{principal}/*") if within else None)
+
+
+def beside(share: float) -> float:
+    """The share of users who are the other arm of the holdback on the base model, where the champion answers them. Half
+    of all others at most, so that the last promotion's has some, too."""
+    return min(BESIDE * share, (1 - share) / 2)
+
+
+def splits(champion: str, *states: RolloutState | None) -> bool:
+    """Whether any users are split, by a test or a holdback, so that it matters which conversation a request goes on
+    with."""
+    return any(_fits(state, champion) for state in states)
 
 
 def go_on(
@@ -82,6 +111,7 @@ def go_on(
     rollout: RolloutState | None,
     holdback: RolloutState | None,
     servable: Collection[str],
+    base: RolloutState | None = None,
 ) -> Route:
     """The route of a further turn in a conversation, whose first would be `drawn`. It stays with the version that
     answered last, as long as that can answer and takes part in what goes on: versions change between conversations.
@@ -91,13 +121,14 @@ def go_on(
     of one arm only, those who do would be missing there, and who they are has to do with how they judge.
     """
     arms = {champion: Arm.CHAMPION}
-    for state, arm in ((rollout, Arm.CHALLENGER), (holdback, Arm.HOLDBACK)):
+    for state, arm in ((rollout, Arm.CHALLENGER), (holdback, Arm.HOLDBACK), (base, Arm.HOLDBACK)):
         if state is not None and _fits(state, champion) and state.challenger in servable:
             arms.setdefault(state.challenger, arm)
     if conversation.adapter in arms and conversation.adapter != drawn.adapter:
         return Route(conversation.adapter, arms[conversation.adapter])
     tested = _counts(conversation, conversation.rollout, rollout)
-    watched = _counts(conversation, conversation.holdback, holdback)
+    its = next((state for state in (holdback, base) if state is not None and state.id == drawn.holdback), None)
+    watched = _counts(conversation, conversation.holdback, its)
     return replace(drawn, rollout=drawn.rollout if tested else None, holdback=drawn.holdback if watched else None)
 
 
@@ -111,8 +142,30 @@ def _counts(conversation: Conversation, counted: str | None, state: RolloutState
 
 
 def _fits(state: RolloutState | None, champion: str) -> bool:
-    """Against another champion than the present one it is stale: a promotion is spreading."""
-    return state is not None and state.live and state.champion == champion
+    """Against another champion than the present one it is stale: a promotion is spreading. The base model is compared
+    with whatever is champion, but itself. A test with no weight has not begun."""
+    if state is None or not state.live or state.weight == 0:
+        return False
+    return champion != state.challenger if state.kind is RolloutKind.BASE else champion == state.champion
+
+
+def _measured(
+    user: str | None,
+    champion: str,
+    rollout: RolloutState | None,
+    holdback: RolloutState | None,
+    base: RolloutState | None,
+    servable: Collection[str],
+) -> Route:
+    """Who is held on the base model is in no test and no other holdback."""
+    if base is None or not _fits(base, champion) or user is None or base.challenger not in servable:
+        return _held_back(user, champion, rollout, holdback, servable)
+    place = unit_interval(base.salt, user)
+    if place < base.weight:
+        return Route(base.challenger, Arm.HOLDBACK, None, base.id)
+    drawn = _held_back(user, champion, rollout, holdback, servable)
+    compared = place < base.weight + beside(base.weight) and drawn.arm is Arm.CHAMPION
+    return replace(drawn, holdback=base.id) if compared else drawn
 
 
 def _held_back(

@@ -41,7 +41,7 @@ def start(rules: RolloutSection, champion: str, previous: str, name: str, salt: 
         status=RolloutStatus.RUNNING,
         started_at=now,
         stage_started_at=now,
-        rules=rules.model_dump(mode="json"),
+        rules=rules.model_dump(mode="json", exclude={"staff"}),
         kind=RolloutKind.HOLDBACK,
         watch=_kept(Watch(), 0, now),
     )
@@ -53,7 +53,8 @@ def step(state: RolloutState, standing: Standing, tested: float, salt: str, now:
 
     Args:
         standing: of the present week.
-        tested: the share of the other users whom a test's challenger answers, which are in neither arm.
+        tested: the share of the other users who are in neither arm: a test's challenger answers them, or they count
+            for the holdback on the base model.
         salt: fresh and random, for the next draw.
     """
     assert state.watch is not None

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import enum
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from pydantic import ValidationError
@@ -27,7 +28,7 @@ from pydantic import ValidationError
 from kto_ray.config.deciding import RolloutSection, RolloutStage
 from kto_ray.records.requests import Act
 from kto_ray.records.rollouts import Look, RolloutState, RolloutStatus
-from kto_ray.records.trials import REACTIONS, STYLES
+from kto_ray.rollout.guards import GUARD_WORDS, among, harm_beyond, most_of
 
 UPS_ALPHA = 0.05  # of the second condition, more ups among all who got an answer
 
@@ -67,8 +68,14 @@ def start(
         started_at=now,
         stage_started_at=now,
         level=level,
-        rules=config.model_dump(mode="json"),
+        rules=config.model_dump(mode="json", exclude={"staff"}),  # names of users, which an erasure would not find
     )
+
+
+def ask_first(state: RolloutState, why: str, now: float) -> RolloutState:
+    """A new test that does not begin before a person resumes it: nobody is on its challenger until then."""
+    reason = f"asks for resume or abort before it begins: {why}"
+    return replace(state, status=RolloutStatus.PAUSED, weight=0.0, reason=reason, status_at=now)
 
 
 def rules_of(config: RolloutSection, state: RolloutState) -> RolloutSection:
@@ -133,8 +140,8 @@ def _harm(rules: RolloutSection, state: RolloutState, look: Look) -> Verdict | N
         return Action.ABORT, "the challenger is worse", "harm"
     for name in rules.guards if "faults" not in state.asked else ():
         low = look.evidence.get(f"{name}_low", -1.0)
-        if low > (rules.max_style_rise if name in STYLES else 0.0):
-            words = f"the challenger's answers are more often {_WORDS[name]}, {_among(name)}by at least {low:.3f}"
+        if low > harm_beyond(rules, name):
+            words = f"the challenger's answers are more often {GUARD_WORDS[name]}, {among(name)}by at least {low:.3f}"
             return Action.ABORT, words, "faults"
     return None
 
@@ -150,69 +157,52 @@ def _watch(stage: RolloutStage, look: Look, hours: float) -> Verdict:
 
 
 def _decide(rules: RolloutSection, state: RolloutState, stage: RolloutStage, look: Look, hours: float) -> Verdict:
-    lacking = _lacking(rules, state, look, hours)
-    if lacking is None:
+    lacks = next(lacking(rules, state, look, hours), None)
+    if lacks is None:
         gain = f" by more than {rules.min_effect:g}" if rules.min_effect else ""
         return Action.PROMOTE, f"the challenger is better{gain}", None
     ruled_out = look.high <= rules.min_effect and look.n_champion and look.n_challenger
     if ruled_out and "futility" not in state.asked:
         return Action.ABORT, f"a gain above {rules.min_effect:g} (min_effect) is ruled out", "futility"
     if look.n_champion + look.n_challenger >= rules.max_users and "users" not in state.asked:
-        return Action.ABORT, f"no promotion among {rules.max_users} judged users (max_users), for {lacking}", "users"
+        return Action.ABORT, f"no promotion among {rules.max_users} judged users (max_users), for {lacks}", "users"
     if hours >= hours_of(rules, state):
         again = " after it was resumed" if "hours" in state.asked else ""
-        words = f"no promotion within {rules.max_hours:g} hours (max_hours){again}, for {lacking}"
+        words = f"no promotion within {rules.max_hours:g} hours (max_hours){again}, for {lacks}"
         return Action.ABORT, words, "hours"
-    return Action.HOLD, f"stage {stage.name!r} goes on, for {lacking}", None
+    return Action.HOLD, f"stage {stage.name!r} goes on, for {lacks}", None
 
 
-def _lacking(rules: RolloutSection, state: RolloutState, look: Look, hours: float) -> str | None:
-    """The first thing that a promotion waits for, in words."""
+def lacking(rules: RolloutSection, state: RolloutState, look: Look, hours: float) -> Iterator[str]:
+    """All that a promotion waits for, in words, with how far each is."""
     saw, level = look.evidence, level_of(rules, state)
     if _worse(rules, look):
-        return "the challenger is worse, in spite of which a person let the test go on"
+        yield "the challenger is worse, in spite of which a person let the test go on"
     for name, who in (("unequal", "users"), ("unequal_votes", "judged users")):
         if saw.get(name, 0.0) >= -math.log(rules.unequal_alpha):
             share = f"{state.weight:.0%}"
-            return (
-                f"the challenger's share of {who} is not the {share} that was drawn: what is counted is no fair split"
-            )
+            yield f"the challenger's share of {who} is not the {share} that was drawn: what is counted is no fair split"
     fewest = min(look.n_champion, look.n_challenger)
     if fewest < rules.min_users:
-        return f"an arm has {fewest} judged users of {rules.min_users} (min_users)"
+        yield f"an arm has {fewest} judged users of {rules.min_users} (min_users)"
     if level == 0:
-        return "nothing is left of the budget for false promotions (rollout.alpha was lowered)"
-    if saw.get("gain", 0.0) < -math.log(level):
-        odds = math.exp(min(saw.get("gain", 0.0), 700.0))
-        return f"the evidence of a gain is {odds:.3g} to one, of {1 / level:.3g} to one"
+        yield "nothing is left of the budget for false promotions (rollout.alpha was lowered)"
+    elif saw.get("gain", 0.0) < -math.log(level):
+        yield f"the evidence of a gain is {_odds(saw.get('gain', 0.0))} to one, of {1 / level:.3g} to one"
     if saw.get("ups", 0.0) < -math.log(UPS_ALPHA):
-        return "no more users judge an answer up, of all who got one, than of the champion's"
+        far = f"evidence {_odds(saw.get('ups', 0.0))} to one, of {1 / UPS_ALPHA:.3g} to one"
+        yield f"no more users judge an answer up, of all who got one, than of the champion's ({far})"
     for name in rules.guards:
         high = saw.get(f"{name}_high", 1.0)
-        most = rules.max_style_rise if name in STYLES else rules.max_fault_rise
+        most = most_of(rules, name)
         if high > most:
-            return f"answers may be {_WORDS[name]} more often, {_among(name)}by up to {high:.3f} of {most:g}"
+            yield f"answers may be {GUARD_WORDS[name]} more often, {among(name)}by up to {high:.3f} of {most:g}"
     if hours < rules.min_hours:
-        return f"{hours:.1f} hours are over of {rules.min_hours:g} (min_hours)"
-    return None
+        yield f"{hours:.1f} hours are over of {rules.min_hours:g} (min_hours)"
 
 
-_WORDS = {
-    "failed": "failed",
-    "aborted": "left by the client",
-    "cut_off": "cut off",
-    "slow": "late to begin",
-    "tool_error": "calls that no tool can take",
-    "asked_back": "questions back",
-    "long": "long",
-    "regenerated": "asked for again",
-    "disagreed": "disagreed with",
-    "edited": "edited",
-}
-
-
-def _among(name: str) -> str:
-    return "of users whose time to react is over, " if name in REACTIONS else ""
+def _odds(evidence: float) -> str:
+    return f"{math.exp(min(evidence, 700.0)):.3g}"
 
 
 def in_words(rules: RolloutSection, look: Look) -> str:
@@ -272,12 +262,22 @@ def apply(state: RolloutState, act: Act, now: float) -> RolloutState:
     if act is Act.PAUSE and state.status is RolloutStatus.RUNNING:
         return replace(state, status=RolloutStatus.PAUSED, reason="paused by an operator", status_at=now)
     if act is Act.RESUME and state.status is RolloutStatus.PAUSED:
-        return replace(state, status=RolloutStatus.RUNNING, reason=None, status_at=now)
+        return _begun(replace(state, status=RolloutStatus.RUNNING, reason=None, status_at=now), now)
     if act in (Act.PAUSE, Act.RESUME):
         fits = Act.RESUME if act is Act.PAUSE else Act.PAUSE
         raise ValueError(f"cannot {act} rollout {state.id!r}: it is {state.status}; {fits} is what fits now")
     raise ValueError(f"{act} is nothing that a rollout can be asked")
 
 
+def _begun(state: RolloutState, now: float) -> RolloutState:
+    """A test that asked before it began begins when it is resumed."""
+    if state.weight > 0:
+        return state
+    assert state.rules is not None
+    weight: float = state.rules["stages"][state.stage]["weight"]
+    return replace(state, weight=weight, stage_started_at=now)
+
+
 def _end(state: RolloutState, status: RolloutStatus, reason: str, now: float) -> RolloutState:
-    return replace(state, status=status, reason=reason, ended_at=now)
+    level = state.level if state.weight > 0 else 0.0  # one that never began has put nothing at risk
+    return replace(state, status=status, reason=reason, ended_at=now, level=level)

@@ -1,28 +1,76 @@
-"""What a test in its deciding stage can still come to, at the rate at which trials settle. Pure."""
+"""What a test can come to, at the rate at which users judge: before it begins, and in its deciding stage. Pure."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 
 from kto_ray.config.deciding import RolloutSection
 from kto_ray.records.rollouts import Look, RolloutState
-from kto_ray.rollout import machine
+from kto_ray.records.trials import Votes
+from kto_ray.rollout import guards, machine
 from kto_ray.stats import power
 
 DAY_S = 86_400.0
 
 
 @dataclass(frozen=True, slots=True)
+class Flip:
+    """A threshold at which the verdict becomes another; `way` is how much of the way there is done, 0 to 1."""
+
+    verdict: machine.Action
+    way: float
+    words: str
+
+
+@dataclass(frozen=True, slots=True)
 class Outlook:
-    """`verdict` is what would be done now and why, in words: what a promotion waits for, if it waits. `trials_left` may
-    settle before users or hours run out, at `trials_per_day`; `detectable_gain` is the difference that is then promoted
-    in 80% of tests, None where even the largest is not. Before the deciding stage only the verdict is known."""
+    """`verdict` is what would be done now and why, in words: what a promotion waits for, if it waits. `promotes` is all
+    that it waits for, with how far each is; `trials_needed` are those that the evidence of a gain lacks, if people go
+    on to judge as they did so far, None where there is no such evidence, or enough; `ends` are the thresholds of which
+    any one ends the test, the nearest first. `trials_left` may settle before users or hours run out, at
+    `trials_per_day`; `detectable_gain` is the difference that is then promoted in 80% of tests, None where even the
+    largest is not. Before the deciding stage only the verdict and what ends the test are known."""
 
     verdict: str
     trials_per_day: float | None = None
     trials_left: int | None = None
     detectable_gain: float | None = None
+    promotes: tuple[str, ...] = ()
+    trials_needed: int | None = None
+    ends: tuple[Flip, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Ahead:
+    """What a test that begins now can come to, in words. `too_little`: it cannot show `rollout.max_detectable`."""
+
+    too_little: bool
+    words: str
+
+
+def counting_hours(rules: RolloutSection) -> float:
+    """Of the deciding stage, in which trials settle."""
+    return rules.max_hours - rules.burn_in_hours - rules.settle_hours
+
+
+def foresee(rules: RolloutSection, level: float, votes: Votes | None) -> Ahead:
+    """What a test can come to that begins now, at this level, if users judge as they did of late."""
+    if votes is None:
+        return Ahead(False, "begins; the service is less than two days old, and nobody can tell yet what it can show")
+    days = counting_hours(rules) / 24
+    trials = min(rules.max_users, math.floor(votes.users * days / votes.days))
+    gain = math.inf
+    if trials and votes.rate < 1 and level > 0:
+        gain = power.detectable(trials, votes.rate, level, rules.stages[-1].weight)
+    shows = f"a gain of {100 * gain:.1f} points" if math.isfinite(gain) else "no gain at all"
+    pace = f"in the {days:.1f} days in which it counts, at the present {votes.users / votes.days:.1f} voters a day"
+    if min(gain, 1.0) <= rules.max_detectable:
+        return Ahead(False, f"begins, and could show {shows} {pace}")
+    least = f"{100 * rules.max_detectable:g} points (rollout.max_detectable) are to be"
+    more = "resume to begin it anyway, or abort it and give the next one more hours (max_hours) or more voters"
+    return Ahead(True, f"it could at best show {shows} {pace}, where {least}; {more}")
 
 
 def outlook(rules: RolloutSection, state: RolloutState, look: Look, now: float) -> Outlook:
@@ -30,16 +78,59 @@ def outlook(rules: RolloutSection, state: RolloutState, look: Look, now: float) 
     verdict = f"{decision.action}: {decision.reason}"
     if decision.action is machine.Action.PROMOTE and state.reason:
         verdict += f"; it {state.reason}"  # for replicas
-    passed = now - state.stage_started_at - 3600 * (rules.burn_in_hours + rules.settle_hours)  # none settles before
-    if not machine.stage_of(rules, state).decides or passed <= 0:
-        return Outlook(verdict)
+    age_s = now - state.stage_started_at
+    decides = machine.stage_of(rules, state).decides
+    ends = tuple(sorted(_ends(rules, state, look, age_s / 3600, decides), key=lambda flip: -flip.way))
+    if not decides:
+        return Outlook(verdict, ends=ends)
     settled = look.n_champion + look.n_challenger
+    told = Outlook(
+        verdict,
+        promotes=tuple(machine.lacking(rules, state, look, age_s / 3600)),
+        trials_needed=_needed(settled, look.evidence.get("gain", 0.0), machine.level_of(rules, state)),
+        ends=ends,
+    )
+    passed = age_s - 3600 * (rules.burn_in_hours + rules.settle_hours)  # none settles before
+    if passed <= 0:
+        return told
     per_day = settled / passed * DAY_S
-    days_left = max(0.0, machine.hours_of(rules, state) * 3600 - (now - state.stage_started_at)) / DAY_S
+    days_left = max(0.0, machine.hours_of(rules, state) * 3600 - age_s) / DAY_S
     left = math.floor(per_day * days_left)
     if "users" not in state.asked:
         left = max(0, min(rules.max_users - settled, left))
-    return Outlook(verdict, per_day, left, _detectable(rules, state, look, settled + left))
+    gain = _detectable(rules, state, look, settled + left)
+    return replace(told, trials_per_day=per_day, trials_left=left, detectable_gain=gain)
+
+
+def _needed(settled: int, gain: float, level: float) -> int | None:
+    """Evidence grows with the trials, in nats."""
+    if gain <= 0 or level == 0 or gain >= -math.log(level):
+        return None
+    return math.ceil(settled * (-math.log(level) / gain - 1))
+
+
+def _ends(rules: RolloutSection, state: RolloutState, look: Look, hours: float, decides: bool) -> Iterator[Flip]:
+    """The thresholds that end the test, and those at which a person is asked, but those that a person has answered."""
+
+    def flip(criterion: str, way: float, words: str) -> Iterator[Flip]:
+        if criterion not in state.asked:
+            action = machine.Action.ASK if criterion in rules.ask else machine.Action.ABORT
+            yield Flip(action, max(0.0, min(1.0, way)), words)
+
+    harm, enough = look.evidence.get("harm", 0.0), -math.log(rules.harm_alpha)
+    odds = f"{math.exp(min(harm, 700.0)):.3g} to one, of {1 / rules.harm_alpha:.3g} to one (harm_alpha)"
+    yield from flip("harm", harm / enough, f"the evidence of harm is {odds}")
+    for name in rules.guards:
+        low, least = look.evidence.get(f"{name}_low", -1.0), guards.harm_beyond(rules, name)
+        often = f"{guards.GUARD_WORDS[name]}, {guards.among(name)}by at least {low:+.3f}"
+        yield from flip("faults", 1 + min(low - least, 0.0), f"answers are more often {often}, of more than {least:g}")
+    if not decides:
+        return
+    high = f"the gain may be up to {look.high:+.3f}, of {rules.min_effect:+g} (min_effect)"
+    yield from flip("futility", (1 - look.high) / (1 - rules.min_effect), high)
+    settled, most = look.n_champion + look.n_challenger, machine.hours_of(rules, state)
+    yield from flip("users", settled / rules.max_users, f"{settled} users are settled of {rules.max_users} (max_users)")
+    yield Flip(machine.Action.ABORT, min(1.0, hours / most), f"{hours:.1f} hours are over of {most:g} (max_hours)")
 
 
 def _detectable(rules: RolloutSection, state: RolloutState, look: Look, trials: int) -> float | None:

@@ -9,13 +9,14 @@ from prometheus_client.core import GaugeMetricFamily
 from kto_ray.config import Config
 from kto_ray.records.trainings import TrainingRun
 from kto_ray.status.readiness import readiness
+from kto_ray.status.rollouts import loop_gain
 from kto_ray.store import adapters, rollouts, rounds, tallies, trainings
 
 Gauges = dict[str, tuple[str, float]]  # name -> (help, value)
 
 
 def metrics(tx: sa.Connection, config: Config) -> Gauges:
-    return _loop(tx, config) | _training(trainings.newest_of_a_round(tx))
+    return _loop(tx, config) | _gain(tx) | _training(trainings.newest_of_a_round(tx))
 
 
 def of_gateway(spooled: int, waiting: int, view_age_s: float, store_up: bool) -> Gauges:
@@ -59,6 +60,25 @@ def _loop(tx: sa.Connection, config: Config) -> Gauges:
         "kto_ray_round": ("Number of the round in progress, 0 if none", current.id if current else 0),
         "kto_ray_rollout_weight": ("The challenger's share of users, 0 if no rollout", test.weight if test else 0),
     }
+
+
+def _gain(tx: sa.Connection) -> Gauges:
+    """What the whole loop gains, where a holdback on the base model measures it."""
+    told = loop_gain(tx)
+    if told is None:
+        return {}
+    figures = {
+        "kto_ray_loop_gain_weight": (
+            "Share of users on the base model, who measure the whole loop's gain",
+            told.weight,
+        ),
+        "kto_ray_loop_gain_low": ("Lower end of the always-valid interval of the loop's gain", told.interval[0]),
+        "kto_ray_loop_gain_high": ("Upper end of the always-valid interval of the loop's gain", told.interval[1]),
+    }
+    if told.gain is not None:
+        words = "Gain of the whole loop over the base model, in the share of users judging an answer up"
+        figures["kto_ray_loop_gain"] = (words, told.gain)
+    return figures
 
 
 def _training(run: TrainingRun | None) -> Gauges:

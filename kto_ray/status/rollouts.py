@@ -12,11 +12,12 @@ import sqlalchemy as sa
 from kto_ray.config import Config
 from kto_ray.records.rollouts import ArmCount, Look, RolloutKind, RolloutState, RolloutStatus
 from kto_ray.records.trials import Exposed
+from kto_ray.rollout import base
 from kto_ray.rollout.machine import rules_of
 from kto_ray.rollout.outlook import Outlook, outlook
 from kto_ray.rollout.ratings import Ratings, ratings
 from kto_ray.rollout.replay import Replayed, replay
-from kto_ray.stats import budget
+from kto_ray.stats import budget, strata
 from kto_ray.store import exposed, rollouts, trials
 
 SHOWN = 100  # of the newest tests
@@ -68,13 +69,33 @@ class WatchedTest(ShownTest):
 
 
 @dataclass(frozen=True, slots=True)
+class ShownGain:
+    """What the whole loop gains: the share of users judging an answer up with whatever was champion, less the share
+    with the base model, by the holdback on that, as the mean over the `weeks` that are over, each by what it can tell.
+    The chance that `interval` ever excludes it is 5%. It decides nothing."""
+
+    id: str
+    since: float
+    weight: float  # the share of users on the base model
+    base: str
+    weeks: int
+    users_champion: int  # settled trials
+    users_base: int
+    gain: float | None
+    interval: tuple[float, float]
+    in_words: str
+
+
+@dataclass(frozen=True, slots=True)
 class RolloutPage:
     """`rollout` is the newest test, running or ended; `holdback` that of the last promotion, while it goes on: a stage
-    is a week, and the previous champion stands in the challenger's place."""
+    is a week, and the previous champion stands in the challenger's place. `loop` is what the whole loop gains over the
+    base model."""
 
     rollout: WatchedTest | None
     rollouts: tuple[ShownTest, ...]
     holdback: WatchedTest | None = None
+    loop: ShownGain | None = None
 
 
 def page(tx: sa.Connection, config: Config) -> RolloutPage:
@@ -82,7 +103,27 @@ def page(tx: sa.Connection, config: Config) -> RolloutPage:
     newest = _watched(tx, config, every[-1]) if every else None
     back = rollouts.live(tx, RolloutKind.HOLDBACK)
     watched = _watched(tx, config, back) if back is not None else None
-    return RolloutPage(newest, tuple(ShownTest(**_shown(state)) for state in every), watched)
+    return RolloutPage(newest, tuple(ShownTest(**_shown(state)) for state in every), watched, loop_gain(tx))
+
+
+def loop_gain(tx: sa.Connection) -> ShownGain | None:
+    """None before there was a champion of the loop's own, and where `rollout.base_holdback` is 0."""
+    state = rollouts.live(tx, RolloutKind.BASE)
+    if state is None:
+        return None
+    sums = base.sums_of(state)
+    low, high = strata.interval(sums, base.ALPHA)
+    words = f"{state.weight:.1%} of users stay on {state.challenger}, drawn anew each week: "
+    if sums.mean is None:
+        words += "no week is over yet in which users of both judged"
+    else:
+        words += (
+            f"the whole loop's gain over it, whatever was champion, is {sums.mean:+.3f} ({low:+.3f} to {high:+.3f}), "
+            f"by {sums.one} and {sums.other} users in {sums.strata} weeks"
+        )
+    users = (sums.one, sums.other)
+    began = (state.id, state.started_at, state.weight, state.challenger)
+    return ShownGain(*began, sums.strata, *users, sums.mean, (low, high), words)
 
 
 def replayed(tx: sa.Connection, config: Config, rollout: str | None) -> tuple[Replayed, ...]:

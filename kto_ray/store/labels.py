@@ -13,10 +13,11 @@ import sqlalchemy as sa
 
 from kto_ray.feedback.labels import examples as examples_of
 from kto_ray.feedback.labels import labels as labels_of
-from kto_ray.records.completions import Completion
+from kto_ray.records.completions import Arm, Completion
 from kto_ray.records.examples import Example
 from kto_ray.records.feedback import Feedback, FeedbackKind, Held, Signal
 from kto_ray.records.labels import Label, Verdict
+from kto_ray.records.trials import Votes
 from kto_ray.store import trials
 from kto_ray.store.among import among
 from kto_ray.store.mapping import completion_of, external_of, feedback_of
@@ -24,6 +25,8 @@ from kto_ray.store.schema import completions, feedback, labels, rounds
 from kto_ray.store.tallies import Tally
 
 CHUNK = 500  # completions of a query
+DAY_S = 86_400.0
+LATELY_S, YOUNG_S = 14 * DAY_S, 2 * DAY_S
 
 
 def refresh(tx: sa.Connection, completion_ids: Iterable[str]) -> Tally:
@@ -92,6 +95,31 @@ def _events(tx: sa.Connection, chosen: sa.ColumnElement[bool]) -> dict[str, list
     for row in tx.execute(sa.select(feedback).where(chosen).order_by(*arrival)).mappings():
         events.setdefault(row["completion_id"], []).append(feedback_of(row))
     return events
+
+
+def votes(tx: sa.Connection, now: float, window_s: float, new_users: bool) -> Votes | None:
+    """Who judged answers of the loop's own in about the last `window_s` seconds, 14 days at most, and was seen before
+    these, as a test counts; who came since, too, where it does. None where the service has answered for less than two
+    days, so that nobody can tell."""
+    c, l = completions.c, labels.c  # noqa: E741
+    first = sa.select(c.created_at).where(c.arm != Arm.IMPORT.value).order_by(c.created_at).limit(1)
+    began = tx.execute(first).scalar()
+    if began is None or now - began < YOUNG_S:
+        return None
+    window_s = min(window_s, LATELY_S, (now - began) / 2)
+    since = now - window_s
+    up = sa.func.avg(sa.case((l.verdict == Verdict.UP.value, 1.0), else_=0.0)).label("up")
+    decided = (feedback.c.completion_id == l.completion_id) & (feedback.c.seq == l.seq)
+    theirs = l.asker.is_not(None) & ~l.reviewer & l.arm.not_in([Arm.PINNED.value, Arm.IMPORT.value])
+    said = sa.select(l.asker, up).select_from(labels.join(feedback, decided))
+    each_one = said.where(feedback.c.created_at >= since, theirs).group_by(l.asker).subquery()
+    counted = sa.select(sa.func.count(), sa.func.avg(each_one.c.up))
+    if not new_users:
+        earlier = completions.alias()
+        known = sa.select(earlier.c.id).where(earlier.c.user == each_one.c.asker, earlier.c.created_at < since)
+        counted = counted.where(known.exists())
+    number, rate = tx.execute(counted.select_from(each_one)).one()
+    return Votes(number, float(rate) if number else 0.5, window_s / DAY_S)
 
 
 def lock(tx: sa.Connection, completion_ids: Iterable[str]) -> None:

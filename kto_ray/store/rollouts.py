@@ -29,7 +29,7 @@ def put(tx: sa.Connection, state: RolloutState) -> None:
         columns["stage_started_seq"] = sequence.last(tx)
         tx.execute(voters.update().where(voters.c.rollout == state.id).values(due_at=None))
         # Who is known when a test begins; when a week begins, of a holdback, which goes on for long
-        if known is None or state.kind is RolloutKind.HOLDBACK:
+        if known is None or state.kind is not RolloutKind.TEST:
             columns["started_seq"] = columns["stage_started_seq"]
     if not state.live:
         for table in (arrivals, voters):

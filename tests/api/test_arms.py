@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 import pytest
@@ -13,9 +13,10 @@ import sqlalchemy as sa
 from kto_ray.config.deciding import RolloutSection, RolloutStage
 from kto_ray.records.completions import Arm, Completion
 from kto_ray.records.replicas import ReplicaReport
-from kto_ray.records.rollouts import RolloutKind, RolloutState, RolloutStatus
+from kto_ray.records.rollouts import ArmCount, RolloutKind, RolloutState, RolloutStatus
 from kto_ray.records.users import unit_interval
 from kto_ray.serve.gateway import conversations
+from kto_ray.stats.strata import Strata, fold
 from kto_ray.store import adapters, completions, replicas, rollouts, trials
 from kto_ray.store.schema import trials as rows
 from tests.api.conftest import Api
@@ -222,3 +223,70 @@ def test_a_store_that_is_slow_to_tell_costs_the_count_and_no_answer(api: Api, mo
     for adapter, user in arms.values():
         row = asked(api, user, "slow", "m2")
         assert (row.adapter, row.rollout, row.holdback) == (adapter, None, None), "nor does what follows"
+
+
+FOR_EVER = RolloutState(
+    "b-1", "policy@champion", "policy@base", "third", 0, 0.2, RolloutStatus.RUNNING, 1.0, 1.0, kind=RolloutKind.BASE
+)
+FOR_EVER = replace(FOR_EVER, watch=asdict(Strata()))
+
+
+def test_who_is_on_the_base_is_in_no_test_and_the_page_says_what_the_loop_gains(api: Api) -> None:
+    stands(api, replace(CANARY, weight=0.5), HOLDBACK, FOR_EVER)
+    arms = set()
+    for user in (f"user-{i}" for i in range(40)):
+        row = asked(api, user, "chat")
+        there = unit_interval("third", user) < 0.2
+        assert ((row.adapter, row.arm) == ("policy@base", Arm.HOLDBACK)) == there
+        assert (row.holdback == "b-1" and row.rollout is None) if there else row.adapter != "policy@base"
+        assert asked(api, user, "chat", "m2").holdback == row.holdback, "a conversation goes on with its version"
+        arms.add((row.arm, row.holdback))
+    assert {(Arm.HOLDBACK, "b-1"), (Arm.CHAMPION, "b-1"), (Arm.HOLDBACK, "h-1"), (Arm.CHAMPION, "h-1")} <= arms
+    for model in ("policy@champion", "policy@base", NEW):
+        body = {"model": model, "messages": [{"role": "user", "content": "Hi"}], "user": "user-1"}
+        told = api.client.post("/v1/chat/completions", json=body).json()
+        with api.store.read() as tx:
+            named = completions.get(tx, told["id"])
+        assert named is not None and (named.arm, named.holdback, named.rollout) == (Arm.PINNED, None, None)
+    gain = api.client.get("/v1/rollout").json()["loop"]
+    assert (gain["weeks"], gain["gain"], gain["interval"], gain["weight"]) == (0, None, [-1.0, 1.0], 0.2)
+    assert "kto_ray_loop_gain_low -1.0" in api.client.get("/metrics").text
+    sums = fold(Strata(), ArmCount(900, 720.0), ArmCount(100, 50.0))
+    stands(api, replace(FOR_EVER, stage=1, watch=asdict(sums)))
+    gain = api.client.get("/v1/rollout").json()["loop"]
+    assert (gain["weeks"], gain["users_champion"], gain["users_base"]) == (1, 900, 100)
+    assert gain["gain"] == pytest.approx(0.3) and gain["interval"][0] < 0.3 < gain["interval"][1]
+    words = (
+        "20.0% of users stay on policy@base, drawn anew each week: the whole loop's gain over it, whatever was champion"
+    )
+    assert gain["in_words"].startswith(f"{words}, is +0.300 (")
+    assert "kto_ray_loop_gain 0.3" in api.client.get("/metrics").text and "third" not in str(gain)
+
+
+def test_a_champion_of_the_base_has_nobody_to_be_compared_with(api: Api) -> None:
+    with api.store.write() as tx:
+        adapters.set_alias(tx, "champion", "policy@base", 2.0)
+    stands(api, FOR_EVER)
+    row = asked(api, next(name for i in range(99) if unit_interval("third", name := f"user-{i}") < 0.2))
+    assert (row.adapter, row.arm, row.holdback) == ("policy@base", Arm.CHAMPION, None)
+
+
+def test_staff_get_the_challenger_within_a_conversation_too_and_count_nowhere(
+    api: Api, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stands(api, CANARY, HOLDBACK, FOR_EVER)
+    user = next(name for i in range(99) if unit_interval("salt", name := f"u-{i}") > 0.1)
+    before = asked(api, user, "chat").adapter
+    assert before != NEW
+    config = api.config.model_copy(update={"rollout": RolloutSection(staff={user: "challenger"})})
+    monkeypatch.setattr(api.door.viewer, "_config", config)
+    api.door.viewer.refresh()
+    for chat in ("chat", "other"):
+        row = asked(api, user, chat, "m2")
+        assert (row.adapter, row.arm, row.rollout, row.holdback) == (NEW, Arm.PINNED, None, None)
+    stands(api, replace(CANARY, status=RolloutStatus.ABORTED))
+    with api.store.write() as tx:
+        adapters.set_alias(tx, "challenger", None, 3.0)
+    api.door.viewer.refresh()
+    row = asked(api, user, "chat", "m3")
+    assert (row.adapter, row.arm) == (BEST, Arm.PINNED), "no challenger, and no failed request"

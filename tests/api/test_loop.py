@@ -51,7 +51,7 @@ def test_rounds_are_told_with_their_training_and_one_with_every_step(api: Api) -
 
 
 def test_a_test_is_told_with_its_looks(api: Api) -> None:
-    assert api.client.get("/v1/rollout").json() == {"rollout": None, "rollouts": [], "holdback": None}
+    assert api.client.get("/v1/rollout").json() == {"rollout": None, "rollouts": [], "holdback": None, "loop": None}
     a_test(api)
     told = api.client.get("/v1/rollout").json()["rollout"]
     assert (told["stage_name"], told["status"], told["interval"]) == ("ab", "running", [-0.5, 0.75])

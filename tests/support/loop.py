@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +49,7 @@ class Jobs:
 def labels(store: Store, number: int = 8) -> None:
     with store.write() as tx:
         for i in range(number):
-            completions.insert(tx, completion(f"c{i}", f"u{i}"))
+            completions.insert(tx, replace(completion(f"c{i}", f"u{i}"), created_at=time.time()))
             feedback.record(tx, thumb(f"f{i}", f"c{i}", f"u{i}"))
 
 

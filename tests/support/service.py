@@ -51,6 +51,7 @@ QUICK = (
     "rollout.max_fault_rise=1",
     "rollout.max_style_rise=1",
     "rollout.holdback=0",
+    "rollout.base_holdback=0",
 )
 
 

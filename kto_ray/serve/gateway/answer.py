@@ -57,7 +57,7 @@ async def _routed(door: Door, ask: ChatAsk) -> Route:
     """
     view, name = door.view, door.config.model.served_name
     drawn = view.route(ask.model, ask.user, name)
-    if ask.model != name or ask.user is None or ask.external is None or not view.splits:
+    if ask.model != name or ask.user is None or ask.external is None or not view.splits(ask.user):
         return drawn
     try:
         conversation = await door.conversations.of(ask.user, ask.external)

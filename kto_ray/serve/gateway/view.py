@@ -31,6 +31,8 @@ class View:
     aliases: Mapping[str, str]
     rollout: RolloutState | None
     holdback: RolloutState | None
+    base: RolloutState | None  # the holdback on the base model
+    staff: Mapping[str, str]
     servable: frozenset[str]  # held by every live replica, or the base
     ready: Readiness
     keys: Mapping[str, Key]  # by their public ids, the revoked ones too
@@ -43,7 +45,8 @@ class View:
             ApiError: 404, the model is not served here.
         """
         try:
-            route = assignment.route(model, user, served_name, self.aliases, self.rollout, self.servable, self.holdback)
+            states = (self.rollout, self.servable, self.holdback, self.base)
+            route = assignment.route(model, user, served_name, self.aliases, *states, self.staff)
         except assignment.UnknownModel as error:
             raise ApiError(404, shortened(str(error), model), param="model", code="model_not_found") from None
         if self.ready.answers == self.ready.champion:
@@ -51,16 +54,16 @@ class View:
         adapter = self.ready.answers if route.adapter == self.ready.champion else route.adapter
         return replace(route, adapter=adapter, arm=Arm.PINNED, rollout=None, holdback=None)
 
-    @property
-    def splits(self) -> bool:
-        """Whether it matters which conversation a request goes on with."""
-        stands_in = self.ready.answers != self.ready.champion
-        return not stands_in and assignment.splits(self.aliases[CHAMPION], self.rollout, self.holdback)
+    def splits(self, user: str) -> bool:
+        """Whether it matters which conversation a user's request goes on with."""
+        if self.ready.answers != self.ready.champion or assignment.of_staff(self.staff, user) is not None:
+            return False
+        return assignment.splits(self.aliases[CHAMPION], self.rollout, self.holdback, self.base)
 
     def go_on(self, drawn: assignment.Route, conversation: Conversation) -> assignment.Route:
         """As `assignment.go_on`."""
-        champion = self.aliases[CHAMPION]
-        return assignment.go_on(drawn, conversation, champion, self.rollout, self.holdback, self.servable)
+        champion, states = self.aliases[CHAMPION], (self.rollout, self.holdback, self.servable, self.base)
+        return assignment.go_on(drawn, conversation, champion, *states)
 
 
 class Viewer:
@@ -83,12 +86,13 @@ class Viewer:
         with self._store.read() as tx:
             ready = readiness(tx, config)
             aliases, test = adapters.aliases(tx, config.base_name), rollouts.live(tx)
-            back = rollouts.live(tx, RolloutKind.HOLDBACK)
+            back, base = (rollouts.live(tx, kind) for kind in (RolloutKind.HOLDBACK, RolloutKind.BASE))
             known = {key.id: key for key in keys.every(tx)}
         if ready.answers != ready.champion and ready.answers != self._answers:
             log.error("%s answers in place of the champion %s, which a replica cannot load: %s", *_why(ready))
         self._answers = ready.answers
-        self.view = View(aliases, test, back, held_by_all(ready.replicas) | {config.base_name}, ready, known)
+        servable, staff = held_by_all(ready.replicas) | {config.base_name}, config.rollout.staff
+        self.view = View(aliases, test, back, base, staff, servable, ready, known)
         self._read_at = began
 
     def close(self) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import threading
+import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,7 +19,7 @@ from kto_ray.config import Config, load_config
 from kto_ray.loop.step import Loop
 from kto_ray.records.keys import Scope
 from kto_ray.records.rollouts import Look
-from kto_ray.rollout import holdback
+from kto_ray.rollout import base, holdback, machine
 from kto_ray.store import Store, adapters, completions, keys, rollouts
 from tests.conftest import FreePort
 from tests.support.adapters import write
@@ -126,6 +128,27 @@ def test_status_tells_of_the_holdback(config: Config, sqlite_store: Store) -> No
     told = CliRunner().invoke(app, ["status", "--set", f"home={config.home}"]).stdout
     words = " ".join(told.replace("│", " ").split())  # as wide as a terminal happens to be
     assert "10% of users stay on policy@v1, week 1: it is better by -0.125 to +0.250" in words
+
+
+def test_status_tells_what_the_loop_gains_and_what_a_test_asks(config: Config, sqlite_store: Store) -> None:
+    begun = base.start(config.rollout, "policy@base", "base-1", "salt", 1.0)
+    assert begun is not None
+    test = machine.start(config.rollout, "policy@base", "policy@v1", "rollout-1", "salt", 0.005, 1.0)
+    with sqlite_store.write() as tx:
+        rollouts.put(tx, begun)
+        rollouts.put(tx, machine.ask_first(test, "it could at best show a gain of 31.0 points", 2.0))
+    told = CliRunner().invoke(app, ["status", "--set", f"home={config.home}"]).stdout
+    words = " ".join(told.replace("│", " ").split())
+    assert "asks for resume or abort before it begins: it could at best show a gain of 31.0 points" in words
+    assert "1.0% of users stay on policy@base, drawn anew each week: no week is over yet" in words
+    with sqlite_store.write() as tx:
+        rollouts.put(tx, replace(test, stage=1, weight=0.5, stage_started_at=time.time()))
+        rollouts.add_look(tx, Look("rollout-1", 2.0, 1, 90, 54.0, 80, 56.0, -0.125, 0.25, evidence={"gain": 1.0}))
+    told = CliRunner().invoke(app, ["status", "--set", f"home={config.home}"]).stdout
+    words = " ".join(told.replace("│", " ").split())
+    assert "to promote, also: the evidence of a gain is 2.72 to one, of 200 to one; no more users judge" in words
+    assert "the evidence of a gain lacks about 731 users who judge as those so far" in words
+    assert "what would end it first: the gain may be up to +0.250, of +0 (min_effect), 75% of the way" in words
 
 
 def test_a_rollback_names_the_champion_to_leave(config: Config) -> None:

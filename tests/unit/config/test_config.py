@@ -171,10 +171,24 @@ def test_a_user_never_switches_arms_between_stages() -> None:
 
 
 def test_a_holdbacks_week_is_long_enough_to_settle_a_trial() -> None:
-    with pytest.raises(ConfigError, match=r"settle_hours is 168, which must be less than 168 .*set holdback to 0"):
-        load_config(None, ("rollout.settle_hours=168",))
+    for name, other in (("holdback", "base_holdback"), ("base_holdback", "holdback")):
+        with pytest.raises(ConfigError, match=f"settle_hours is 168, which must be less than 168 .*set {name} to 0"):
+            load_config(None, ("rollout.settle_hours=168", f"rollout.{other}=0"))
     assert load_config(None, ("rollout.settle_hours=167",)).rollout.holdback > 0
-    assert load_config(None, ("rollout.settle_hours=168", "rollout.holdback=0")).rollout.settle_hours == 168
+    off = ("rollout.holdback=0", "rollout.base_holdback=0")
+    assert load_config(None, ("rollout.settle_hours=168", *off)).rollout.settle_hours == 168
+
+
+def test_staff_are_named_as_the_store_does_and_get_what_there_is() -> None:
+    given = "rollout.staff={alice: challenger, app/bob: policy@v7-3fa9c1, ops/*: base}"
+    staff = load_config(None, (given,)).rollout.staff
+    assert staff == {"alice": "challenger", "app/bob": "policy@v7-3fa9c1", "ops/*": "base"}
+    for who in ("'*'", "a*", "a/b*", "a/*/c", "''"):
+        with pytest.raises(ConfigError, match=r"names nobody; name a user as the store does .* as 'app/\*'"):
+            load_config(None, (f"rollout.staff={{{who}: base}}",))
+    for wanted in ("challengr", "v7", "'@v7'", "policy@"):
+        with pytest.raises(ConfigError, match=r"is no alias .champion, challenger, previous, base. and no version"):
+            load_config(None, (f"rollout.staff={{alice: {wanted}}}",))
 
 
 def test_what_is_no_yaml_is_told_with_its_name(tmp_path: Path) -> None:

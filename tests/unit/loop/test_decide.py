@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import asdict, replace
 from typing import Any
 
 import pytest
 
 from kto_ray.config import Config
+from kto_ray.config.deciding import RolloutSection, RolloutStage
 from kto_ray.loop.decide import decide
 from kto_ray.loop.moves import Begin, Change, KeepSnapshot, Point, Start
 from kto_ray.loop.operators import obey
@@ -20,12 +22,13 @@ from kto_ray.records.rollouts import Look, RolloutState, RolloutStatus
 from kto_ray.records.rounds import Ended, Judging, Loading, OnTrial, Outcome, Round, Sealing, State, Training
 from kto_ray.records.training import Trained, TrainProgress
 from kto_ray.records.trainings import TrainingRun as Run
-from kto_ray.records.trials import Exposed, Settled, Standing
-from kto_ray.rollout import holdback
+from kto_ray.records.trials import Exposed, Settled, Standing, Votes
+from kto_ray.rollout import base, holdback, machine
 from kto_ray.stats.detector import Watch
 from tests.support.rows import manifest
 
-CONFIG = Config(home="/tmp/kto")
+CONFIG = Config(home="/tmp/kto", rollout=RolloutSection(base_holdback=0))
+MEASURED = Config(home="/tmp/kto")
 NOW = 1000.0
 V1 = "policy@v1"
 VERSION = AdapterVersion(V1, 1, 1.0, "uri", "0" * 64, "s", None, "policy@base", 8)
@@ -182,7 +185,7 @@ def test_a_candidate_that_passes_is_tested_on_users() -> None:
     assert after is not None and after.state == OnTrial("s", V1, "rollout-1-n")
     assert kept.decision is GateDecision.PROMOTE_TO_CANARY
     assert (test.id, test.champion, test.challenger, test.stage) == ("rollout-1-n", "policy@base", V1, 0)
-    assert (test.level, test.rules) == (0.004, CONFIG.rollout.model_dump(mode="json"))
+    assert (test.level, test.rules) == (0.004, CONFIG.rollout.model_dump(mode="json", exclude={"staff"}))
     assert test.salt == "drawn", "of its own, so that no other test and no name tells the arms"
 
 
@@ -299,6 +302,103 @@ def test_its_alarm_brings_the_previous_champion_back_and_ends_the_test_against_t
 def test_a_holdback_ends_with_its_champion() -> None:
     after, (state,) = changed(seen(aliases={"champion": "policy@base"}, holdback=watched(days=0.1)))
     assert after is None and state.status is RolloutStatus.ABORTED and state.reason == "the champion is policy@base"
+
+
+WEEK = 7 * 86_400.0
+
+
+def on_base(age_s: float, trials: tuple[Settled, ...] = (), **changes: Any) -> Trial:
+    begun = base.start(MEASURED.rollout, "policy@base", "base-1", "salt", NOW - age_s)
+    assert begun is not None
+    return Trial(replace(begun, **changes), Standing("base-1", 0, trials=trials), None)
+
+
+def test_the_first_promotion_keeps_some_users_on_the_base_for_ever() -> None:
+    promoted = replace(TEST, status=RolloutStatus.PROMOTED, rules=None)
+    _, effects = changed(in_test(state=promoted), MEASURED)
+    back, begun = (e for e in effects if isinstance(e, RolloutState) and e.kind != "test")
+    assert (begun.id, begun.kind, begun.champion, begun.challenger, begun.weight) == (
+        "base-n",
+        "base",
+        "policy@champion",
+        "policy@base",
+        0.01,
+    )
+    assert begun.salt != back.salt, "or those on the base would be of those held back"
+    _, effects = changed(in_test(state=promoted, base=on_base(1.0)), MEASURED)
+    assert [e.kind for e in effects if isinstance(e, RolloutState)] == ["test", "holdback"], "it goes on"
+
+
+def test_the_base_is_measured_as_soon_as_the_rules_want_it_and_another_is_champion() -> None:
+    theirs = {"champion": V1}
+    assert decide(CONFIG, seen(aliases=theirs)) is None and decide(MEASURED, seen()) is None
+    _, (begun,) = changed(seen(aliases=theirs), MEASURED)
+    assert begun.kind == "base" and begun.live
+    assert decide(MEASURED, seen(aliases=theirs, base=on_base(1.0))) is None
+    after, (ended,) = changed(seen(aliases=theirs, base=on_base(1.0)), CONFIG)
+    assert after is None and ended.status is RolloutStatus.ABORTED and "base_holdback is 0" in ended.reason
+
+
+def test_a_week_on_the_base_is_taken_in_whoever_was_champion_and_decides_nothing() -> None:
+    said = (Settled(False, 1.0), Settled(False, 0.5), Settled(True, 0.0))
+    found = seen(aliases={"champion": "policy@v9"}, base=on_base(WEEK, said))
+    assert decide(MEASURED, replace(found, now=NOW - 1)) is None
+    after, (state,) = changed(found, MEASURED)
+    assert after is None and (state.stage, state.salt, state.weight, state.live) == (1, "drawn", 0.01, True)
+    sums = base.sums_of(state)
+    assert (sums.strata, sums.one, sums.other, sums.mean) == (1, 2, 1, 0.75)
+
+
+def test_a_holdback_knows_that_some_of_the_champions_users_count_for_the_base() -> None:
+    now = {"champion": V1, "previous": "policy@base"}
+    for measured, others in ((None, 0.9), (on_base(1.0, weight=0.01), 0.9 * (1 - 0.09 / 0.99))):
+        _, (_, state) = changed(seen(aliases=now, holdback=watched(), base=measured), MEASURED if measured else CONFIG)
+        assert state.watch["weight"] == pytest.approx(0.1 / (0.1 + others))
+
+
+BLIND = Votes(users=130, rate=0.6, days=13.0)
+
+
+def test_a_test_that_could_not_show_a_gain_asks_before_it_begins() -> None:
+    passed = seen(Judging("s", V1), job=report(GateDecision.PROMOTE_TO_CANARY), votes=BLIND)
+    after, (_, test) = changed(passed)
+    assert after is not None and after.state == OnTrial("s", V1, "rollout-1-n")
+    assert (test.status, test.weight, test.status_at) == (RolloutStatus.PAUSED, 0.0, NOW)
+    words = (
+        r"asks for resume or abort before it begins: it could at best show a gain of 3\d\.\d points in the 13.0 days"
+    )
+    assert re.match(words, test.reason) and "at the present 10.0 voters a day" in test.reason
+    begins = changed(replace(passed, votes=replace(BLIND, users=13_000)))[1][1]
+    assert (begins.status, begins.weight) == (RolloutStatus.RUNNING, 0.1)
+    never = CONFIG.model_copy(update={"rollout": CONFIG.rollout.model_copy(update={"max_detectable": 1.0})})
+    assert changed(replace(passed, votes=replace(BLIND, users=0)), never)[1][1].status is RolloutStatus.RUNNING
+
+
+def test_a_test_that_asked_begins_when_it_is_resumed_and_else_ends_having_risked_nothing() -> None:
+    passed = seen(Judging("s", V1), job=report(GateDecision.PROMOTE_TO_CANARY), votes=BLIND)
+    test = changed(passed)[1][1]
+    state, nobody = OnTrial("s", V1, test.id), Standing(test.id, 0)
+    waits = seen(state, trial=Trial(test, nobody, None), now=NOW + 168 * 3600 - 1)
+    assert decide(CONFIG, waits) is None, "nothing is looked at"
+    move, answer = obey(CONFIG, waits, Request(1, Act.RESUME, test.id))
+    assert isinstance(move, Change) and isinstance(answer, Done)
+    (begun,) = move.effects
+    assert isinstance(begun, RolloutState) and begun.status is RolloutStatus.RUNNING
+    assert (begun.weight, begun.stage_started_at, begun.level) == (0.1, waits.now, 0.004)
+    after, (ended, *_) = changed(replace(waits, now=waits.now + 1))
+    assert after is not None and isinstance(after.state, Ended) and after.state.outcome is Outcome.ABORTED
+    assert ended.level == 0 and ended.reason.startswith("nobody resumed it within 168 hours (max_paused_hours): asks")
+
+
+def test_a_test_whose_stages_were_changed_goes_on_under_those_that_it_began_with() -> None:
+    stages = [RolloutStage(name=n, weight=w, exposed=5) for n, w in (("a", 0.1), ("b", 0.3))]
+    began = RolloutSection(stages=(*stages, RolloutStage(name="c", weight=0.4, decides=True)))
+    first = machine.start(began, "policy@base", V1, TEST.id, "salt", 0.005, NOW - 60)
+    enough = Standing(TEST.id, 0, Exposed(50, 50), Exposed(5, 5))
+    _, (_, second) = changed(in_test(enough, first))  # the config has a canary and an A/B of its own
+    assert (second.stage, second.weight) == (1, 0.3)
+    _, (_, third) = changed(in_test(replace(enough, stage=1), second))
+    assert (third.stage, third.weight) == (2, 0.4)
 
 
 def test_what_an_operator_ended_is_settled() -> None:

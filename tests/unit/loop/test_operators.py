@@ -84,7 +84,7 @@ def test_a_test_without_a_round_is_settled_and_leaves_the_next_candidate_alone(a
     swap = [("previous", "policy@base"), ("champion", V1)] if act is Act.PROMOTE else []
     assert points == [*swap, ("challenger", None)]
     begun = [effect.id for effect in move.effects if isinstance(effect, RolloutState)]
-    assert begun == [TEST.id, "holdback-1-n"][: 1 + (act is Act.PROMOTE)]
+    assert begun == [TEST.id, *(("holdback-1-n", "base-") if act is Act.PROMOTE else ())]
     loads = Round(7, Loading("s", "policy@v2"), 5.0, 6.0)
     loading = replace(found, round=loads, aliases={"champion": "policy@base", "challenger": "policy@v2"})
     move, _ = obey(Config(), loading, Request(1, act, TEST.id))

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 
 from kto_ray.records.completions import Arm
 from kto_ray.records.conversations import Conversation
-from kto_ray.records.rollouts import RolloutState, RolloutStatus
+from kto_ray.records.rollouts import RolloutKind, RolloutState, RolloutStatus
 from kto_ray.records.users import unit_interval
-from kto_ray.rollout.assignment import Route, UnknownModel, go_on, route, splits, uncounted
+from kto_ray.rollout.assignment import Route, UnknownModel, beside, go_on, route, splits, uncounted
 
 CHAMPION, CHALLENGER, BASE = "policy@v1-aaaaaa", "policy@v2-bbbbbb", "policy@base"
 ALIASES = {"champion": CHAMPION, "challenger": CHALLENGER, "previous": BASE}
@@ -224,3 +224,96 @@ def test_conversations_matter_only_while_users_are_split() -> None:
     assert splits(CHAMPION, STAGE, None) and splits(CHAMPION, None, WEEK)
     ended = replace(STAGE, status=RolloutStatus.ABORTED)
     assert not any(splits(CHAMPION, test, None) for test in (None, ended, replace(STAGE, champion=BASE)))
+
+
+def test_a_test_that_has_not_begun_splits_nobody() -> None:
+    asks = replace(ROLLOUT, weight=0.0, status=RolloutStatus.PAUSED)
+    assert not splits(CHAMPION, asks)
+    assert all(ask("policy", user, asks) == Route(CHAMPION, Arm.CHAMPION) for user in map(str, range(99)))
+
+
+FOR_EVER = RolloutState(
+    "b1", "policy@champion", BASE, "third", 0, 0.05, RolloutStatus.RUNNING, 0.0, 100.0, kind=RolloutKind.BASE
+)
+OLDER = replace(HOLDBACK, stage_started_at=100.0)
+ALL_HELD = {CHAMPION, CHALLENGER, "policy@v0", BASE}
+
+
+def measured(user: str | None, champion: str = CHAMPION, base: RolloutState | None = FOR_EVER) -> Route:
+    return route("policy", user, "policy", {**ALIASES, "champion": champion}, STAGE, ALL_HELD, OLDER, base)
+
+
+@given(names, st.text(max_size=9), st.floats(0.001, 0.2))
+def test_who_is_on_the_base_is_in_nothing_else_and_who_is_not_is_answered_as_without_it(
+    user: str, salt: str, share: float
+) -> None:
+    base = replace(FOR_EVER, salt=salt, weight=share)
+    place, without = unit_interval(salt, user), measured(user, base=None)
+    found = measured(user, base=base)
+    if place < share:
+        assert found == Route(BASE, Arm.HOLDBACK, None, "b1")
+    else:
+        compared = place < share + beside(share) and without.arm is Arm.CHAMPION
+        assert found == (replace(without, holdback="b1") if compared else without), "it leaves no test for it"
+
+
+def test_the_draws_are_independent_and_each_holdback_has_another_arm() -> None:
+    found = [measured(f"user-{i}") for i in range(20_000)]
+    named = [(one.arm, one.holdback) for one in found]
+    assert abs(named.count((Arm.HOLDBACK, "b1")) / 20_000 - 0.05) < 0.006
+    held, free = (named.count((arm, "h1")) for arm in (Arm.HOLDBACK, Arm.CHAMPION))
+    assert abs(held / 20_000 - 0.95 * 0.3) < 0.014
+    assert abs(named.count((Arm.CHAMPION, "b1")) / 20_000 - 0.45 * 0.7 * 0.5) < 0.012, "of a slice, the champion's"
+    assert abs(free / 20_000 - 0.5 * 0.7 * 0.5) < 0.013
+    on_test = [one for one in found if one.rollout is not None]
+    assert abs(sum(one.arm is Arm.CHALLENGER for one in on_test) / len(on_test) - 0.5) < 0.02, "the test's split stays"
+    assert [beside(0.01), beside(0.2)] == pytest.approx([0.09, 0.4])
+
+
+def test_the_base_is_compared_with_whatever_is_champion_but_itself() -> None:
+    there = next(u for u in map(str, range(999)) if unit_interval("third", u) < 0.05)
+    assert measured(there, CHALLENGER).arm is Arm.HOLDBACK and measured(there, "policy@v0").arm is Arm.HOLDBACK
+    assert splits(CHALLENGER, None, None, FOR_EVER) and not splits(BASE, None, None, FOR_EVER)
+    for found in (measured(there, BASE), measured(None)):
+        assert found.holdback != "b1" and found.arm is not Arm.HOLDBACK
+    assert measured(there, base=replace(FOR_EVER, status=RolloutStatus.ABORTED)) == measured(there, base=None)
+
+
+@given(names)
+def test_a_conversation_keeps_the_base_and_counts_where_it_began_there(user: str) -> None:
+    def goes_on(before: Conversation) -> Route:
+        return go_on(first, before, CHAMPION, STAGE, OLDER, ALL_HELD, FOR_EVER)
+
+    first = measured(user)
+    assert goes_on(Conversation(100.0, first.adapter, first.rollout, first.holdback)) == first
+    assert goes_on(Conversation(99.0, first.adapter, first.rollout, first.holdback)) == uncounted(first)
+    old = goes_on(Conversation(99.0, BASE, None, "b1"))
+    assert (old.adapter, old.rollout, old.holdback, old.arm) == (BASE, None, None, Arm.HOLDBACK)
+
+
+STAFF = {"alice": "challenger", "app/*": "previous", "app/bob": "base", "carol": "policy@v9-gone", "dan": CHALLENGER}
+
+
+@pytest.mark.parametrize(
+    ("user", "adapter"),
+    [
+        ("alice", CHALLENGER),
+        ("app/eve", "policy@v0"),
+        ("app/bob", BASE),
+        ("dan", CHALLENGER),
+        ("carol", CHAMPION),  # which is not servable
+    ],
+)
+def test_staff_get_what_is_named_for_them_and_count_nowhere(user: str, adapter: str) -> None:
+    aliases = {"champion": CHAMPION, "challenger": CHALLENGER, "previous": "policy@v0"}
+    for salt in map(str, range(20)):
+        states = (replace(STAGE, salt=salt), ALL_HELD, OLDER, replace(FOR_EVER, salt=salt))
+        assert route("policy", user, "policy", aliases, *states, STAFF) == Route(adapter, Arm.PINNED)
+    assert route("policy@base", user, "policy", aliases, *states, STAFF) == Route(BASE, Arm.PINNED), "who names one"
+
+
+def test_staff_without_a_challenger_get_the_champion_and_others_are_no_staff() -> None:
+    alone = route("policy", "alice", "policy", {"champion": CHAMPION}, None, HELD, None, None, STAFF)
+    assert alone == Route(CHAMPION, Arm.PINNED)
+    for user in ("alice/b", "app", "apple/eve", None):
+        assert route("policy", user, "policy", ALIASES, STAGE, HELD, staff=STAFF) == ask("policy", user, STAGE)

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import pytest
 
 from kto_ray.config.deciding import RolloutSection
 from kto_ray.records.rollouts import Look
-from kto_ray.records.trials import GUARDS
+from kto_ray.records.trials import GUARDS, Votes
+from kto_ray.rollout.guards import GUARD_WORDS
 from kto_ray.rollout.machine import advance, start
-from kto_ray.rollout.outlook import outlook
+from kto_ray.rollout.outlook import foresee, outlook
 from kto_ray.stats.power import detectable
 
 DAY = 86_400.0
@@ -51,7 +53,62 @@ def test_it_says_that_a_promotion_waits_for_replicas() -> None:
 def test_what_cannot_be_known_is_not_told() -> None:
     watching = outlook(RULES, CANARY, replace(LOOK, stage=0), 3 * DAY)
     assert (watching.trials_per_day, watching.trials_left, watching.detectable_gain) == (None, None, None)
+    assert watching.promotes == () and {flip.words.split(", ")[0] for flip in watching.ends} >= {
+        "answers are more often failed"
+    }
     early = outlook(RULES, AB, LOOK, 0.5 * DAY)
     assert early.trials_left is None, "before the first trial settles"
     nobody = outlook(RULES, AB, Look("r1", 0.0, 1, 0, 0.0, 0, 0.0, -1.0, 1.0), 3 * DAY)
     assert (nobody.trials_left, nobody.detectable_gain) == (0, None)
+
+
+def test_it_says_all_that_would_flip_the_verdict_and_how_far_that_is() -> None:
+    harmed = replace(LOOK, evidence={**SAW, "harm": math.log(10), "cut_off_low": -0.02}, high=0.1)
+    told = outlook(RULES, AB, harmed, 1 * DAY)
+    assert [words.split(",")[0] for words in told.promotes] == [
+        "the evidence of a gain is 2.72 to one",
+        "no more users judge an answer up",
+        *(f"answers may be {GUARD_WORDS[name]} more often" for name in RULES.guards),
+        "24.0 hours are over of 48 (min_hours)",
+    ]
+    assert "(evidence 2.72 to one, of 20 to one)" in told.promotes[1]
+    assert told.trials_needed == math.ceil(1000 * (math.log(200) - 1))
+    ways = [flip.way for flip in told.ends]
+    assert ways == sorted(ways, reverse=True) and {flip.verdict for flip in told.ends} == {"abort"}
+    by = {flip.words: flip.way for flip in told.ends}
+    assert by["answers are more often cut off, by at least -0.020, of more than 0"] == pytest.approx(0.98)
+    assert by["the gain may be up to +0.100, of +0 (min_effect)"] == pytest.approx(0.9)
+    assert by["the evidence of harm is 10 to one, of 20 to one (harm_alpha)"] == pytest.approx(0.769, abs=1e-3)
+    assert by["1000 users are settled of 20000 (max_users)"] == pytest.approx(0.05)
+    assert by["24.0 hours are over of 336 (max_hours)"] == pytest.approx(24 / 336)
+
+
+def test_what_a_person_is_asked_or_has_answered_is_told_so() -> None:
+    asks = RULES.model_copy(update={"ask": ("harm", "futility")})
+    told = outlook(asks, replace(AB, asked=("harm",)), LOOK, 3 * DAY).ends
+    assert not any("harm" in flip.words for flip in told)
+    assert [flip.verdict for flip in told if "min_effect" in flip.words] == ["ask"]
+
+
+@pytest.mark.parametrize(("evidence", "needed"), [(0.0, None), (-2.0, None), (6.0, None), (math.log(200) / 2, 1000)])
+def test_how_many_more_are_needed_where_evidence_grows(evidence: float, needed: int | None) -> None:
+    assert outlook(RULES, AB, replace(LOOK, evidence={"gain": evidence}), 3 * DAY).trials_needed == needed
+
+
+def test_before_a_test_it_says_what_it_could_show() -> None:
+    many = foresee(RULES, 0.005, Votes(users=6000, rate=0.6, days=13.0))
+    gain = 100 * detectable(6000, 0.6, 0.005)
+    assert not many.too_little and f"could show a gain of {gain:.1f} points in the 13.0 days" in many.words
+    assert "at the present 461.5 voters a day" in many.words
+    halved = foresee(RULES, 0.005, Votes(users=3000, rate=0.6, days=6.5))
+    assert halved.words == many.words, "of half the time, half of them"
+    few = foresee(RULES, 0.005, Votes(users=300, rate=0.6, days=13.0))
+    assert few.too_little and "15 points (rollout.max_detectable) are to be" in few.words
+    assert not foresee(RULES.model_copy(update={"max_detectable": 0.3}), 0.005, Votes(300, 0.6, 13.0)).too_little
+    bound = foresee(RULES.model_copy(update={"max_users": 300}), 0.005, Votes(6000, 0.6, 13.0))
+    assert bound.too_little, "no more settle than may"
+    for blind in (Votes(0, 0.5, 13.0), Votes(6000, 1.0, 13.0)):
+        assert "no gain at all" in foresee(RULES, 0.005, blind).words
+    assert foresee(RULES, 0.0, Votes(6000, 0.6, 13.0)).too_little, "nothing is left of the budget"
+    young = foresee(RULES, 0.005, None)
+    assert not young.too_little and "less than two days old" in young.words

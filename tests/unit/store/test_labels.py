@@ -15,9 +15,10 @@ from hypothesis import HealthCheck, given, settings
 
 from kto_ray.config.capture import FeedbackSection
 from kto_ray.feedback.labels import labels as labels_of
-from kto_ray.records.completions import Completion, ExternalRef
+from kto_ray.records.completions import Arm, Completion, ExternalRef
 from kto_ray.records.feedback import Feedback, FeedbackKind, Held, Signal
 from kto_ray.records.labels import Label, Verdict
+from kto_ray.records.trials import Votes
 from kto_ray.store import Store, completions, feedback, joining, labels, quarantine, rounds, tallies
 from kto_ray.store.mapping import feedback_of
 from kto_ray.store.recording import TooManyEvents
@@ -199,3 +200,45 @@ def test_labels_that_go_leave_the_new_ones_new(store: Store) -> None:
         assert rounds.new_labels(tx) == 3
         feedback.withdraw(tx, "old", 4000.0)
         assert rounds.new_labels(tx) == 2
+
+
+def test_who_judged_of_late_counts_as_a_test_would_count_them(store: Store) -> None:
+    """Of ten days, five are looked at: ann and cat were there before, bob came since, dan and the rest do not count."""
+    now = 20 * DAY_S
+
+    def answered(tx: sa.Connection, name: str, user: str, day: float, **changes: Any) -> None:
+        completions.insert(tx, completion(name, user=user, created_at=day * DAY_S, **changes))
+
+    def judged(tx: sa.Connection, name: str, user: str, value: bool, day: float, **changes: Any) -> None:
+        made = thumb(f"f-{name}-{day}", name, value=value, user=user, created_at=day * DAY_S, **changes)
+        feedback.record(tx, made)
+
+    with store.write() as tx:
+        answered(tx, "imported", "eve", 1, arm=Arm.IMPORT)
+        for user in ("ann", "cat", "dan", "fay"):
+            answered(tx, f"old-{user}", user, 10)
+        judged(tx, "old-dan", "dan", True, 11)
+        for name, user in (("a1", "ann"), ("a2", "ann"), ("b", "bob"), ("c", "cat"), ("d", "dan")):
+            answered(tx, name, user, 16)
+        answered(tx, "pinned", "fay", 16, arm=Arm.PINNED)
+        judged(tx, "pinned", "fay", True, 17)
+        judged(tx, "imported", "eve", True, 17)
+        judged(tx, "a1", "ann", True, 17)
+        judged(tx, "a1", "ann", False, 18)
+        judged(tx, "a2", "ann", True, 18)
+        judged(tx, "b", "bob", True, 18)
+        judged(tx, "c", "cat", False, 18)
+        judged(tx, "d", "ops", True, 18, reviewer=True)
+    with store.read() as tx:
+        assert labels.votes(tx, now, 13 * DAY_S, new_users=False) == Votes(2, 0.25, 5.0)
+        assert labels.votes(tx, now, 13 * DAY_S, new_users=True) == Votes(3, 0.5, 5.0)
+        assert labels.votes(tx, now, 2.5 * DAY_S, new_users=False) == Votes(3, 0.5, 2.5), "bob was there"
+        assert labels.votes(tx, now + 40 * DAY_S, 90 * DAY_S, new_users=True) == Votes(0, 0.5, 14.0)
+        assert labels.votes(tx, 11.9 * DAY_S, 13 * DAY_S, new_users=True) is None, "too young to tell"
+
+
+def test_a_store_without_answers_of_its_own_cannot_tell_who_judges(store: Store) -> None:
+    with store.write() as tx:
+        completions.insert(tx, completion("imported", arm=Arm.IMPORT))
+    with store.read() as tx:
+        assert labels.votes(tx, 1e9, DAY_S, new_users=True) is None

@@ -10,11 +10,14 @@ from dataclasses import replace
 import pytest
 import sqlalchemy as sa
 
+from kto_ray.config.deciding import RolloutSection
 from kto_ray.records.completions import Arm
 from kto_ray.records.feedback import FeedbackKind
+from kto_ray.records.requests import Act
 from kto_ray.records.rollouts import RolloutKind, RolloutState, RolloutStatus
 from kto_ray.records.trials import Exposed, Settled, Standing
 from kto_ray.records.users import unit_interval
+from kto_ray.rollout import machine
 from kto_ray.store import Store, completions, feedback, rollouts, trials
 from kto_ray.store.schema import voters
 from kto_ray.store.trials import Rules
@@ -209,6 +212,47 @@ def test_a_holdback_counts_the_champions_users_of_a_test_too_and_knows_users_ane
         rollouts.put(tx, second)
         answered("c2", ART, None, Arm.HOLDBACK)
     assert told(store, 2 * DAY, days, second).trials == (Settled(True, 1.0),)
+
+
+def test_the_holdback_on_the_base_counts_its_users_and_those_of_whatever_is_champion(store: Store) -> None:
+    week = replace(STAGE, id="b", champion="policy@champion", challenger="policy@base", kind=RolloutKind.BASE)
+    with store.write() as tx:
+        rollouts.put(tx, week)
+        rollouts.put(tx, replace(STAGE, id="h", kind=RolloutKind.HOLDBACK))
+        for name, user, arm, adapter, counts in (
+            ("a", ANN, Arm.HOLDBACK, "policy@base", "b"),
+            ("b", BOB, Arm.CHAMPION, "policy@v1", "b"),
+            ("c", BEN, Arm.CHAMPION, "policy@v2", "b"),  # after a promotion
+            ("d", ART, Arm.HOLDBACK, "policy@v1", "h"),
+        ):
+            row = completion(name, user=user, arm=arm, adapter=adapter, holdback=counts, created_at=100.0)
+            completions.insert(tx, row)
+            judged(tx, name, user, name != "c")
+        assert rollouts.live(tx, RolloutKind.BASE) == week and rollouts.latest(tx, 9) == []
+        assert rollouts.finished(tx) == [], "it costs the budget nothing"
+    found = told(store, 2 * DAY, RULES, week)
+    assert sorted(found.trials, key=repr) == [Settled(False, 0.0), Settled(False, 1.0), Settled(True, 1.0)]
+    assert (found.champion.users, found.challenger.users) == (2, 1)
+    with store.write() as tx:
+        rollouts.put(tx, replace(week, stage=1, stage_started_at=2.0, salt="another"))
+        trials.forget(tx, ANN, "erased-1")
+    with store.read() as tx:
+        assert len(trials.standing(tx, week).trials) == 3
+
+
+def test_a_test_that_asked_counts_from_when_it_was_resumed(store: Store) -> None:
+    asks = machine.ask_first(replace(STAGE, rules=RolloutSection().model_dump(mode="json")), "it is blind", 50.0)
+    with store.write() as tx:
+        rollouts.put(tx, asks)
+        asked(tx, "a", ANN, rollout=None, arm=Arm.CHAMPION)
+    assert told(store, DAY, state=asks) == Standing("r", 0)
+    begun = machine.apply(asks, Act.RESUME, 60.0)
+    with store.write() as tx:
+        rollouts.put(tx, begun)
+        assert rollouts.live(tx) == begun and begun.weight == 0.1
+        user = next(name for name in drawn(challenger=True, weight=0.1))
+        asked(tx, "b", user)
+    assert told(store, DAY, state=begun).challenger.users == 1
 
 
 def test_nobody_enters_while_all_is_new_and_what_was_said_then_is_in_no_mean(store: Store) -> None:
