@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from typing import Any
 
 import pytest
 
@@ -51,6 +52,10 @@ def test_rounds_are_told_with_their_training_and_one_with_every_step(api: Api) -
     assert [(r["outcome"], r["reason"], r["snapshot"]) for r in told["rounds"]] == [("failed", "train: no", "s")]
 
 
+def figures_of(candidate: str) -> dict[str, Any]:
+    return {"of": candidate, "steps": 9, "tokens_per_s": 80.0, "train_s": 12.0}
+
+
 def waits(api: Api) -> None:
     """Of two candidates the first has passed, and waits for a person."""
     now = time.time()
@@ -60,14 +65,16 @@ def waits(api: Api) -> None:
         adapters.insert(tx, V1)
         begun = rounds.insert(tx, now, (kto, apo))
         for name in ("kto", "apo"):
-            trainings.put(tx, TrainingRun(f"round-1-{name}", "s", 6.0, 1, figures={"of": name}, history=({"step": 1},)))
+            trainings.put(
+                tx, TrainingRun(f"round-1-{name}", "s", 6.0, 1, figures=figures_of(name), history=({"step": 1},))
+            )
         rounds.update(tx, begun.to(Awaiting("s", V1.name), now))
 
 
 def test_candidates_are_told_with_what_came_of_each(api: Api) -> None:
     waits(api)
     told = api.client.get("/v1/loop").json()["round"]
-    assert (told["stage"], told["adapter"], told["train_metrics"]) == ("approval", V1.name, {"of": "kto"})
+    assert (told["stage"], told["adapter"], told["train_metrics"]) == ("approval", V1.name, figures_of("kto"))
     assert told["candidates"] == [
         {
             "name": "kto",
@@ -76,7 +83,7 @@ def test_candidates_are_told_with_what_came_of_each(api: Api) -> None:
             "decision": "promote-to-canary",
             "reason": "sane",
             "auc_gain": 0.05,
-            "train_metrics": {"of": "kto"},
+            "train_metrics": figures_of("kto"),
         },
         {
             "name": "apo",
@@ -85,9 +92,10 @@ def test_candidates_are_told_with_what_came_of_each(api: Api) -> None:
             "decision": "reject",
             "reason": "longer",
             "auc_gain": -0.01,
-            "train_metrics": {"of": "apo"},
+            "train_metrics": figures_of("apo"),
         },
     ]
+    assert "\nkto_ray_approval_waits 1.0\n" in api.client.get("/metrics").text
     one = api.client.get("/v1/loop/rounds/1").json()
     assert one["history"] == [{"step": 1}] and one["candidates"] == told["candidates"]
 
