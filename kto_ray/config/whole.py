@@ -52,13 +52,14 @@ class Config(Section):
         return home if "://" in home else str(Path(home).expanduser().absolute())
 
     @model_validator(mode="after")
-    def _can_be_trained_and_served(self) -> Config:
-        self._fits("kto", self.kto)
+    def _adapters_fit(self) -> Config:
+        """Those of the `kto` section, and of every candidate."""
+        self._adapter_fits("kto", self.kto)
         for name, over in self.loop.candidates.items():
-            self._fits(f"loop.candidates.{name}", self.with_kto(over.model_dump()).kto)
+            self._adapter_fits(f"loop.candidates.{name}", self.with_kto(over.model_dump()).kto)
         return self
 
-    def _fits(self, where: str, kto: KtoSection) -> None:
+    def _adapter_fits(self, where: str, kto: KtoSection) -> None:
         if kto.rank > self.serve.max_lora_rank:
             raise ValueError(
                 f"{where}.rank is {kto.rank}, but serve.max_lora_rank is {self.serve.max_lora_rank}: "
@@ -82,7 +83,7 @@ class Config(Section):
             )
 
     @model_validator(mode="after")
-    def _fits_together(self) -> Config:
+    def _learning_fits(self) -> Config:
         if self.train.device == "cpu" and self.train_dtype == "float16":
             raise ValueError(
                 f"train.device is 'cpu', but train.dtype is {self.train.dtype!r} and model.dtype {self.model.dtype!r}: "
@@ -93,6 +94,10 @@ class Config(Section):
                 f"data.max_length is {self.data.max_length}, above model.max_model_len "
                 f"{self.model.max_model_len}; lower it"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _places_fit(self) -> Config:
         if self.store_url is None and "://" in self.home:
             raise ValueError(
                 f"home is {self.home!r} and store_url is not set: the store cannot be a file there; "
@@ -108,6 +113,15 @@ class Config(Section):
                 f"store_url is {self.database_url!r}: SQLite serves one machine; "
                 "set a postgresql+psycopg:// URL or embedded: true"
             )
+        if not self.embedded and "://" not in self.home:
+            raise ValueError(
+                f"home is {self.home!r}, a local directory; beyond one machine it must be a URI such as s3://bucket/kto"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _names_last(self) -> Config:
+        """Beyond one machine: what is hashed or fetched under a name is the same for good."""
         if not self.embedded and self.salt == DEFAULT_SALT:
             raise ValueError(
                 f"salt is {DEFAULT_SALT!r}, the default, which everybody knows: users' hashes in snapshots could be "
@@ -118,10 +132,6 @@ class Config(Section):
                 f"model.id is {self.model.id!r} and model.revision {self.model.revision!r}: nodes that start on "
                 "different days could serve different weights under one name; set model.revision to the full hash of a "
                 "commit (its page on Hugging Face shows it)"
-            )
-        if not self.embedded and "://" not in self.home:
-            raise ValueError(
-                f"home is {self.home!r}, a local directory; beyond one machine it must be a URI such as s3://bucket/kto"
             )
         return self
 

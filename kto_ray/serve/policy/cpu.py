@@ -2,7 +2,7 @@
 
 LoRA: vLLM's own CPU path copies the adapter's whole matrix for every token of every layer, which costs 4 to 6 times the
 throughput. It also takes slot -1 (no adapter) as a Python index, so that a base-model request batched with adapter
-requests gets whatever the last slot holds. `cpu_lora` does one matrix product per adapter in the batch instead.
+requests gets whatever the last slot holds. `cpu_lora` does two small products a layer instead.
 
 Sampling: vLLM sorts the whole vocabulary for each token that is sampled with top-p; `cpu_sampler` looks at its head.
 
@@ -35,10 +35,13 @@ def register() -> None:
     if not current_platform.is_cpu():
         return
     from vllm.distributed.device_communicators import shm_broadcast
+    from vllm.lora.model_manager import LoRAModelManager
     from vllm.v1.sample.ops import topk_topp_sampler
 
+    from kto_ray.serve.policy.cpu_lora import activate_adapter
     from kto_ray.serve.policy.cpu_sampler import apply_top_k_top_p
 
+    LoRAModelManager.activate_adapter = activate_adapter
     topk_topp_sampler.apply_top_k_top_p = apply_top_k_top_p
     # The platform names its wrapper by a dotted path, which vLLM resolves when it builds the LoRA manager.
     type(current_platform).get_punica_wrapper = classmethod(_wrapper_path)

@@ -1,15 +1,32 @@
-"""LoRA for vLLM on a CPU: one matrix product per adapter in the batch (see `cpu` for why and how it is installed).
+"""LoRA for vLLM on a CPU: two small products a layer, whatever the batch holds (see `cpu` for why and how it is
+installed).
 
 A wrapper belongs to a model and is told before a forward pass which adapter slot each row uses. The rows are grouped
 by slot there, once, instead of in each of the several hundred LoRA layers of a forward pass. A row without an adapter
-is in no group, so it costs nothing and no adapter's weights can reach it, not even as 0 * NaN.
+is in no group, so no adapter's weights can reach it, not even as 0 * NaN.
+
+At the few rows of a decoding step a product costs what its call costs. vLLM's own layers call oneDNN with weights that
+were laid out for it before; so do these, which takes half the time of torch's. Few rows of several adapters are one
+product with the weights of all slots, and what is not of a row's own slot is set to zero in between.
 """
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from vllm import _custom_ops as ops
+from vllm.lora.model_manager import LoRAModelManager
 from vllm.lora.punica_wrapper.punica_cpu import PunicaWrapperCPU
+
+FEW = 64  # rows of a batch that take the weights of all slots at once
+NARROW = 512  # ranks of all slots together, beyond which that would be dear
+SHAPES = 32  # numbers of rows for which oneDNN keeps its plans, as vLLM's own layers have it
+
+Product = Callable[[torch.Tensor], torch.Tensor]
+Products = tuple[Product, Product]  # with A, then with B
+
+vllm_activate = LoRAModelManager.activate_adapter
 
 
 @dataclass(frozen=True)
@@ -18,14 +35,17 @@ class RowGroups:
 
     total: int
     groups: tuple[tuple[int, torch.Tensor | None], ...]
+    slots: torch.Tensor | None = field(default=None, compare=False)
+    masks: dict[tuple[int, int, torch.dtype], torch.Tensor] = field(default_factory=dict, compare=False)
 
-
-@dataclass(frozen=True)
-class SlotWeights:
-    """A layer's weights by slot, as views ready to multiply with: A (in, ranks) or None, and B (ranks, out)."""
-
-    a: tuple[torch.Tensor | None, ...]
-    b: tuple[torch.Tensor, ...]
+    def mask(self, slots: int, ranks: int, dtype: torch.dtype) -> torch.Tensor:
+        """(rows, slots * ranks): 1 in the columns of a row's own slot, 0 in all others."""
+        key = slots, ranks, dtype
+        if key not in self.masks:
+            assert self.slots is not None
+            columns = torch.arange(slots).repeat_interleave(ranks)
+            self.masks[key] = (self.slots[:, None] == columns).to(dtype)
+        return self.masks[key]
 
 
 def group_rows(slots: torch.Tensor) -> RowGroups:
@@ -33,19 +53,21 @@ def group_rows(slots: torch.Tensor) -> RowGroups:
     present = sorted(set(slots.tolist()))
     if len(present) == 1 and present[0] >= 0:
         return RowGroups(len(slots), ((present[0], None),))
-    return RowGroups(len(slots), tuple((s, (slots == s).nonzero().flatten()) for s in present if s >= 0))
+    return RowGroups(len(slots), tuple((s, (slots == s).nonzero().flatten()) for s in present if s >= 0), slots.clone())
 
 
-def slot_weights(a_stacked: tuple[torch.Tensor, ...], b_stacked: tuple[torch.Tensor, ...]) -> SlotWeights:
-    """Views of a layer's weights; the slices of a fused layer (q, k, v; gate, up) become one A and one B.
+def fused(
+    a_stacked: tuple[torch.Tensor, ...], b_stacked: tuple[torch.Tensor, ...]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """A (slots, ranks, in) and B (slots, out, ranks) of a layer; the slices of a fused layer (q, k, v; gate, up) become
+    one.
 
     A slice has A (slots, 1, rank, in) and B (slots, 1, out, rank). A's are stacked and B's put on a block diagonal, so
     that two products serve all slices. vLLM loads an adapter by writing into the slices' own tensors, which therefore
-    become views of the fused ones: nothing has to notice a load.
+    become views of the fused ones.
     """
     if len(a_stacked) == 1:
-        a_all, b_all = a_stacked[0].squeeze(1), b_stacked[0].squeeze(1)
-        return SlotWeights(tuple(a.t() for a in a_all), tuple(b.t() for b in b_all))
+        return a_stacked[0].squeeze(1), b_stacked[0].squeeze(1)
     # The first forward pass runs in inference mode, whose tensors cannot replace the data of ordinary ones.
     with torch.inference_mode(False):
         a_all = torch.cat(a_stacked, dim=2).squeeze(1)
@@ -56,25 +78,69 @@ def slot_weights(a_stacked: tuple[torch.Tensor, ...], b_stacked: tuple[torch.Ten
             b_all[:, outs, ranks] = b.squeeze(1)
             a.data, b.data = a_all[:, ranks].unsqueeze(1), b_all[:, outs, ranks].unsqueeze(1)
             rank, out = ranks.stop, outs.stop
-        return SlotWeights(tuple(a.t() for a in a_all), tuple(b.t() for b in b_all))
+        return a_all, b_all
 
 
-def add_low_rank(y: torch.Tensor, x: torch.Tensor, weights: SlotWeights, rows: RowGroups, scale: float) -> None:
-    """`y += scale * x @ A @ B` in place, each row with its own slot's A and B. y is (rows, >= out), x (rows, in)."""
-    for slot, index in rows.groups:
-        a, b = weights.a[slot], weights.b[slot]
+def product(weights: torch.Tensor) -> Product:
+    """x (rows, in) -> x @ weights.T, with a copy of the weights (out, in) that is laid out for it."""
+    try:
+        handler = ops.create_onednn_mm(weights.contiguous().t(), SHAPES)
+    except RuntimeError:  # not for this dtype on this processor: vLLM's own layers fall back likewise
+        kept = weights.clone().t()
+        return lambda x: x @ kept
+    return lambda x: ops.onednn_mm(handler, x, None)
+
+
+class Layer:
+    """The adapters of a layer, A (slots, ranks, in) and B (slots, out, ranks), as products in the model's dtype."""
+
+    def __init__(self, a: torch.Tensor, b: torch.Tensor, dtype: torch.dtype) -> None:
+        self.a, self.b, self.dtype = a, b, dtype
+        self.slots, self.ranks, _ = a.shape
+        self._own: dict[int, Products] = {}
+        self._all: Products | None = None
+        self._all_known = False
+
+    def loaded(self, slot: int) -> None:
+        """Other weights were written there."""
+        self._own.pop(slot, None)
+        self._all, self._all_known = None, False
+
+    def own(self, slot: int) -> Products:
+        if slot not in self._own:
+            self._own[slot] = product(self.a[slot].to(self.dtype)), product(self.b[slot].to(self.dtype))
+        return self._own[slot]
+
+    def all(self) -> Products | None:
+        """With every slot's A and B; None where that would be dear, or where 0 times a weight is not 0."""
+        if not self._all_known:
+            self._all_known = True
+            if self.slots * self.ranks <= NARROW and self.a.isfinite().all() and self.b.isfinite().all():
+                a, b = self.a.flatten(0, 1), self.b.transpose(0, 1).flatten(1)
+                self._all = product(a.to(self.dtype)), product(b.to(self.dtype))
+        return self._all
+
+    def add(self, y: torch.Tensor, x: torch.Tensor, rows: RowGroups, scale: float) -> None:
+        """`y += scale * x @ A.T @ B.T` in place, each row with its own slot's. y is (rows, out), x (rows, in); adapter
+        and model may pad the vocabulary differently."""
+        x = x.to(self.dtype)
+        width = min(y.shape[1], self.b.shape[1])
+        y = y.narrow(1, 0, width)
+        first, index = rows.groups[0]
         if index is None:
-            part, inputs = y, x
-        else:
-            assert len(y) == len(x) == rows.total, f"{len(y)} outputs, {len(x)} inputs, {rows.total} rows mapped"
-            part, inputs = y.index_select(0, index), x.index_select(0, index)
-        inputs = inputs.to(y.dtype)
-        shrunk = inputs if a is None else inputs @ a.to(y.dtype)
-        # Adapter and model may pad the vocabulary differently.
-        width = min(y.shape[1], b.shape[1])
-        part.narrow(1, 0, width).addmm_(shrunk, b.narrow(1, 0, width).to(y.dtype), alpha=scale)
-        if index is not None:
-            y.index_copy_(0, index, part)
+            down, up = self.own(first)
+            y.add_(up(down(x)).narrow(1, 0, width), alpha=scale)
+            return
+        assert len(y) == len(x) == rows.total, f"{len(y)} outputs, {len(x)} inputs, {rows.total} rows mapped"
+        if rows.total <= FEW and (products := self.all()):
+            down, up = products
+            shrunk = down(x).mul_(rows.mask(self.slots, self.ranks, self.dtype))
+            y.add_(up(shrunk).narrow(1, 0, width), alpha=scale)
+            return
+        for slot, index in rows.groups:
+            assert index is not None
+            down, up = self.own(slot)
+            y.index_add_(0, index, up(down(x.index_select(0, index))).narrow(1, 0, width), alpha=scale)
 
 
 class GroupedPunicaWrapper(PunicaWrapperCPU):  # type: ignore[misc]  # vLLM is not followed by mypy
@@ -84,7 +150,12 @@ class GroupedPunicaWrapper(PunicaWrapperCPU):  # type: ignore[misc]  # vLLM is n
         super().__init__(*args, **kwargs)
         self.token_rows = RowGroups(0, ())
         self.sampler_rows = RowGroups(0, ())
-        self.weights: dict[torch.Tensor, SlotWeights] = {}  # by the layer's first B; tensors compare by identity here
+        self.layers: dict[torch.Tensor, Layer] = {}  # by the layer's first B; tensors compare by identity here
+
+    def loaded(self, slot: int) -> None:
+        """An adapter was written into a slot."""
+        for layer in self.layers.values():
+            layer.loaded(slot)
 
     def update_metadata(self, *args: Any, **kwargs: Any) -> None:
         super().update_metadata(*args, **kwargs)
@@ -117,10 +188,13 @@ class GroupedPunicaWrapper(PunicaWrapperCPU):  # type: ignore[misc]  # vLLM is n
     def add_lora_embedding(
         self, y: torch.Tensor, x: torch.Tensor, lora_b_stacked: torch.Tensor, add_inputs: bool = True, **kwargs: Any
     ) -> None:
-        b = tuple(b.t() for b in lora_b_stacked.squeeze(1))
+        b_all = lora_b_stacked.squeeze(1)
+        width = min(y.shape[1], b_all.shape[1])
         if self.token_rows.groups and not add_inputs:
-            y[:, : b[0].shape[1]] = 0
-        add_low_rank(y, x, SlotWeights((None,) * len(b), b), self.token_rows, 1.0)
+            y[:, :width] = 0
+        for slot, index in self.token_rows.groups:
+            rows = torch.arange(len(x)) if index is None else index
+            y[:, :width].index_add_(0, rows, x[rows].to(y.dtype) @ b_all[slot, :width].t().to(y.dtype))
 
     def _add(
         self,
@@ -133,7 +207,18 @@ class GroupedPunicaWrapper(PunicaWrapperCPU):  # type: ignore[misc]  # vLLM is n
     ) -> None:
         if not rows.groups:
             return
-        weights = self.weights.get(b_stacked[0])
-        if weights is None:
-            weights = self.weights[b_stacked[0]] = slot_weights(a_stacked, b_stacked)
-        add_low_rank(y.view(-1, y.shape[-1]), x.view(-1, x.shape[-1]), weights, rows, scale)
+        layer = self.layers.get(b_stacked[0])
+        if layer is None:
+            layer = self.layers[b_stacked[0]] = Layer(*fused(a_stacked, b_stacked), y.dtype)
+        layer.add(y.view(-1, y.shape[-1]), x.view(-1, x.shape[-1]), rows, scale)
+
+
+def activate_adapter(manager: LoRAModelManager, lora_id: int) -> bool:
+    """vLLM's, which writes an adapter's weights into a slot of every layer; then who made products of them is told."""
+    try:
+        return bool(vllm_activate(manager, lora_id))
+    finally:
+        if lora_id in manager.lora_index_to_id:
+            slot = manager.lora_index_to_id.index(lora_id)
+            for wrapper in manager.punica_wrapper_mapping.values():
+                wrapper.loaded(slot)

@@ -6,7 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -14,6 +14,7 @@ import vllm.platforms
 import zmq
 from vllm.distributed.device_communicators.shm_broadcast import SpinCondition
 from vllm.lora.layers import LoRAMapping
+from vllm.lora.model_manager import LoRAModelManager
 from vllm.lora.punica_wrapper import get_punica_wrapper
 from vllm.lora.punica_wrapper.punica_cpu import PunicaWrapperCPU
 from vllm.platforms.cpu import CpuPlatform
@@ -21,7 +22,7 @@ from vllm.platforms.interface import UnspecifiedPlatform
 from vllm.utils.network_utils import get_open_zmq_ipc_path
 from vllm.v1.sample.ops import topk_topp_sampler
 
-from kto_ray.serve.policy import cpu, cpu_sampler
+from kto_ray.serve.policy import cpu, cpu_lora, cpu_sampler
 from kto_ray.serve.policy.cpu_lora import GroupedPunicaWrapper, RowGroups, group_rows
 
 SLOTS, RANK, WIDE = 4, 8, 48
@@ -58,7 +59,7 @@ def weights(*shape: int, dtype: torch.dtype, free_last: bool = True) -> torch.Te
 
 
 def both(tokens: list[int], prompts: list[int] | None = None) -> tuple[PunicaWrapperCPU, GroupedPunicaWrapper]:
-    stock, ours = (c(256, 64, device="cpu") for c in (PunicaWrapperCPU, GroupedPunicaWrapper))
+    stock, ours = (c(256, 128, device="cpu") for c in (PunicaWrapperCPU, GroupedPunicaWrapper))
     for wrapper in (stock, ours):
         remap(wrapper, tokens, prompts)
     return stock, ours
@@ -143,13 +144,63 @@ def test_each_row_gets_its_own_adapter_and_no_other(layout: Any, widths: Any) ->
     assert torch.equal(got[base], y[base])
 
 
-def test_a_broken_adapter_harms_only_its_own_rows() -> None:
+@pytest.mark.parametrize("when", ["before the first forward", "after it"])
+def test_a_broken_adapter_harms_only_its_own_rows(when: str) -> None:
     layout = LAYOUTS["mixed"]
     x, y = torch.randn(len(layout), WIDE), torch.randn(len(layout), 24)
     a, b = weights(RANK, WIDE, dtype=torch.float32), weights(24, RANK, dtype=torch.float32)
+    wrapper = both(layout)[1]
+    if when == "after it":
+        wrapper.add_lora_linear(y, x, (a,), (b,), 1.0, (24,))
     a[IDS.index(103)] = b[IDS.index(103)] = float("nan")
-    both(layout)[1].add_lora_linear(y, x, (a,), (b,), 1.0, (24,))
+    wrapper.loaded(IDS.index(103))
+    wrapper.add_lora_linear(y, x, (a,), (b,), 1.0, (24,))
     assert y.isnan().any(dim=1).tolist() == [adapter == 103 for adapter in layout]
+
+
+@pytest.mark.parametrize("rows", [cpu_lora.FEW, cpu_lora.FEW + 1])
+def test_many_rows_are_computed_adapter_by_adapter_and_few_all_at_once(rows: int) -> None:
+    layout = [(101, 0, 103)[i % 3] for i in range(rows)]
+    a, b = weights(RANK, WIDE, dtype=torch.float32), weights(24, RANK, dtype=torch.float32)
+    x, y = torch.randn(rows, WIDE), torch.randn(rows, 24)
+    stock, ours = both(layout)
+    expected = y.clone()
+    stock.add_lora_linear(expected, x, (a,), (b,), 1.0, (24,))
+    ours.add_lora_linear(y, x, (a,), (b,), 1.0, (24,))
+    torch.testing.assert_close(y, expected, rtol=1e-5, atol=1e-5)
+    (layer,) = ours.layers.values()
+    assert (layer._all is None) == bool(layer._own) == (rows > cpu_lora.FEW)
+
+
+def test_who_made_products_is_told_of_what_vllm_loads(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Manager:
+        lora_index_to_id: ClassVar = [7, None]
+        punica_wrapper_mapping: ClassVar = {"model": both([101])[1]}
+
+    def write(manager: Any, adapter: int) -> bool:
+        manager.lora_index_to_id = [7, adapter]
+        b[1] = 2 * b[1]
+        if adapter == 13:
+            raise RuntimeError("cut off in the midst of it")
+        return True
+
+    monkeypatch.setattr(cpu_lora, "vllm_activate", write)
+    wrapper, manager = Manager.punica_wrapper_mapping["model"], Manager()
+    a, b = weights(RANK, WIDE, dtype=torch.float32), weights(24, RANK, dtype=torch.float32)
+    x = torch.randn(1, WIDE)
+
+    def added() -> torch.Tensor:
+        y = torch.zeros(1, 24)
+        wrapper.add_lora_linear(y, x, (a,), (b,), 1.0, (24,))
+        return y
+
+    remap(wrapper, [102])
+    before = added()
+    assert cpu_lora.activate_adapter(manager, 12)
+    torch.testing.assert_close(added(), 2 * before)
+    with pytest.raises(RuntimeError, match="cut off"):
+        cpu_lora.activate_adapter(manager, 13)
+    torch.testing.assert_close(added(), 4 * before)
 
 
 @pytest.mark.parametrize("widths", SLICES.values(), ids=SLICES.keys())
@@ -171,6 +222,7 @@ def test_loads_remaps_and_slot_changes_after_the_first_forward_are_seen(widths: 
         a_[0], b_[0] = 0, 0
         a_[0, 0, : RANK // 2].copy_(torch.randn(RANK // 2, WIDE))
         b_[0, 0, :, : RANK // 2].copy_(torch.randn(b_.shape[2], RANK // 2))
+    wrappers[1].loaded(0)
     agree()
     for wrapper in wrappers:
         remap(wrapper, [0, 102, 101])
@@ -191,6 +243,7 @@ def test_empty_batch_and_unknown_rows() -> None:
 def test_register_installs_on_a_cpu_and_nowhere_else(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(SpinCondition.__init__, "__defaults__", SpinCondition.__init__.__defaults__)
     monkeypatch.setattr(SpinCondition, "notify", SpinCondition.notify)
+    monkeypatch.setattr(LoRAModelManager, "activate_adapter", cpu_lora.vllm_activate)
     monkeypatch.setattr(topk_topp_sampler, "apply_top_k_top_p", cpu_sampler.vllm_apply)
     for platform in (CpuPlatform, UnspecifiedPlatform):  # put back what register() sets
         monkeypatch.setattr(platform, "get_punica_wrapper", platform.get_punica_wrapper)
@@ -208,6 +261,7 @@ def test_register_installs_on_a_cpu_and_nowhere_else(monkeypatch: pytest.MonkeyP
     waiting = SpinCondition(is_reader=True, context=zmq.Context.instance(), notify_address="inproc://nobody")
     assert waiting.busy_loop_s == cpu.SPIN_S
     assert SpinCondition.notify is cpu._notify
+    assert LoRAModelManager.activate_adapter is cpu_lora.activate_adapter
     assert topk_topp_sampler.apply_top_k_top_p is cpu_sampler.apply_top_k_top_p
 
 
