@@ -242,13 +242,13 @@ class Loop:
                     uri, number = snapshots.uri_of(tx, snapshot), adapters.next_number(tx)
                     champion = adapters.get(tx, seen.aliases[CHAMPION])  # None where it is the base model
                 over = current.candidate.kto
-                return work.start(work.learn, config, over, current.run, number, uri, champion)
+                return work.start(work.learn, config, current.run, number, uri, champion, over)
             case Judging(snapshot, adapter):
                 with self._store.read() as tx:
                     uri, candidate = snapshots.uri_of(tx, snapshot), adapters.get(tx, adapter)
                     champion = adapters.get(tx, seen.aliases[CHAMPION])
                 over = current.candidate.kto
-                return work.start(work.examine, config, over, self._policy, candidate, champion, uri)
+                return work.start(work.examine, config, self._policy, candidate, champion, uri, over)
             case _:
                 raise AssertionError(f"stage {current.stage} has no job")
 

@@ -49,10 +49,10 @@ def seal(config: Config) -> SnapshotManifest:
 
 
 def learn(
-    config: Config, over: Json, run: str, number: int, snapshot_uri: str, champion: AdapterVersion | None
+    config: Config, run: str, number: int, snapshot_uri: str, champion: AdapterVersion | None, over: Json
 ) -> Trained:
-    """Train on a snapshot, by the `kto` section and what a candidate sets `over` it, and publish the adapter as version
-    `number`."""
+    """Train on a snapshot, by the `kto` section and what the candidate sets `over` it, and publish the adapter as
+    version `number`."""
     from kto_ray.train import learn
 
     return learn.learn(config.with_kto(over), run, number, snapshot_uri, champion)
@@ -60,15 +60,15 @@ def learn(
 
 def examine(
     config: Config,
-    over: Json,
     policy: DeploymentHandle,
     candidate: AdapterVersion,
     champion: AdapterVersion | None,
     uri: str,
+    over: Json,
 ) -> GateReport:
     """Ask the loaded candidate and the champion the guard prompts, then put the candidate through the gate.
 
-    `uri` is that of the snapshot whose held-out rows the gate looks at.
+    `uri` is that of the snapshot whose held-out rows the gate looks at, `over` what the candidate sets over `kto`.
     """
     from kto_ray.evaluate.ask import guard_answers
 

@@ -313,7 +313,7 @@ class Several(Jobs):
 
     def start(self, function: Any, config: Any = None, *given: Any) -> str:
         if function.__name__ == "learn":
-            over, run, number, *_ = given
+            run, number, _, _, over = given
             self.overs[run] = over
             name = f"policy@v{number}"
             self._runs[name] = run
@@ -322,7 +322,7 @@ class Several(Jobs):
             self.started.append(run)
             return str(run)
         if function.__name__ == "examine":
-            _, _, candidate, *_ = given
+            candidate = given[1]
             told = GateReport(candidate.name, self.manifest.id, 1.0, PASS, ("sane",), {})
             self.results[candidate.name] = replace(told, metrics={"auc_gain": self.gains[self._runs[candidate.name]]})
             self.started.append(candidate.name)
