@@ -42,7 +42,7 @@ from kto_ray.records.rounds import (
     Tried,
 )
 from kto_ray.records.training import Trained
-from kto_ray.store import adapters, evaluation, open_store, requests, rounds, trainings
+from kto_ray.store import adapters, evaluation, open_store, requests, rollouts, rounds, trainings
 from kto_ray.store.schema import metadata
 from tests.support.loop import Jobs, hold, labels
 
@@ -389,6 +389,7 @@ def to_its_test(config: Config, at: int | None = None, committed: bool = False) 
                 }
                 there |= adapters.aliases(tx, "policy@base") | {"candidates": current.candidates}
                 there["runs"] = sorted(trainings.of_rounds(tx, 1))
+                there["levels"] = [test.level for test in rollouts.latest(tx, 2)]
                 break
         hold(store, *wanted)
     store.close()
@@ -414,7 +415,7 @@ def test_killed_around_any_write_the_best_comes_to_its_test_and_nothing_is_there
     assert whole["challenger"] == V1 and whole["champion"] == "policy@base", "the better one, loaded again"
     assert several.started == ["seal", "round-1-kto", V1, "round-1-apo", V2]
     assert several.overs == {"round-1-kto": {}, "round-1-apo": dict(APO_ZERO.kto)}
-    assert writes > 9
+    assert whole["levels"] == pytest.approx([0.005]) and writes > 9
     for at in range(1, writes + 1):
         assert to_its_test(config(f"killed-{at}"), at, committed)[0] == whole, f"killed at write {at}"
 
@@ -443,9 +444,12 @@ def test_the_job_of_a_candidate_that_is_late_is_stopped_and_the_next_one_trains(
     assert first is not None and first.reason.startswith("train: not done within 72 hours (loop.train_hours)")
 
 
-def test_the_reports_of_all_are_kept(tmp_path: Path, several: Several) -> None:
+@pytest.mark.parametrize(("gains", "winner"), [((0.03, 0.05), V2), ((0.05, 0.03), V1)])
+def test_the_reports_of_all_are_kept_and_the_losers_released(
+    tmp_path: Path, several: Several, gains: tuple[float, float], winner: str
+) -> None:
     config = load_config(None, (f"home={tmp_path}", "loop.min_labels=8", "loop.candidates.kto={}", APO))
-    several.gains = {"round-1-kto": 0.03, "round-1-apo": 0.05}
+    several.gains = dict(zip(("round-1-kto", "round-1-apo"), gains, strict=True))
     store, loop = open_store(config.database_url), Loop(config, policy=None)
     labels(store)
     for _ in range(20):
@@ -455,7 +459,10 @@ def test_the_reports_of_all_are_kept(tmp_path: Path, several: Several) -> None:
         hold(store, *wanted)
     with store.read() as tx:
         current = rounds.current(tx)
-        assert current is not None and isinstance(current.state, OnTrial) and current.state.adapter == V2
-        assert [(c.tried.adapter, c.tried.gain) for c in current.candidates if c.tried] == [(V1, 0.03), (V2, 0.05)]
-        assert all(evaluation.get(tx, name) for name in (V1, V2)) and wanted == [V2], "the loser is released"
+        assert current is not None and isinstance(current.state, OnTrial) and current.state.adapter == winner
+        told = [(c.tried.adapter, c.tried.gain) for c in current.candidates if c.tried]
+        assert told == list(zip((V1, V2), gains, strict=True))
+        assert all(evaluation.get(tx, name) for name in (V1, V2)) and wanted == [winner]
+        test = rollouts.live(tx)
+        assert test is not None and (test.challenger, test.level) == (winner, pytest.approx(0.005)), "a life's first"
         assert rounds.of_adapter(tx, V1) == rounds.of_adapter(tx, V2) == [1]
