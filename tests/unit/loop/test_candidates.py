@@ -14,7 +14,7 @@ import pytest
 import sqlalchemy as sa
 
 from kto_ray.config import Config, load_config
-from kto_ray.loop import candidates
+from kto_ray.loop import candidates, work
 from kto_ray.loop.decide import decide
 from kto_ray.loop.moves import Begin, Change, Point, Start
 from kto_ray.loop.operators import obey
@@ -322,7 +322,7 @@ class Several(Jobs):
             self.started.append(run)
             return str(run)
         if function.__name__ == "examine":
-            candidate = given[1]
+            candidate, self.overs[given[1].name] = given[1], given[-1]
             told = GateReport(candidate.name, self.manifest.id, 1.0, PASS, ("sane",), {})
             self.results[candidate.name] = replace(told, metrics={"auc_gain": self.gains[self._runs[candidate.name]]})
             self.started.append(candidate.name)
@@ -414,7 +414,7 @@ def test_killed_around_any_write_the_best_comes_to_its_test_and_nothing_is_there
     assert whole["runs"] == ["round-1-apo", "round-1-kto"] and whole["gates"] == whole["adapters"] == 2
     assert whole["challenger"] == V1 and whole["champion"] == "policy@base", "the better one, loaded again"
     assert several.started == ["seal", "round-1-kto", V1, "round-1-apo", V2]
-    assert several.overs == {"round-1-kto": {}, "round-1-apo": dict(APO_ZERO.kto)}
+    assert several.overs == {"round-1-kto": {}, V1: {}, "round-1-apo": APO_ZERO.kto, V2: APO_ZERO.kto}
     assert whole["levels"] == pytest.approx([0.005]) and writes > 9
     for at in range(1, writes + 1):
         assert to_its_test(config(f"killed-{at}"), at, committed)[0] == whole, f"killed at write {at}"
@@ -464,5 +464,19 @@ def test_the_reports_of_all_are_kept_and_the_losers_released(
         assert told == list(zip((V1, V2), gains, strict=True))
         assert all(evaluation.get(tx, name) for name in (V1, V2)) and wanted == [winner]
         test = rollouts.live(tx)
-        assert test is not None and (test.challenger, test.level) == (winner, pytest.approx(0.005)), "a life's first"
+        assert test is not None and test.challenger == winner and test.level == pytest.approx(0.005), "a life's first"
         assert rounds.of_adapter(tx, V1) == rounds.of_adapter(tx, V2) == [1]
+
+
+def test_a_candidate_learns_and_is_judged_by_what_it_sets(monkeypatch: pytest.MonkeyPatch) -> None:
+    learnt: list[Config] = []
+    monkeypatch.setattr("kto_ray.train.learn.learn", lambda config, *_: learnt.append(config))
+    monkeypatch.setattr("kto_ray.evaluate.ask.guard_answers", lambda *_: ((), ()))
+    monkeypatch.setattr("kto_ray.loop.work.gate", lambda config, *_: learnt.append(config))
+    version = AdapterVersion(V1, 1, 1.0, "uri", "0" * 64, "s", None, "policy@base", 8)
+    policy: Any = None
+    work.learn(CONFIG, "round-1-apo", 1, "uri", None, APO_ZERO.kto)
+    work.examine(CONFIG, policy, version, None, "uri", APO_ZERO.kto)
+    assert [config.kto for config in learnt] == [CONFIG.kto.model_copy(update=dict(APO_ZERO.kto))] * 2
+    with pytest.raises(ValueError, match="betta"):
+        work.learn(CONFIG, "round-1-apo", 1, "uri", None, {"betta": 1})
