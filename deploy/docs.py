@@ -36,6 +36,7 @@ ORDER = (
     "gate",
     "serve",
     "chat",
+    "live",
     "ingest",
     "data",
     "scale",

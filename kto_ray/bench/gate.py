@@ -21,14 +21,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from rich.table import Table
-from scipy.stats import beta, binom, multinomial, norm
+from scipy.stats import binom, multinomial, norm
 
 from kto_ray.config import Config
 from kto_ray.config.deciding import GateSection
 from kto_ray.evaluate import gate
 from kto_ray.evaluate.ranks import ranking
 from kto_ray.records.evaluation import GateDecision
-from kto_ray.stats.exact import margin_levels
+from kto_ray.stats.exact import margin_levels, share_interval
 
 Floats = NDArray[np.float64]
 
@@ -124,7 +124,7 @@ def bench_gate(config: Config, lifetimes: int, resamples: int, tell: Callable[[s
         found = [verdict(section, truth, random) for _ in range(lifetimes)]
         decisions = [decision for decision, _ in found]
         passed = decisions.count(GateDecision.PROMOTE_TO_CANARY)
-        low, high = exact_interval(passed, lifetimes)
+        low, high = share_interval(passed, lifetimes, 0.95)
         row = {
             **asdict(truth),
             "passed_share": passed / lifetimes, "passed_low": low, "passed_high": high,
@@ -135,7 +135,7 @@ def bench_gate(config: Config, lifetimes: int, resamples: int, tell: Callable[[s
         }  # fmt: skip
         rows.append(row)
         tell(f"{truth.name}: passes {row['passed_share']:.1%}, by AUC alone {row['auc_alone_passed_share']:.1%}")
-    report = {"lifetimes": lifetimes, "resamples": resamples, "gate": section.model_dump(), "truths": rows}
+    report = {"lifetimes": lifetimes, "resamples": resamples, "gate": section.model_dump(mode="json"), "truths": rows}
     return {**report, "checks": [checked(section, *shares) for shares in CHECKED]}
 
 
@@ -156,14 +156,6 @@ def checked(section: GateSection, lost: float, won: float) -> dict[str, float]:
         "rejected_share": float(chances[~passes & surely_worse].sum()),
         "cannot_tell_share": float(chances[~passes & ~surely_worse].sum()),
     }
-
-
-def exact_interval(part: int, whole: int, confidence: float = 0.95) -> tuple[float, float]:
-    """Clopper and Pearson's interval of a share."""
-    tail = (1 - confidence) / 2
-    low = beta.ppf(tail, part, whole - part + 1) if part else 0.0
-    high = beta.ppf(1 - tail, part + 1, whole - part) if part < whole else 1.0
-    return float(low), float(high)
 
 
 def _met(bar: float | None, low: float, high: float) -> bool | None:

@@ -217,6 +217,18 @@ def chat(
     return bench.bench_chat(run.settings, users, seconds, run.tell), bench.table
 
 
+@benchmark("live", "model.max_model_len=512", "data.max_length=256")
+def live(
+    run: Run,
+    per_s: Annotated[float, typer.Option(min=0.05, help="Requests of users a second.")] = 1.0,
+    repeats: Annotated[int, typer.Option(min=1, help="Of both windows, with the gate and without.")] = 3,
+) -> Told:
+    """What users' first tokens wait for while the gate asks its guard prompts, against the same time without."""
+    from kto_ray.bench import live as bench
+
+    return bench.bench_live(run.settings, per_s, repeats, run.tell), bench.table
+
+
 @benchmark("scale")
 def scale(
     run: Run,

@@ -172,5 +172,5 @@ def evaluate(
         directory = adapter_files.fetch(version, settings.serve.max_lora_rank, settings.adapters.signing_keys)
         rows = held_out(read_split(uri, load_manifest(uri), "holdout"))
         scorer = Scorer(settings, resolve_model(settings.model), directory, None)
-        metrics = reward_metrics(settings, scorer, rows)
+        metrics = reward_metrics(settings, scorer, rows, settings.base_name)
     tell({"adapter": adapter, "snapshot": version.snapshot, **metrics}, as_json)

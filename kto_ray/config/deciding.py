@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 from pydantic import Field, field_validator, model_validator
 
 from kto_ray.config.base import Section, Share
+from kto_ray.config.judging import JudgeSection
 from kto_ray.config.learning import CandidateSection
 
 WEEK_HOURS = 168
@@ -41,11 +42,14 @@ class GateSection(Section):
     max_truncated_rise: Share = 0.25  # rise of the truncated share over the champion's
     guard_max_tokens: int = Field(64, ge=8)
     guard_prompts: int = Field(200, ge=2)  # that both are asked, of all suites; fewer are a fixed, even choice of them
+    # Of these under way together. They yield to what users ask, but all that runs shares the processor
+    guard_at_once: int = Field(4, ge=1)
     suites: tuple[str, ...] = ()  # YAML files of a team's own prompts with checks, as evaluate/suites.py says
     suite_level: Annotated[float, Field(gt=0, lt=0.5)] = 0.05  # of both exact tests on the checks
     # The share of checks by which it may fail more than the champion; that it does not must be shown. 16 prompts
     # show 0.2 at best
     suite_margin: Annotated[float, Field(gt=0, lt=1)] = 0.1
+    judge: JudgeSection | None = None
 
     @field_validator("suites")
     @classmethod

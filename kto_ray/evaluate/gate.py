@@ -22,18 +22,22 @@ What the thresholds mean:
                          that it fails so many more than the champion must be excluded at suite_level. It is rejected
                          where it is surely worse (same level) and perhaps by the margin; else nobody can tell
 
-What thumbs reward and nobody asked for (asking back, flattery, emoji) is told as drift and decides nothing.
+    judge.min_win_rate   where a team sets it: surely below it is rejected; not surely above it, nobody can tell
+
+What thumbs reward and nobody asked for (asking back, flattery, emoji) is told as drift and decides nothing; nor does
+the off-policy estimate, nor a judge without `min_win_rate`.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from kto_ray.config.deciding import GateSection
-from kto_ray.evaluate import features
+from kto_ray.evaluate import features, opinion
 from kto_ray.records.evaluation import GateDecision
 from kto_ray.stats.exact import much_worse, worse
+from kto_ray.stats.offpolicy import LEAST
 
 # What measure.score measures and this module reads.
 REQUIRED = (
@@ -62,14 +66,19 @@ REQUIRED = (
 )
 
 
-def decide(config: GateSection, metrics: Mapping[str, float]) -> tuple[GateDecision, tuple[str, ...]]:
-    """The gate's decision and its reasons, each with the figure and the threshold.
+def decide(
+    config: GateSection, metrics: Mapping[str, float], lacking: Sequence[str] = ()
+) -> tuple[GateDecision, tuple[str, ...]]:
+    """The gate's decision and its reasons, each with the figure and the threshold; behind them what decides nothing.
 
     reject: a figure is not a number, a sanity bound is broken, it fails checks that the champion meets, or AUC's upper
     bound lies below min_auc (it learnt the opposite) or that of its gain below min_auc_gain (it is worse than the
     champion). All such reasons are given.
     inconclusive, whose reason begins with "cannot tell": sane, but too little held out, or an interval includes its
     threshold. promote-to-canary: otherwise.
+
+    Args:
+        lacking: in words, which figures of a judge are absent, and why.
 
     Raises:
         ValueError: a figure is missing from `metrics`.
@@ -81,15 +90,34 @@ def decide(config: GateSection, metrics: Mapping[str, float]) -> tuple[GateDecis
     wrong += [f"{name} is NaN" for name in metrics if name not in REQUIRED and math.isnan(metrics[name])]
     if wrong:
         return GateDecision.REJECT, tuple(wrong)
-    lacking, drift = _too_little_data(config, metrics), features.drift(metrics)
+    scarce, told = _too_little_data(config, metrics), _told(config, metrics, lacking)
     fails, unsure = _checks(config, metrics)
-    broken = [*_insane(config, metrics), *fails, *([] if lacking else _worse(config, metrics))]
+    disliked, undecided = opinion.against(config, metrics)
+    broken = [*_insane(config, metrics), *fails, *disliked, *([] if scarce else _worse(config, metrics))]
     if broken:
-        return GateDecision.REJECT, (*broken, *drift)
-    unknown = [*(lacking or _not_shown(config, metrics)), *unsure]
+        return GateDecision.REJECT, (*broken, *told)
+    unknown = [*(scarce or _not_shown(config, metrics)), *unsure, *undecided]
     if unknown:
-        return GateDecision.INCONCLUSIVE, (f"cannot tell: {'; '.join(unknown)}", *drift)
-    return GateDecision.PROMOTE_TO_CANARY, (*_praise(config, metrics), *drift)
+        return GateDecision.INCONCLUSIVE, (f"cannot tell: {'; '.join(unknown)}", *told)
+    return GateDecision.PROMOTE_TO_CANARY, (*_praise(config, metrics), *told)
+
+
+def _told(config: GateSection, m: Mapping[str, float], lacking: Sequence[str]) -> tuple[str, ...]:
+    """What decides nothing, in words."""
+    return (*features.drift(m), *opinion.words(config, m), *lacking, *_off_policy(config, m))
+
+
+def _off_policy(config: GateSection, m: Mapping[str, float]) -> tuple[str, ...]:
+    """What held-out answers of the champion say by their importance weights, or why nothing."""
+    if "n_offpolicy" not in m:
+        return ()
+    if m["n_offpolicy"] == 0:
+        return ("no off-policy estimate: the champion gave none of the held-out answers that users judged",)
+    sample = f"effective sample {m['ess']:.0f} of {m['n_offpolicy']:.0f}"
+    if "offpolicy_gain" not in m:
+        return (f"no off-policy estimate: {sample}, not above {LEAST:g}",)
+    gained = _in_words(config, m, "offpolicy_gain")
+    return (f"off-policy: its share of thumbs up over the champion's {gained}, {sample}",)
 
 
 def _worse(config: GateSection, m: Mapping[str, float]) -> list[str]:

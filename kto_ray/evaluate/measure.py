@@ -16,13 +16,16 @@ from numpy.typing import NDArray
 from kto_ray.config import Config
 from kto_ray.evaluate import features, gate, ranks
 from kto_ray.evaluate.texts import length_ratio, looks_truncated, repeats_itself
-from kto_ray.records.evaluation import GateReport, GuardAnswer, HeldOut, Tokens
+from kto_ray.records.evaluation import GateReport, GuardAnswer, HeldOut, Opinion, Tokens
+from kto_ray.stats.offpolicy import effective_sample, gain
 from kto_ray.stats.ranking import balanced_accuracy, bootstrap
 
 if TYPE_CHECKING:  # torch is imported only where a model is loaded
     from kto_ray.evaluate.logprobs import Scorer
 
 KEPT = 32  # pairs of answers in a report, which is a row of the store and a part of pages
+NO_OPINION = Opinion()
+Floats = NDArray[np.float64]
 KL_PAIRS = 32  # mismatched pairs for the KL point; training estimates it from a micro-batch of 4 to 8
 
 
@@ -37,10 +40,17 @@ def evaluate(
     candidate: Sequence[GuardAnswer],
     champion: Sequence[GuardAnswer],
     now: float,
+    served_as: str = "",
+    opinion: Opinion = NO_OPINION,
 ) -> GateReport:
-    """Measure and decide: `score`, then `gate.decide`. `champion_dir` is None where the champion is the base model."""
-    metrics = score(config, model_path, adapter_dir, champion_dir, rows, candidate, champion)
-    decision, reasons = gate.decide(config.gate, metrics)
+    """Measure and decide: `score`, then `gate.decide`.
+
+    `champion_dir` is None where the champion is the base model; `served_as` is the champion's name, and `opinion` what
+    a judge thinks.
+    """
+    figures = score(config, model_path, adapter_dir, champion_dir, rows, candidate, champion, served_as)
+    metrics = {**figures, **opinion.figures}
+    decision, reasons = gate.decide(config.gate, metrics, opinion.lacking)
     return GateReport(adapter, snapshot, now, decision, reasons, metrics, shown(candidate, champion))
 
 
@@ -65,12 +75,14 @@ def score(
     rows: Sequence[HeldOut],
     candidate: Sequence[GuardAnswer],
     champion: Sequence[GuardAnswer],
+    served_as: str = "",
 ) -> dict[str, float]:
     """Every figure of the gate's report, from forward passes in the served precision.
 
     Args:
         rows: held-out feedback; above `gate.max_holdout` rows a fixed random subset is scored.
         candidate, champion: answers to the same guard prompts, in the same order.
+        served_as: the champion's name, by which rows say that it answered.
 
     Raises:
         ValueError: no guard answers, or they are not to the same prompts; an adapter's folder is incomplete.
@@ -84,19 +96,19 @@ def score(
 
     scorer = Scorer(config, model_path, adapter_dir, champion_dir)
     return {
-        **reward_metrics(config, scorer, _subset(rows, config.gate.max_holdout, config.data.seed)),
+        **reward_metrics(config, scorer, _subset(rows, config.gate.max_holdout, config.data.seed), served_as),
         **guard_metrics(scorer, candidate, champion),
         **check_metrics(candidate, champion),
     }
 
 
-def reward_metrics(config: Config, scorer: Scorer, rows: Sequence[HeldOut]) -> dict[str, float]:
+def reward_metrics(config: Config, scorer: Scorer, rows: Sequence[HeldOut], served_as: str = "") -> dict[str, float]:
     """KTO's implied reward r = beta (log p_candidate - log p_base) of held-out answers, and how well it tells the
     desirable from the undesirable (Ethayarajh et al. 2024, eq. 7 and 8).
 
     Balanced accuracy is taken at the KL point z0 = beta max(0, mean of log p_candidate - log p_base over mismatched
     pairs), which is where KTO's value function turns. Without a row of each class nothing is known: AUC 0.5 in (0, 1).
-    What the figures of `ranks.ranking` say stands there.
+    What the figures of `ranks.ranking` say stands there, and what those of `off_policy` say, here.
     """
     good = [row for row in rows if row.desirable]
     counts = {
@@ -122,7 +134,27 @@ def reward_metrics(config: Config, scorer: Scorer, rows: Sequence[HeldOut]) -> d
         "reward_desirable": float(up.mean()),
         "reward_undesirable": float(down.mean()),
         "kl_point": kl_point,
+        **off_policy(config, rows, (rewards - old) / beta, served_as),
     }
+
+
+def off_policy(config: Config, rows: Sequence[HeldOut], log_ratios: Floats, served_as: str) -> dict[str, float]:
+    """ess: the effective sample that importance weights leave of the champion's own answers (`stats.offpolicy`), of
+    n_offpolicy. offpolicy_gain: where that is enough, how many more thumbs up the candidate would have got of them.
+
+    The weights are of whole answers at temperature 1, whatever users were served at. Of those that were cut to fit, the
+    tokens are not all that was said: they are left out.
+
+    Args:
+        log_ratios: log p_candidate - log p_champion of each row's answer.
+    """
+    whole = config.data.max_length
+    own = [i for i, r in enumerate(rows) if r.adapter == served_as and r.of_served and r.tokens.length < whole]
+    logs = log_ratios[own]
+    counts = {"n_offpolicy": float(len(own)), "ess": effective_sample(logs)}
+    liked, users = [float(rows[i].desirable) for i in own], [rows[i].user for i in own]
+    found = gain(logs, liked, users, config.gate.confidence)
+    return counts if found is None else counts | ranks.with_interval("offpolicy_gain", found.value, found.bounds)
 
 
 def guard_metrics(

@@ -14,7 +14,7 @@ from kto_ray.loop import candidates, verdict
 from kto_ray.loop.moves import Begin, Change, KeepSnapshot, Move, Point, Start
 from kto_ray.loop.seen import Failed, Running, Seen
 from kto_ray.paths import Paths
-from kto_ray.records.adapters import CHALLENGER
+from kto_ray.records.adapters import CHALLENGER, CHAMPION
 from kto_ray.records.evaluation import GateReport
 from kto_ray.records.rounds import (
     Awaiting,
@@ -90,6 +90,8 @@ def due(config: Config, seen: Seen) -> bool:
 
 
 def _work(config: Config, seen: Seen, current: Round) -> Move:
+    if current.stage is Stage.GATE and seen.stood_in_for and (seen.job is None or isinstance(seen.job, Failed)):
+        return _await_champion(seen, current)
     match seen.job:
         case None:
             return Start()
@@ -106,6 +108,17 @@ def _work(config: Config, seen: Seen, current: Round) -> Move:
             return candidates.judged(config, seen, current, report)
         case _ as never:
             assert_never(never)
+
+
+def _await_champion(seen: Seen, current: Round) -> Move:
+    """The gate compares with the champion: while another answers in its place, it waits, and what failed is no
+    attempt."""
+    champion = seen.aliases[CHAMPION]
+    told = f"another answers for the champion {champion}: {seen.lacking(champion)}"
+    if told == current.failure:
+        return None
+    words = f"round {current.id}, stage {current.stage} waits for the champion: {told}"
+    return Change(current.waits(told), words=words, failed=True)
 
 
 def _progress(current: Round, progress: TrainProgress | None) -> Move:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from kto_ray.records.adapters import CHAMPION
 from kto_ray.records.evaluation import GateReport
-from kto_ray.records.replicas import ReplicaReport, held_by_all
+from kto_ray.records.replicas import ReplicaReport, champions_answer, held_by_all
 from kto_ray.records.rollouts import Look, RolloutState
 from kto_ray.records.rounds import Round
 from kto_ray.records.snapshots import SnapshotManifest
@@ -67,6 +68,12 @@ class Seen:
     def all_hold(self, adapter: str) -> bool:
         """Whether every live replica holds the adapter, and there is one."""
         return adapter in held_by_all(self.live)
+
+    @property
+    def stood_in_for(self) -> bool:
+        """Whether another answers in the champion's place, for a replica cannot load it."""
+        champion = self.aliases[CHAMPION]
+        return champions_answer(champion, None, "", self.live) != champion
 
     def lacking(self, adapter: str) -> str:
         """How many live replicas do not hold the adapter, and what they say of it."""

@@ -13,7 +13,7 @@ from kto_ray.cluster import cpu_compute, yield_to_serving
 from kto_ray.config import Config
 from kto_ray.records.adapters import AdapterVersion
 from kto_ray.records.completions import Json
-from kto_ray.records.evaluation import GateReport, GuardAnswer
+from kto_ray.records.evaluation import GateReport, GuardAnswer, HeldOut, Thumbed
 from kto_ray.records.snapshots import SnapshotManifest
 from kto_ray.records.training import Trained
 
@@ -89,12 +89,14 @@ def gate(
     from kto_ray.data.manifest import load_manifest
     from kto_ray.data.snapshot import read_split
     from kto_ray.evaluate.measure import evaluate
+    from kto_ray.evaluate.opinion import opinion
     from kto_ray.model import resolve_model
     from kto_ray.records.evaluation import held_out
 
     if config.train.device == "cpu":
         yield_to_serving()
     manifest = load_manifest(snapshot_uri)
+    rows = held_out(read_split(snapshot_uri, manifest, "holdout"))
     rank, keys = config.serve.max_lora_rank, config.adapters.signing_keys
     return evaluate(
         config=config,
@@ -103,8 +105,26 @@ def gate(
         model_path=resolve_model(config.model),
         adapter_dir=fetch(candidate, rank, keys),
         champion_dir=fetch(champion, rank, keys) if champion else None,
-        rows=held_out(read_split(snapshot_uri, manifest, "holdout")),
+        rows=rows,
         candidate=candidate_answers,
         champion=champion_answers,
         now=time.time(),
+        served_as=champion.name if champion else config.base_name,
+        opinion=opinion(config.gate, candidate_answers, champion_answers, _read(config, rows)),
     )
+
+
+def _read(config: Config, rows: Sequence[HeldOut]) -> Sequence[Thumbed]:
+    """The held-out rows that a judge rates, as texts."""
+    if config.gate.judge is None or config.gate.judge.rows == 0:
+        return ()
+    from kto_ray.data.said import thumbed
+    from kto_ray.model import resolve_model
+    from kto_ray.store import store_of
+    from kto_ray.store.database import STARTED_S
+
+    store = store_of(config, wait_s=STARTED_S)
+    with store.read() as tx:
+        found = thumbed(tx, config, resolve_model(config.model), rows, config.gate.judge.rows)
+    store.close()
+    return found

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from kto_ray.records.completions import Message
@@ -51,18 +51,50 @@ class HeldOut:
     user: str
     desirable: bool
     tokens: Tokens
+    completion: str = ""  # whose text is judged
+    adapter: str = ""  # the version that answered
+    source: str = ""
+
+    @property
+    def of_served(self) -> bool:
+        """Whether it is a user's judgement of what `adapter` said: no import, no reviewer's, no better text of an
+        edit."""
+        return self.source == "thumb" or (self.source == "edit" and not self.desirable)
+
+
+@dataclass(frozen=True, slots=True)
+class Thumbed:
+    """A held-out judgement as a person reads it: what was asked, what was answered, and what its user made of that."""
+
+    user: str
+    messages: tuple[Message, ...]
+    text: str
+    desirable: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Opinion:
+    """What a judge thinks of candidate and champion, as figures; `lacking` says in words which are not known, and why.
+    Nothing where nobody was asked."""
+
+    figures: Mapping[str, float] = field(default_factory=dict)
+    lacking: tuple[str, ...] = ()
 
 
 def held_out(table: Any) -> tuple[HeldOut, ...]:
-    """Rows of a snapshot's holdout shards: a pyarrow Table with the columns example_id, user_hash, label, prompt_ids
-    and completion_ids."""
+    """Rows of a snapshot's holdout shards: a pyarrow Table with the columns example_id, user_hash, label, prompt_ids,
+    completion_ids, completion_id, adapter and source."""
     columns = ["example_id", "user_hash", "label", "prompt_ids", "completion_ids"]
+    columns += ["completion_id", "adapter", "source"]
     return tuple(
         HeldOut(
             example_id=row["example_id"],
             user=row["user_hash"],
             desirable=bool(row["label"]),
             tokens=Tokens(tuple(row["prompt_ids"]), tuple(row["completion_ids"])),
+            completion=row["completion_id"],
+            adapter=row["adapter"],
+            source=row["source"],
         )
         for row in table.select(columns).to_pylist()
     )

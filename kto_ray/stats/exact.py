@@ -1,4 +1,4 @@
-"""Exact tests of paired yes-or-no outcomes: is the new one worse, and is it surely not much worse? Pure.
+"""Exact tests of yes-or-no outcomes: is the new one worse, is it surely not much worse, what may a share be? Pure.
 
 Of n items, `lost` are those that only the old one met, `won` those that only the new one met; all others say nothing of
 a difference. Both tests hold their level at any n: no normal approximation is trusted.
@@ -12,7 +12,7 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 from scipy.special import gammaln
-from scipy.stats import binom
+from scipy.stats import beta, binom
 
 Floats = NDArray[np.float64]
 
@@ -41,6 +41,15 @@ def much_worse(lost: int, won: int, items: int, margin: float) -> float:
         raise ValueError(f"no pairs: {lost} lost and {won} won of {items} items, margin {margin:g}")
     table = margin_levels(items, margin)
     return float(table.level[(table.lost == lost) & (table.won == won)][0])
+
+
+def share_interval(part: float, whole: int, confidence: float) -> tuple[float, float]:
+    """Clopper and Pearson's interval of a share. Of outcomes between no and yes, `part` is their sum: these spread less
+    than plain ones of the same mean, so that it is then wider than it need be."""
+    tail = (1 - confidence) / 2
+    low = beta.ppf(tail, part, whole - part + 1) if part > 0 else 0.0
+    high = beta.ppf(1 - tail, part + 1, whole - part) if part < whole else 1.0
+    return float(low), float(high)
 
 
 @dataclass(frozen=True, slots=True)

@@ -71,7 +71,14 @@ def rows(model_path: str) -> tuple[HeldOut, ...]:
         return Tokens(tuple(asked), (*tokenizer(answer)["input_ids"], tokenizer.eos_token_id))
 
     return tuple(
-        HeldOut(f"e{i}", f"u{i % 6}", i % 2 == 0, tokens(QUESTIONS[i % 4], (ANSWERS, GIBBERISH)[i % 2][i // 2 % 4]))
+        HeldOut(
+            f"e{i}",
+            f"u{i % 6}",
+            i % 2 == 0,
+            tokens(QUESTIONS[i % 4], (ANSWERS, GIBBERISH)[i % 2][i // 2 % 4]),
+            adapter="policy@base",
+            source="thumb",
+        )
         for i in range(20)
     )
 
@@ -115,8 +122,11 @@ def test_a_zero_adapter_is_the_base_model(
         guard(ANSWERS),
         guard(ANSWERS),
         1.0,
+        "policy@base",
     )
     m = report.metrics
+    assert (m["n_offpolicy"], m["ess"]) == (20.0, 20.0), "all weights are equal"
+    assert report.reasons[-1] == "no off-policy estimate: effective sample 20 of 20, not above 100"
     assert (m["auc"], m["auc_low"], m["auc_high"], m["balanced_accuracy"]) == (0.5, 0.5, 0.5, 0.5)
     assert (m["kl_base"], m["kl_champion"], m["kl_point"], m["reward_desirable"]) == (0.0, 0.0, 0.0, 0.0)
     assert m["base_nll"] == m["base_nll_champion"] > 0
@@ -130,8 +140,16 @@ def test_a_damaged_candidate_is_far_from_base_and_champion(
     model_path: str, adapters: dict[str, Path], rows: tuple[HeldOut, ...]
 ) -> None:
     metrics = score(
-        CONFIG, model_path, str(adapters["random"]), str(adapters["zero"]), rows, guard(GIBBERISH), guard(ANSWERS)
+        CONFIG,
+        model_path,
+        str(adapters["random"]),
+        str(adapters["zero"]),
+        rows,
+        guard(GIBBERISH),
+        guard(ANSWERS),
+        "policy@base",
     )
+    assert metrics["ess"] < 5 < metrics["n_offpolicy"], "far from who answered, few answers have all the weight"
     assert all(math.isfinite(value) for value in metrics.values())
     assert metrics["kl_base"] == pytest.approx(metrics["kl_champion"], abs=1e-6), "the champion here is the base model"
     assert metrics["auc_champion"] == metrics["auc_alike_champion"] == 0.5

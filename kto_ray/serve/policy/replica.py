@@ -63,6 +63,7 @@ def llm_config(config: Config, model_source: str) -> LLMConfig:
         max_loras=section.max_loras,
         max_cpu_loras=section.max_loras,
         max_lora_rank=section.max_lora_rank,
+        scheduling_policy="priority",  # the gate's prompts wait behind users', who are served in the order they come
     )
     if not gpu:
         # Compilation takes minutes and made small models slower. A streamed chunk costs 3 ms of a core, which

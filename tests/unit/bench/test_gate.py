@@ -64,13 +64,6 @@ def test_the_checks_pass_equals_and_seldom_those_who_fail_the_margin_more() -> N
     assert broken["passed_share"] < 1e-6 and broken["rejected_share"] > 0.999
 
 
-def test_exact_intervals() -> None:
-    assert bench.exact_interval(0, 20) == pytest.approx((0.0, 1 - 0.025 ** (1 / 20)))
-    assert bench.exact_interval(20, 20) == pytest.approx((0.025 ** (1 / 20), 1.0))
-    low, high = bench.exact_interval(5, 50)
-    assert (low, high) == pytest.approx((0.0333, 0.2181), abs=1e-4)  # the textbook's
-
-
 def test_the_command_counts_verdicts_and_shows_the_bars(tmp_path: Path) -> None:
     told = CliRunner().invoke(
         app, ["bench", "gate", "--lifetimes", "10", "--resamples", "200", "--out", str(tmp_path), "--json"]

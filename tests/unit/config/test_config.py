@@ -44,6 +44,11 @@ def test_shipped_configs_load(path: Path, monkeypatch: pytest.MonkeyPatch) -> No
         ("data.max_length=100000", ["data.max_length", "max_model_len"]),
         ("modell.id=x", ["'modell'", "did you mean 'model'"]),
         ("nonsense", ["a.b=c", "'nonsense'"]),
+        ("gate.judge={kind: llm, model: m}", ["'gate.judge'", "needs url", "http://judge:8000/v1"]),
+        ("gate.judge={kind: reward, url: 'judge:1', model: m}", ["'gate.judge.url'", "judge:1"]),
+        ("gate.judge={kind: rule}", ["needs pattern"]),
+        ("gate.judge={kind: rule, pattern: '('}", ["'('", "no regular expression"]),
+        ("gate.judge={kind: oracle}", ["'gate.judge.kind'", "oracle"]),
         ("serve.max_lora_rank=12", ["'serve.max_lora_rank'", "8, 16, 32", "12"]),
         ("kto.dropout=1", ["'kto.dropout'", "less than 1"]),
         ("kto.dora=true", ["vLLM cannot serve", "kto.dora: false", "loop.enabled: false"]),
@@ -151,12 +156,19 @@ def test_beyond_one_machine_a_model_of_the_hub_is_one_commit(model: tuple[str, .
 
 def test_a_config_is_shown_without_its_secrets() -> None:
     secrets = ("salt=c2VjcmV0", "http.proxy_secret=0123456789abcdef", "store_url=sqlite:////tmp/p4ss.db")
-    shown = repr(load_config(None, (*secrets, f"adapters.signing_keys={'5e' * 16}")))
-    told = ("c2VjcmV0", "0123456789abcdef", "p4ss", "5e5e")
+    judge = "gate.judge={kind: llm, url: 'http://judge/v1', model: m, key: 4711}"
+    config = load_config(None, (*secrets, f"adapters.signing_keys={'5e' * 16}", judge))
+    assert config.gate.judge is not None and config.gate.judge.key is not None
+    assert config.gate.judge.key.get_secret_value() == "4711" and "4711" not in config.gate.model_dump_json()
+    shown = repr(config)
+    told = ("c2VjcmV0", "0123456789abcdef", "p4ss", "5e5e", "4711")
     assert "'127.0.0.1'" in shown and not any(held in shown for held in told)
     with pytest.raises(ConfigError) as error:
         load_config(None, ("adapters.signing_keys=[sh0rt]",))
     assert "sh0rt" not in str(error.value)
+    with pytest.raises(ConfigError, match=r"'gate\.judge\.key': a key is of ASCII letters") as error:
+        load_config(None, ("gate.judge={kind: llm, url: 'http://judge/v1', model: m, key: 'k3y with space'}",))
+    assert "k3y" not in str(error.value)
 
 
 def test_signing_keys_come_from_the_environment_as_one_text(monkeypatch: pytest.MonkeyPatch) -> None:

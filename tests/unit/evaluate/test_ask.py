@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from kto_ray.config import Config
-from kto_ray.evaluate.ask import AT_ONCE, guard_answers
+from kto_ray.evaluate.ask import guard_answers
 from kto_ray.evaluate.suites import guard_items
 from kto_ray.records.evaluation import Tokens
 
@@ -55,7 +55,8 @@ def test_both_are_asked_the_same_with_the_same_seeds() -> None:
         (0.6, 0.9, config.gate.guard_max_tokens)
     }
     assert len({b["seed"] for b in bodies}) == len(items)
-    assert handle.most == AT_ONCE, "users' requests find room between them"
+    assert handle.most == config.gate.guard_at_once == 4, "users' requests find room between them"
+    assert {b["priority"] for b in bodies} == {1}, "behind users' requests, which have 0"
 
 
 def test_every_answer_is_held_to_the_check_of_its_own_prompt(tmp_path: Path) -> None:

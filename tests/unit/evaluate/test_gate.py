@@ -160,3 +160,63 @@ def test_a_drift_of_features_is_told_whatever_is_decided() -> None:
         decision, reasons = decide(CONFIG, GOOD | drifted | change)
         assert reasons[-1] == words and len(reasons) >= 2
         assert decision is decide(CONFIG, GOOD | change)[0], "it decides nothing"
+
+
+JUDGED = {"judge_win_rate": 0.4, "judge_win_rate_low": 0.3, "judge_win_rate_high": 0.49, "n_judged": 80.0}
+JUDGED |= {"judge_ties": 2.0}
+
+
+def of_judge(least: float | None) -> GateSection:
+    return GateSection.model_validate({"judge": {"kind": "rule", "pattern": "x", "min_win_rate": least}})
+
+
+def test_a_judge_decides_where_its_least_win_rate_is_set() -> None:
+    decision, reasons = decide(of_judge(0.5), GOOD | JUDGED)
+    assert decision is GateDecision.REJECT
+    assert reasons[0].startswith("the judge likes it less: win rate against the champion 0.40 (75% interval 0.30 to")
+    decision, reasons = decide(of_judge(0.35), GOOD | JUDGED)
+    assert decision is GateDecision.INCONCLUSIVE
+    assert reasons[0].startswith("cannot tell: the judge's win rate:")
+    assert decide(of_judge(0.3), GOOD | JUDGED)[0] is GateDecision.PROMOTE_TO_CANARY
+
+
+def test_a_judge_without_a_least_win_rate_is_shown_and_decides_nothing() -> None:
+    knows = {"judge_agreement": 0.5, "judge_agreement_low": 0.4, "judge_agreement_high": 0.6, "n_judge_rows": 90.0}
+    for change in ({}, {"kl_base": 9.0}, {"auc_gain_low": -0.1}):
+        decision, reasons = decide(of_judge(None), GOOD | JUDGED | knows | change)
+        assert decision is decide(CONFIG, GOOD | change)[0]
+        assert reasons[-2].startswith("judge: win rate against the champion 0.40")
+        assert reasons[-1].startswith("this judge does not know this team's taste: its ratings of 90 held-out answers")
+
+
+def test_a_judge_that_is_away_fails_nothing_and_is_missed_only_where_it_should_decide() -> None:
+    away = ("no win rate of the judge: it cannot be reached",)
+    decision, reasons = decide(of_judge(None), GOOD, away)
+    assert decision is GateDecision.PROMOTE_TO_CANARY and reasons[-1:] == away
+    decision, reasons = decide(of_judge(0.5), GOOD, away)
+    assert decision is GateDecision.INCONCLUSIVE
+    assert reasons == ("cannot tell: the judge's win rate is not known, and min_win_rate is 0.5", *away)
+
+
+@pytest.mark.parametrize(
+    ("figures", "words"),
+    [
+        (
+            {"n_offpolicy": 0.0, "ess": 0.0},
+            "no off-policy estimate: the champion gave none of the held-out answers that users judged",
+        ),
+        ({"n_offpolicy": 400.0, "ess": 7.4}, "no off-policy estimate: effective sample 7 of 400, not above 100"),
+        (
+            {"n_offpolicy": 400.0, "ess": 140.2, "offpolicy_gain": -0.2}
+            | {"offpolicy_gain_low": -0.3, "offpolicy_gain_high": -0.1},
+            "off-policy: its share of thumbs up over the champion's -0.200 (75% interval -0.300 to -0.100), effective "
+            "sample 140 of 400",
+        ),
+    ],
+)
+def test_an_off_policy_estimate_is_told_or_why_there_is_none_and_decides_nothing(
+    figures: dict[str, float], words: str
+) -> None:
+    for change in ({}, {"kl_base": 9.0}):
+        decision, reasons = decide(CONFIG, GOOD | figures | change)
+        assert reasons[-1] == words and decision is decide(CONFIG, GOOD | change)[0]

@@ -1,11 +1,14 @@
-"""What is made of guard answers without a model: checks lost and won, shares by tag, and what a report keeps."""
+"""What is made of answers without a model: checks lost and won, what a report keeps, and which rows an off-policy
+estimate takes."""
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
-from kto_ray.evaluate.measure import KEPT, check_metrics, shown
-from kto_ray.records.evaluation import GuardAnswer
+from kto_ray.config import Config
+from kto_ray.evaluate.measure import KEPT, check_metrics, off_policy, shown
+from kto_ray.records.evaluation import GuardAnswer, HeldOut, Tokens
 
 
 def answer(prompt: str, right: bool | None, tag: str = "fact", weight: float = 1.0, text: str = "x") -> GuardAnswer:
@@ -39,3 +42,26 @@ def test_a_report_keeps_first_what_was_lost() -> None:
     many = [answer(str(i), i != 90) for i in range(100)]
     kept = shown(many, [answer(str(i), True) for i in range(100)])
     assert len(kept) == KEPT and kept[0]["prompt"] == "90"
+
+
+def row(i: int, adapter: str = "policy@v1", source: str = "thumb", up: bool = True, length: int = 4) -> HeldOut:
+    return HeldOut(f"e{i}", f"u{i % 20}", up, Tokens((1,) * (length - 1), (2,)), f"c{i}", adapter, source)
+
+
+def test_an_off_policy_estimate_takes_what_the_champion_said_and_its_users_judged() -> None:
+    config = Config()
+    others = [
+        row(0, adapter="policy@base"),
+        row(1, source="edit", up=True),
+        row(2, source="reviewer"),
+        row(3, source="import"),
+        row(4, length=config.data.max_length),
+    ]
+    own = [row(i, source="edit" if i % 10 == 0 else "thumb", up=i % 10 > 4) for i in range(200)]
+    logs = np.array([9.0] * 5 + [np.log(3.0) if r.desirable else 0.0 for r in own])
+    found = off_policy(config, [*others, *own], logs, "policy@v1")
+    assert (found["n_offpolicy"], found["ess"]) == pytest.approx((200.0, 400**2 / 1000))
+    assert found["offpolicy_gain"] == pytest.approx(0.25) and found["offpolicy_gain_low"] < 0.25
+    assert off_policy(config, [*others, *own], logs, "policy@v2") == {"n_offpolicy": 0.0, "ess": 0.0}
+    few = off_policy(config, own[:90], logs[5:95], "policy@v1")
+    assert few["n_offpolicy"] == 90.0 and "offpolicy_gain" not in few

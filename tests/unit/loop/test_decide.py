@@ -155,6 +155,28 @@ def test_a_candidate_that_the_gate_does_not_pass_ends_its_round(decision: GateDe
     assert effects == (report(decision), Point("challenger", None))
 
 
+def test_the_gate_waits_while_another_answers_for_the_champion() -> None:
+    lost = replace(HOLDS, errors={"policy@v0": LoadFault("no such file", refused=False)})
+    without = seen(Judging("s", V1), aliases={"champion": "policy@v0"}, live=(lost,))
+    after, effects = changed(without)
+    words = (
+        "another answers for the champion policy@v0: 1 of 1 live replicas do not hold the adapter; r, at each try: no "
+        "such file"
+    )
+    assert after is not None and (after.state, after.attempts, after.failure) == (Judging("s", V1), 0, words)
+    assert effects == () and decide(CONFIG, replace(without, round=after)) is None, "told once"
+    failed = replace(without, job=Failed("a guard prompt failed", hopeless=False))
+    after, _ = changed(failed)
+    assert after is not None and (after.attempts, after.failure) == (0, words), "no attempt of the round's"
+    assert decide(CONFIG, replace(without, job=Running())) is None
+    assert changed(replace(without, job=report(GateDecision.REJECT)))[0] is not None
+    back = replace(without, live=(replace(HOLDS, held=("policy@v0", V1)),))
+    assert decide(CONFIG, back) == Start()
+    after, _ = changed(replace(without, round=Round(1, Judging("s", V1), 0.0, 0.0, failure=words), now=7 * 3600.0))
+    assert after is not None and isinstance(after.state, Ended) and after.state.outcome is Outcome.FAILED
+    assert after.state.reason == f"gate: not done within 6 hours (loop.gate_hours): {words}"
+
+
 def test_a_candidate_that_passes_is_tested_on_users() -> None:
     after, (kept, test) = changed(seen(Judging("s", V1), job=report(GateDecision.PROMOTE_TO_CANARY)))
     assert after is not None and after.state == OnTrial("s", V1, "rollout-1-n")

@@ -10,11 +10,13 @@ import pytest
 
 from kto_ray.adapters.publish import publish
 from kto_ray.config import Config
+from kto_ray.config.deciding import GateSection
 from kto_ray.loop import work
 from kto_ray.records.adapters import AdapterVersion
 from kto_ray.records.evaluation import GateDecision, GuardAnswer, Tokens
 from kto_ray.records.snapshots import SnapshotManifest
-from tests.support.provenance import seal
+from kto_ray.store import completions, store_of
+from tests.support.provenance import completion, seal
 from tests.support.tiny import tiny_model
 
 HI = ({"role": "user", "content": "Hi"},)
@@ -54,6 +56,22 @@ def test_the_gate_reads_the_held_out_rows_and_measures_the_candidate(
     assert report.adapter == candidate.name and report.metrics["n_holdout_users"] == 2.0
     assert (report.metrics["kl_base"] != 0.0) is (noise > 0), "the base itself is no nat away"
     assert report.metrics["length_ratio"] == 1.0 and report.decision is not GateDecision.PROMOTE_TO_CANARY
+
+
+def test_a_judge_s_figures_and_words_are_in_the_report(config: Config, tmp_path: Path) -> None:
+    manifest, uri = seal(tmp_path, {"train": [("c1", "ann")], "holdout": [("c2", "bo"), ("c3", "cy")]}, 1)
+    candidate = adapter(config, manifest, tmp_path / "adapter", 0.0)
+    with store_of(config).write() as tx:
+        for name in ("c2", "c3"):
+            completions.insert(tx, completion(name, "bo"))
+    gate = {"min_holdout_users": 2, "judge": {"kind": "rule", "pattern": "^Hello", "min_win_rate": 0.9}}
+    judged = config.model_copy(update={"gate": GateSection.model_validate(gate)})
+    new, old = ([GuardAnswer(HI, text, "stop", Tokens((1, 2), (4,)))] * 20 for text in ("Well.", "Hello."))
+    report = work.gate(judged, candidate, None, uri, new, old)
+    assert (report.metrics["judge_win_rate"], report.metrics["n_judged"]) == (0.0, 20.0)
+    assert report.decision is GateDecision.REJECT
+    assert any(reason.startswith("the judge likes it less") for reason in report.reasons)
+    assert any("it rated have the same thumb" in reason for reason in report.reasons), "both could be read"
 
 
 @pytest.mark.parametrize(("function", "gpus"), [(work.examine, 0.5), (work.seal, 0), (work.learn, 0)])

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy.stats import multinomial
 
-from kto_ray.stats.exact import _score, much_worse, worse
+from kto_ray.stats.exact import _score, much_worse, share_interval, worse
 
 
 def test_worse_is_the_sign_test_by_hand() -> None:
@@ -16,6 +16,24 @@ def test_worse_is_the_sign_test_by_hand() -> None:
     assert worse(5, 0) == pytest.approx(1 / 32)
     assert worse(4, 1) == pytest.approx(6 / 32)
     assert worse(8, 2) == pytest.approx(56 / 1024)
+
+
+def test_intervals_of_a_share() -> None:
+    assert share_interval(0, 20, 0.95) == pytest.approx((0.0, 1 - 0.025 ** (1 / 20)))
+    assert share_interval(20, 20, 0.95) == pytest.approx((0.025 ** (1 / 20), 1.0))
+    assert share_interval(5, 50, 0.95) == pytest.approx((0.0333, 0.2181), abs=1e-4)  # the textbook's
+
+
+@pytest.mark.parametrize("items", [5, 20])
+@pytest.mark.parametrize("ties", [0.0, 0.1, 0.6, 1.0])
+def test_half_counts_make_an_interval_no_narrower_than_it_says(items: int, ties: float) -> None:
+    tables = np.array([(won, tied) for won in range(items + 1) for tied in range(items + 1 - won)])
+    bounds = np.array([share_interval(won + tied / 2, items, 0.75) for won, tied in tables])
+    full = np.column_stack([tables, items - tables.sum(axis=1)])
+    for won in np.linspace(0, 1 - ties, 15):
+        truth = won + ties / 2
+        chances = multinomial.pmf(full, items, [won, ties, max(0.0, 1 - won - ties)])
+        assert chances[(bounds[:, 0] <= truth) & (truth <= bounds[:, 1])].sum() >= 0.75
 
 
 def test_without_a_difference_the_chance_is_that_of_losing_none() -> None:

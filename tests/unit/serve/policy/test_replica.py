@@ -294,6 +294,7 @@ def test_the_engine_is_set_up_from_the_config() -> None:
     assert made.model_id == "policy@base"
     engine = made.engine_kwargs
     assert (engine["max_loras"], engine["max_num_seqs"], engine["block_size"]) == (5, 7, 32)
+    assert engine["scheduling_policy"] == "priority", "the gate's prompts wait behind users'"
     assert made.deployment_config["max_ongoing_requests"] == 28
     assert made.placement_group_config["strategy"] == "STRICT_PACK", "an engine's workers share a node"
 

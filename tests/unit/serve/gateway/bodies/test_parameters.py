@@ -109,6 +109,8 @@ def test_what_says_nothing_is_dropped(said: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("said", "param"),
     [
+        ({"priority": -1}, "priority"),
+        ({"priority": 1}, "priority"),
         ({"temperature": True}, "temperature"),
         ({"temperature": "0.5"}, "temperature"),
         ({"temperature": -0.1}, "temperature"),
