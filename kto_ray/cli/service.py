@@ -171,6 +171,8 @@ def _status_table(told: dict[str, Any]) -> Table:
         table.add_row("", f"weight {test['weight']:.2f}, difference {low:+.3f} to {high:+.3f}")
         for line in _outlook(test["outlook"]):
             table.add_row("", plain(line))
+        if asked := test.get("ratings"):  # an older service has none
+            table.add_row("", plain(f"ratings that answers asked for: {asked['words']}"))
     if back := told["holdback"]:
         low, high = back["interval"]
         held = f"{back['weight']:.0%} of users stay on {back['challenger']}, {back['stage_name']}"

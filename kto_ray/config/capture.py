@@ -21,6 +21,9 @@ class FeedbackSection(Section):
     # Which turns a judgement of a whole conversation speaks of. last: it is mostly pressed under the last answer, and
     # all would make many labels of one act, on answers that nobody looked at again
     spread: Literal["none", "last", "all"] = "last"
+    # Of the answers of an A/B test, the share that asks for a thumb (`kto_ray.ask` in the answer, which the application
+    # shows): drawn by chance, they are rated by others than those who judge by themselves
+    solicit_share: float = Field(0.0, ge=0, le=0.2)
     signals: dict[SignalName, Literal["up", "down"]] = Field(default_factory=dict)  # those that are labels; none is
     max_events: int = Field(20, ge=1)  # of one user on one completion
     max_text: int = Field(32_768, ge=1)  # characters of an edit

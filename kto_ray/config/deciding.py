@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 from pydantic import Field, field_validator, model_validator
 
@@ -13,6 +13,9 @@ from kto_ray.config.judging import JudgeSection
 from kto_ray.config.learning import CandidateSection
 
 WEEK_HOURS = 168
+GuardName = Literal[
+    "failed", "aborted", "cut_off", "slow", "tool_error", "asked_back", "long", "regenerated", "disagreed", "edited"
+]
 
 
 class GateSection(Section):
@@ -90,10 +93,16 @@ class RolloutSection(Section):
     # Of the deciding stage, in which nobody is counted yet: what pleases only while it is new has worn off by then
     burn_in_hours: float = Field(0.0, ge=0)
     max_hours: float = Field(336.0, gt=0)
-    # How much more often a user's first answer may fail, be left, be cut off or begin late than the champion's: to
-    # promote, it is shown to be less. In points
+    # What may not become more frequent among users than with the champion; records/trials.py says what each is
+    guards: tuple[GuardName, ...] = get_args(GuardName)
+    # By how much it may: to promote, it is shown to be less. In points. A first answer that asks back or is long may be
+    # what users like: of these it is another figure, and they are harm from there on only, others from any rise on
     max_fault_rise: Annotated[float, Field(gt=0, le=1)] = 0.05
+    max_style_rise: Annotated[float, Field(gt=0, le=1)] = 0.1
     slow_s: float = Field(10.0, gt=0)  # to the first token: an answer after that begins late
+    # An answer of more tokens is long, its thought counted in: users wait for both. 1000 are some two pages, which few
+    # answers of a chat have; where many do, name what one in ten of the champion's exceeds. None: nothing is long
+    long_tokens: int | None = Field(1000, ge=1)
     # After a promotion so many users stay on the previous champion, drawn anew each week: should that be better after
     # all, it comes back by itself. 0: nobody watches
     holdback: Annotated[float, Field(ge=0, lt=0.5)] = 0.1

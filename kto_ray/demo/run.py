@@ -41,6 +41,7 @@ TUNED: dict[str, Any] = {
         "min_users": 20,
         "max_users": 400,
         "max_fault_rise": 0.25,
+        "max_style_rise": 1,  # a taste may be for questions
     },
     "loop": {"min_labels": 256, "tick_s": 0.5},
 }

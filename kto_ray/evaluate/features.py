@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from kto_ray.feedback.faults import asks_back
 from kto_ray.records.evaluation import GuardAnswer
 
 FLATTERY = re.compile(
@@ -35,11 +36,6 @@ FEATURES = {
 }
 LEAST, ERRORS = 0.1, 2.0  # a drift is told from so large a difference on, and so many of its standard errors
 LONGER = 1.5  # and from so many times as many words
-
-
-def asks_back(text: str) -> bool:
-    """Whether the last thing said is a question."""
-    return re.search(r"[?？]\W*$", text.strip()) is not None
 
 
 def flatters(text: str) -> bool:

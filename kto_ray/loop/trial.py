@@ -14,6 +14,7 @@ from kto_ray.rollout import machine
 from kto_ray.stats import budget
 from kto_ray.store import rollouts, trials
 
+WATCHED = 4  # of the hours of a stage that only watches, a user reacts in one such part
 SPREAD_S = 2.0  # after a stage has begun, every gateway routes by it: users of both arms enter from then on
 
 
@@ -57,7 +58,15 @@ def count(tx: sa.Connection, section: RolloutSection, kind: RolloutKind, now: fl
     decides = test and machine.stage_of(rules, state).decides
     settle_s = 3600 * rules.settle_hours if decides or not test else 0.0
     since = state.stage_started_at + SPREAD_S + (3600 * rules.burn_in_hours if decides else 0.0)
-    trials.advance(tx, state, trials.Rules(settle_s, rules.new_users, rules.slow_s, since), now)
+    asked = trials.Rules(settle_s, rules.new_users, rules.slow_s, since, rules.long_tokens, _react_s(rules, state))
+    trials.advance(tx, state, asked, now)
+
+
+def _react_s(rules: RolloutSection, state: RolloutState) -> float:
+    """How long a user is watched for what they do; while a stage only watches, so short that it still sees most."""
+    stage = machine.stage_of(rules, state)
+    hours = rules.settle_hours if stage.decides else min(rules.settle_hours, stage.hours / WATCHED)
+    return 3600 * hours
 
 
 def level_of(tx: sa.Connection, section: RolloutSection) -> float:

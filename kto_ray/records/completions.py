@@ -59,6 +59,7 @@ class Completion:
     tool_calls: tuple[Json, ...] = ()
     base: str | None = None  # `ModelSection.mark`
     holdback: str | None = None  # the holdback of which its user is a randomised unit
+    solicited: bool = False  # drawn by chance to ask its user for a thumb
     archive: str | None = None  # the archive that holds messages, text and ids, once retention has moved them there
     seq: int | None = field(default=None, compare=False)  # its place in the order of the store; None: not stored yet
 

@@ -4,13 +4,21 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-FAULTS = ("failed", "aborted", "cut_off", "slow")  # what may be wrong with the first answer that a user got
+STYLES = ("asked_back", "long")  # of answers that some may want
+# What may be wrong with the first answer that a user got
+FAULTS = ("failed", "aborted", "cut_off", "slow", "tool_error", *STYLES)
+REACTIONS = ("regenerated", "disagreed", "edited")  # what a user may do about their answers
+GUARDS = (*FAULTS, *REACTIONS)  # none may be more frequent than with the champion
+# Whether a user was asked for a thumb, and of the first answer on which they were: whether they gave one, and upwards
+SOLICITED = ("solicited", "rated", "rated_up")
 
 
 @dataclass(frozen=True, slots=True)
 class Exposed:
     """Users of one arm who got an answer in the stage, and of how many the first one failed, was left by the client,
-    was cut off, or began late. `known` of them count: those first seen before the test, or all by config."""
+    was cut off, began late, called tools wrongly, asked back or was long. `known` of them count: those first seen
+    before the test, or all by config. `observed` of these have had the same time each to react: so many of them asked
+    for another answer, disagreed, edited one, were asked for a thumb, gave one, gave it upwards."""
 
     users: int = 0
     known: int = 0
@@ -18,6 +26,16 @@ class Exposed:
     aborted: int = 0
     cut_off: int = 0
     slow: int = 0
+    tool_error: int = 0
+    asked_back: int = 0
+    long: int = 0
+    observed: int = 0
+    regenerated: int = 0
+    disagreed: int = 0
+    edited: int = 0
+    solicited: int = 0
+    rated: int = 0
+    rated_up: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +49,8 @@ class Settled:
 @dataclass(frozen=True, slots=True)
 class Part:
     """A user's part in a stage, with its times in seconds since the epoch. `settled_at` and `outcome` are None where
-    nothing was judged; `known` says whether it counts."""
+    nothing was judged; `known` says whether it counts. `reactions` (REACTIONS and SOLICITED) are None until
+    `react_by`."""
 
     challenger: bool
     known: bool
@@ -39,6 +58,8 @@ class Part:
     faults: tuple[str, ...]
     settled_at: float | None
     outcome: float | None
+    react_by: float | None = None
+    reactions: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,18 +6,24 @@ ups           log evidence that more users of the challenger than of the champio
               one: silence is no approval, and a challenger whose unhappy users say nothing has no more ups
 unequal       log evidence that users were not drawn by the weight, among all who got an answer
 unequal_votes the same among those who judged
-FAULT_low, FAULT_high    bounds of how much more often a user's first answer has this fault than the champion's
+observed      users whose time to react is over
+GUARD_low     how much more often, at least, a user's first answer has this fault, or a user reacts so, than with the
+              champion; that any of these bounds is ever wrong has a chance of harm_alpha together
+GUARD_high    how much more often at most, each by itself: a promotion needs all of them
 
-Each is a test of its own: an e-process, or a confidence sequence on counts of users.
+Each is a test of its own: an e-process, or a confidence sequence on counts of users. Of reactions it counts all users
+whose time to react is over, in that order: who reacts does not choose when, or whether, to be counted.
 """
 
 from __future__ import annotations
+
+import functools
 
 import numpy as np
 
 from kto_ray.config.deciding import RolloutSection
 from kto_ray.records.rollouts import ArmCount, Look, RolloutState
-from kto_ray.records.trials import FAULTS, Exposed, Settled, Standing
+from kto_ray.records.trials import GUARDS, REACTIONS, Exposed, Settled, Standing
 from kto_ray.stats import ratio, score, sequential
 
 STEP = 200  # a look is worth its while when a 200th has come since the last one
@@ -27,8 +33,9 @@ def is_due(last: Look | None, standing: Standing) -> bool:
     """Whether a stage has come far enough since the last look."""
     if last is None or last.stage != standing.stage:
         return True
-    before = (last.n_champion + last.n_challenger, last.exposed_champion + last.exposed_challenger)
-    now = (len(standing.trials), standing.champion.known + standing.challenger.known)
+    trials, exposed = last.n_champion + last.n_challenger, last.exposed_champion + last.exposed_challenger
+    before = (trials, exposed, int(last.evidence.get("observed", 0)))
+    now = (len(standing.trials), standing.champion.known + standing.challenger.known, _observed(standing))
     return any(new >= old + max(1, old // STEP) for old, new in zip(before, now, strict=True))
 
 
@@ -55,7 +62,7 @@ def look(rules: RolloutSection, state: RolloutState, standing: Standing, now: fl
         high=high,
         exposed_champion=standing.champion.known,
         exposed_challenger=standing.challenger.known,
-        evidence=evidence | _split(state, standing) | _faults(rules, standing),
+        evidence=evidence | _split(state, standing) | _guards(rules, standing),
     )
 
 
@@ -74,15 +81,21 @@ def _split(state: RolloutState, standing: Standing) -> dict[str, float]:
     }
 
 
-def _faults(rules: RolloutSection, standing: Standing) -> dict[str, float]:
-    bounds: dict[str, float] = {}
-    for name in FAULTS:
-        low, high = sequential.interval(
-            _faulty(standing.champion, name), _faulty(standing.challenger, name), rules.harm_alpha
-        )
-        bounds |= {f"{name}_low": low, f"{name}_high": high}
+def _observed(standing: Standing) -> int:
+    return standing.champion.observed + standing.challenger.observed
+
+
+def _guards(rules: RolloutSection, standing: Standing) -> dict[str, float]:
+    bounds = {"observed": float(_observed(standing))}
+    for name in GUARDS:
+        arms = _count(standing.champion, name), _count(standing.challenger, name)
+        bounds[f"{name}_low"] = _interval(*arms, rules.harm_alpha / len(GUARDS))[0]
+        bounds[f"{name}_high"] = _interval(*arms, rules.harm_alpha)[1]
     return bounds
 
 
-def _faulty(arm: Exposed, name: str) -> ArmCount:
-    return ArmCount(arm.known, getattr(arm, name))
+_interval = functools.lru_cache(maxsize=256)(sequential.interval)  # most counts are 0, and change seldom
+
+
+def _count(arm: Exposed, name: str) -> ArmCount:
+    return ArmCount(arm.observed if name in REACTIONS else arm.known, getattr(arm, name))

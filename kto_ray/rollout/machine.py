@@ -2,12 +2,13 @@
 
     canary (watches for harm) -> ... -> ab (decides) -> promoted | aborted
 
-A watching stage ends in `abort` when the challenger is worse or its answers have faults, and in `advance` once enough
-of its users got an answer, or after its hours. The deciding stage ends in `promote` when there is evidence of gain, at
-the level that the loop's budget gave this test, and of more ups among all who got an answer, no fault has become more
-frequent by max_fault_rise, and its least users and hours are over; in `abort` when there is evidence of harm, a gain
-above min_effect is ruled out (futility), or users or hours run out. Where the split is not as drawn, nothing is
-promoted. A person may be asked instead: who resumes has answered for the stage. No pause lasts beyond max_paused_hours.
+A watching stage ends in `abort` when the challenger is worse or what `guards` names is more frequent with it, and in
+`advance` once enough of its users got an answer, or after its hours. The deciding stage ends in `promote` when there is
+evidence of gain, at the level that the loop's budget gave this test, and of more ups among all who got an answer, no
+guard has become more frequent by its margin, and its least users and hours are over; in `abort` when there is evidence
+of harm, a gain above min_effect is ruled out (futility), or users or hours run out. Where the split is not as drawn,
+nothing is promoted. A person may be asked instead: who resumes has answered for the stage. No pause lasts beyond
+max_paused_hours.
 
 Each stage uses its own data only. Weights differ between stages and tastes drift with time: pooling a canary of 10%
 with an A/B of 50% puts more of the champion's users into the early days than of the challenger's, so a drift in time
@@ -26,7 +27,7 @@ from pydantic import ValidationError
 from kto_ray.config.deciding import RolloutSection, RolloutStage
 from kto_ray.records.requests import Act
 from kto_ray.records.rollouts import Look, RolloutState, RolloutStatus
-from kto_ray.records.trials import FAULTS
+from kto_ray.records.trials import REACTIONS, STYLES
 
 UPS_ALPHA = 0.05  # of the second condition, more ups among all who got an answer
 
@@ -130,14 +131,11 @@ def _worse(rules: RolloutSection, look: Look) -> bool:
 def _harm(rules: RolloutSection, state: RolloutState, look: Look) -> Verdict | None:
     if _worse(rules, look) and "harm" not in state.asked:
         return Action.ABORT, "the challenger is worse", "harm"
-    for name in FAULTS if "faults" not in state.asked else ():
+    for name in rules.guards if "faults" not in state.asked else ():
         low = look.evidence.get(f"{name}_low", -1.0)
-        if low > 0:
-            return (
-                Action.ABORT,
-                f"the challenger's answers are more often {_WORDS[name]}, by at least {low:.3f}",
-                "faults",
-            )
+        if low > (rules.max_style_rise if name in STYLES else 0.0):
+            words = f"the challenger's answers are more often {_WORDS[name]}, {_among(name)}by at least {low:.3f}"
+            return Action.ABORT, words, "faults"
     return None
 
 
@@ -189,16 +187,32 @@ def _lacking(rules: RolloutSection, state: RolloutState, look: Look, hours: floa
         return f"the evidence of a gain is {odds:.3g} to one, of {1 / level:.3g} to one"
     if saw.get("ups", 0.0) < -math.log(UPS_ALPHA):
         return "no more users judge an answer up, of all who got one, than of the champion's"
-    for name in FAULTS:
+    for name in rules.guards:
         high = saw.get(f"{name}_high", 1.0)
-        if high > rules.max_fault_rise:
-            return f"answers may be {_WORDS[name]} more often, by up to {high:.3f} of {rules.max_fault_rise:g}"
+        most = rules.max_style_rise if name in STYLES else rules.max_fault_rise
+        if high > most:
+            return f"answers may be {_WORDS[name]} more often, {_among(name)}by up to {high:.3f} of {most:g}"
     if hours < rules.min_hours:
         return f"{hours:.1f} hours are over of {rules.min_hours:g} (min_hours)"
     return None
 
 
-_WORDS = {"failed": "failed", "aborted": "left by the client", "cut_off": "cut off", "slow": "late to begin"}
+_WORDS = {
+    "failed": "failed",
+    "aborted": "left by the client",
+    "cut_off": "cut off",
+    "slow": "late to begin",
+    "tool_error": "calls that no tool can take",
+    "asked_back": "questions back",
+    "long": "long",
+    "regenerated": "asked for again",
+    "disagreed": "disagreed with",
+    "edited": "edited",
+}
+
+
+def _among(name: str) -> str:
+    return "of users whose time to react is over, " if name in REACTIONS else ""
 
 
 def in_words(rules: RolloutSection, look: Look) -> str:

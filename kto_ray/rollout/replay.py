@@ -1,17 +1,19 @@
 """What other rules would have made of a test: its traffic, as it was, looked at again from the start. Pure.
 
-The arms and their shares are those of the day, and so is what settled when: rules on these (stages, settle_hours,
-new_users, slow_s) change nothing here. What decides can be tried: levels, margins, fewest and most users and hours.
+The arms and their shares are those of the day, and so is what settled when and what was watched: rules on these
+(stages, settle_hours, new_users, slow_s, long_tokens, guards) change nothing here. What decides can be tried: levels,
+margins, fewest and most users and hours.
 """
 
 from __future__ import annotations
 
+import enum
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from kto_ray.config.deciding import RolloutSection
 from kto_ray.records.rollouts import Look, RolloutState, RolloutStatus
-from kto_ray.records.trials import FAULTS, Exposed, Part, Settled, Standing
+from kto_ray.records.trials import Part, Settled, Standing
 from kto_ray.rollout import evidence, machine
 
 
@@ -50,8 +52,8 @@ def replay(rules: RolloutSection, state: RolloutState, stage: int, began_at: flo
         asked=(),
     )
     standing, last, decision = Standing(state.id, stage), None, None
-    for at, settles, part in _events(parts, began_at + 3600 * hours):
-        standing = standing if part is None else _with(standing, part, settles)
+    for at, what, part in _events(parts, began_at + 3600 * hours):
+        standing = standing if part is None else _with(standing, part, what)
         if evidence.is_due(last, standing):
             last = evidence.look(rules, now, standing, at)
         assert last is not None
@@ -63,26 +65,34 @@ def replay(rules: RolloutSection, state: RolloutState, stage: int, began_at: flo
     return Replayed(name, decision.action, decision.reason, None, last)
 
 
-Event = tuple[float, bool, Part | None]  # when, whether the part settles then, whose; nobody's where hours run out
+class What(enum.IntEnum):
+    """Happens to a user, in this order."""
+
+    ANSWERED = 0
+    SETTLED = 1
+    READ = 2  # what they did
+
+
+Event = tuple[float, What, Part | None]  # when, what, whose; nobody's where hours run out
 
 
 def _events(parts: Sequence[Part], end: float) -> list[Event]:
-    """First answers and settlements of those who count, in order of time; the end where traffic reached it."""
+    """What happens to those who count, in order of time; the end where traffic reached it."""
     known = [part for part in parts if part.known]
-    events: list[Event] = [(part.first_at, False, part) for part in known]
-    events += [(part.settled_at, True, part) for part in known if part.settled_at is not None]
+    events: list[Event] = [(part.first_at, What.ANSWERED, part) for part in known]
+    events += [(part.settled_at, What.SETTLED, part) for part in known if part.settled_at is not None]
+    read = (part for part in known if part.react_by is not None and part.reactions is not None)
+    events += [(part.react_by, What.READ, part) for part in read if part.react_by is not None]
     events.sort(key=lambda event: event[:2])
     in_time = [event for event in events if event[0] <= end]
-    return [*in_time, (end, False, None)] if len(in_time) < len(events) else in_time
+    return [*in_time, (end, What.ANSWERED, None)] if len(in_time) < len(events) else in_time
 
 
-def _with(standing: Standing, part: Part, settles: bool) -> Standing:
-    if settles and part.outcome is not None and part.settled_at is not None:
+def _with(standing: Standing, part: Part, what: What) -> Standing:
+    if what is What.SETTLED:
+        assert part.outcome is not None
         return replace(standing, trials=(*standing.trials, Settled(part.challenger, part.outcome)))
-    if part.challenger:
-        return replace(standing, challenger=_and_one(standing.challenger, part))
-    return replace(standing, champion=_and_one(standing.champion, part))
-
-
-def _and_one(arm: Exposed, part: Part) -> Exposed:
-    return Exposed(arm.users + 1, arm.known + 1, *(getattr(arm, name) + (name in part.faults) for name in FAULTS))
+    arm = standing.challenger if part.challenger else standing.champion
+    names = ("users", "known", *part.faults) if what is What.ANSWERED else ("observed", *(part.reactions or ()))
+    more = replace(arm, **{name: getattr(arm, name) + 1 for name in names})
+    return replace(standing, challenger=more) if part.challenger else replace(standing, champion=more)

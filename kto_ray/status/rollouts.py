@@ -11,11 +11,13 @@ import sqlalchemy as sa
 
 from kto_ray.config import Config
 from kto_ray.records.rollouts import ArmCount, Look, RolloutKind, RolloutState, RolloutStatus
+from kto_ray.records.trials import Exposed
 from kto_ray.rollout.machine import rules_of
 from kto_ray.rollout.outlook import Outlook, outlook
+from kto_ray.rollout.ratings import Ratings, ratings
 from kto_ray.rollout.replay import Replayed, replay
 from kto_ray.stats import budget
-from kto_ray.store import rollouts, trials
+from kto_ray.store import exposed, rollouts, trials
 
 SHOWN = 100  # of the newest tests
 
@@ -24,6 +26,12 @@ SHOWN = 100  # of the newest tests
 class ShownArms:
     champion: ArmCount
     challenger: ArmCount
+
+
+@dataclass(frozen=True, slots=True)
+class ShownExposed:
+    champion: Exposed
+    challenger: Exposed
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,12 +54,15 @@ class ShownTest:
 
 @dataclass(frozen=True, slots=True)
 class WatchedTest(ShownTest):
-    """A test with its counts by stage and every look at it; `interval` is the newest. `outlook` says what a live one
-    waits for, and what it can still come to."""
+    """A test with its counts by stage and every look at it; `interval` is the newest. Of the present stage, `exposed`
+    says what was wrong with answers and what users did, and `ratings` what came where answers asked for a thumb.
+    `outlook` says what a live one waits for, and what it can still come to."""
 
     stage_name: str = ""
     counts: Mapping[str, ShownArms] = field(default_factory=dict)
     interval: tuple[float, float] = (-1.0, 1.0)
+    exposed: ShownExposed | None = None
+    ratings: Ratings | None = None
     outlook: Outlook | None = None
     history: tuple[Look, ...] = ()
 
@@ -68,9 +79,9 @@ class RolloutPage:
 
 def page(tx: sa.Connection, config: Config) -> RolloutPage:
     every = rollouts.latest(tx, SHOWN)
-    newest = _watched(config, every[-1], rollouts.looks(tx, every[-1].id)) if every else None
+    newest = _watched(tx, config, every[-1]) if every else None
     back = rollouts.live(tx, RolloutKind.HOLDBACK)
-    watched = _watched(config, back, rollouts.looks(tx, back.id)) if back is not None else None
+    watched = _watched(tx, config, back) if back is not None else None
     return RolloutPage(newest, tuple(ShownTest(**_shown(state)) for state in every), watched)
 
 
@@ -88,7 +99,8 @@ def replayed(tx: sa.Connection, config: Config, rollout: str | None) -> tuple[Re
     if state.kind is not RolloutKind.TEST:
         raise ValueError(f"{rollout!r} is a holdback, which no rules of a test decide; name an A/B test")
     then = rules_of(config.rollout, state)
-    of_the_day = {name: getattr(then, name) for name in ("stages", "settle_hours", "new_users", "slow_s")}
+    fixed = ("stages", "settle_hours", "new_users", "slow_s", "long_tokens", "guards")
+    of_the_day = {name: getattr(then, name) for name in fixed}
     rules = config.rollout.model_copy(update=of_the_day)
     earlier = [test for test in rollouts.finished(tx) if (test.started_at, test.id) < (state.started_at, state.id)]
     state = replace(state, level=budget.level(budget.spent(earlier), rules.alpha, rules.omega))
@@ -105,8 +117,8 @@ def _shown(state: RolloutState) -> dict[str, Any]:
     return {name: getattr(state, name) for name in ShownTest.__slots__}
 
 
-def _watched(config: Config, state: RolloutState, looks: list[Look]) -> WatchedTest:
-    rules = rules_of(config.rollout, state)
+def _watched(tx: sa.Connection, config: Config, state: RolloutState) -> WatchedTest:
+    rules, looks, arms = rules_of(config.rollout, state), rollouts.looks(tx, state.id), exposed.arms(tx, state)
     test = state.kind is RolloutKind.TEST
     names = {i: stage.name for i, stage in enumerate(rules.stages) if test}
     own = _shown(state)
@@ -117,6 +129,8 @@ def _watched(config: Config, state: RolloutState, looks: list[Look]) -> WatchedT
         stage_name=names.get(state.stage, f"week {state.stage + 1}"),
         # The last look at a stage holds its final counts.
         counts={names.get(look.stage, f"week {look.stage + 1}"): ShownArms(*look.arms) for look in looks},
+        exposed=ShownExposed(*arms),
+        ratings=ratings(*arms, rules.harm_alpha),
         outlook=outlook(rules, state, looks[-1], time.time()) if looks and state.live and test else None,
         history=tuple(looks),
     )

@@ -16,13 +16,16 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 
+from kto_ray.feedback import faults
 from kto_ray.records.completions import Arm, Completion
 from kto_ray.records.labels import Verdict
 from kto_ray.records.rollouts import LIVE, RolloutKind, RolloutState
-from kto_ray.records.trials import FAULTS, Exposed, Part, Settled, Standing
+from kto_ray.records.trials import FAULTS, Part, Settled, Standing
 from kto_ray.records.users import unit_interval
+from kto_ray.store import exposed, reactions
 from kto_ray.store.among import among, values
-from kto_ray.store.schema import arrivals, completions, exposures, labels, rollouts, trials, voters
+from kto_ray.store.exposed import challenger_of, of_stage
+from kto_ray.store.schema import arrivals, completions, labels, rollouts, trials, voters
 
 ANSWERS = 5_000  # looked at in one go
 VOTERS = 1_000
@@ -36,13 +39,15 @@ class Rules:
     new_users: bool  # whether who came since the test began counts
     slow_s: float  # a first token after this is a fault
     since: float = 0.0  # who got an answer before (seconds since the epoch) enters with the next one
+    long_tokens: int | None = None  # more are a fault
+    react_s: float = 0.0  # after the first answer, in which a user may react
 
 
 def answered(tx: sa.Connection, come: Iterable[Completion]) -> None:
     """Mark new answers of tests and holdbacks in progress."""
-    named = [(name, one.id) for one in come for name in (one.rollout, one.holdback) if name is not None]
+    named = [(name, one) for one in come for name in (one.rollout, one.holdback) if name is not None]
     live = _live(tx, {name for name, _ in named})
-    rows = [{"rollout": name, "completion_id": completion} for name, completion in named if name in live]
+    rows = [{"rollout": name, "completion_id": one.id, "faults": faults.of(one)} for name, one in named if name in live]
     if rows:
         tx.execute(arrivals.insert(), rows)
 
@@ -71,7 +76,8 @@ def due(tx: sa.Connection, state: RolloutState, now: float) -> bool:
     ready = voters.c.due_at.is_(None) | (voters.c.due_at <= now)
     come = sa.select(arrivals.c.rollout).where(arrivals.c.rollout == state.id)
     waits = sa.select(voters.c.user).where(voters.c.rollout == state.id, ready)
-    return any(tx.execute(query.limit(1)).first() is not None for query in (come, waits))
+    waiting = (come, waits, reactions.unread(state, now))
+    return any(tx.execute(query.limit(1)).first() is not None for query in waiting)
 
 
 def advance(tx: sa.Connection, state: RolloutState, rules: Rules, now: float) -> None:
@@ -81,19 +87,17 @@ def advance(tx: sa.Connection, state: RolloutState, rules: Rules, now: float) ->
     all_seen = _expose(tx, state, rules)
     _date(tx, state, rules, undated, all_seen)
     _settle(tx, state, now)
+    reactions.read(tx, state, now)
 
 
 def standing(tx: sa.Connection, state: RolloutState, before: Standing | None = None) -> Standing:
     """What the stage has come to; `before` is an earlier look, whose trials are not read again."""
     if before is None or (before.rollout, before.stage) != (state.id, state.stage):
         before = Standing(state.id, state.stage)
-    t, stage = trials.c, _of(trials, state)
+    t, stage = trials.c, of_stage(trials, state)
     new = sa.select(t.challenger, t.outcome).where(stage, t.place > len(before.trials)).order_by(t.place)
     settled = tuple(Settled(row.challenger, row.outcome) for row in tx.execute(new))
-    arms = {row["challenger"]: row for row in tx.execute(sa.select(exposures).where(_of(exposures, state))).mappings()}
-    champion, challenger = (
-        Exposed(*(arms[arm][name] for name in Exposed.__slots__)) if arm in arms else Exposed() for arm in (False, True)
-    )
+    champion, challenger = exposed.arms(tx, state)
     waiting = sa.select(sa.func.count(voters.c.user.distinct())).where(
         voters.c.rollout == state.id, voters.c.due_at.is_not(None)
     )
@@ -106,7 +110,12 @@ def history(tx: sa.Connection, rollout: str, stage: int) -> list[Part]:
     t, names = trials.c, Part.__slots__
     theirs = (t.rollout == rollout) & (t.stage == stage)
     query = sa.select(*(t[name] for name in names)).where(theirs).order_by(t.first_at, t.user)
-    return [Part(**{**row, "faults": tuple(row["faults"])}) for row in tx.execute(query).mappings()]
+    return [_part_of(row) for row in tx.execute(query).mappings()]
+
+
+def _part_of(row: Any) -> Part:
+    did = None if row["reactions"] is None else tuple(row["reactions"])
+    return Part(**{**row, "faults": tuple(row["faults"]), "reactions": did})
 
 
 def forget(tx: sa.Connection, user: str, pseudonym: str) -> None:
@@ -119,47 +128,28 @@ def _row(tx: sa.Connection, state: RolloutState) -> Any:
     return tx.execute(sa.select(rollouts).where(rollouts.c.id == state.id)).one()
 
 
-def _of(table: sa.Table, state: RolloutState) -> sa.ColumnElement[bool]:
-    return (table.c.rollout == state.id) & (table.c.stage == state.stage)
-
-
 def _named(table: sa.Table, state: RolloutState) -> sa.ColumnElement[bool]:
     """Answers, or labels of answers, that are of a rollout. A user may be in a test and in a holdback's other arm."""
     return (table.c.rollout if state.kind is RolloutKind.TEST else table.c.holdback) == state.id
 
 
-def _challenger(state: RolloutState) -> Arm:
-    return Arm.CHALLENGER if state.kind is RolloutKind.TEST else Arm.HOLDBACK
-
-
 def _expose(tx: sa.Connection, state: RolloutState, rules: Rules) -> bool:
     """Enter the users of new answers, each by the first; whether all that had arrived have been looked at."""
     c, come = completions.c, arrivals.c
-    columns = (c.id, c.seq, c.user, c.arm, c.task, c.forced, c.created_at, c.status, c.finish_reason)
-    query = sa.select(*columns, c.first_token_s, c.latency_s).join(arrivals, come.completion_id == c.id)
+    columns = (c.id, c.seq, c.user, c.arm, c.task, c.forced, c.created_at, c.status, c.finish_reason, c.first_token_s)
+    query = sa.select(*columns, c.latency_s, c.completion_tokens, come.faults)
+    query = query.join(arrivals, come.completion_id == c.id)
     # Locked, so that an erasure of them waits, and finds what is made of them.
     some = query.where(come.rollout == state.id).order_by(c.seq).limit(ANSWERS).with_for_update(of=arrivals)
     answers = tx.execute(some).all()
     row = _row(tx, state)
     ours = (a for a in reversed(answers) if a.seq > row.stage_started_seq and a.created_at >= rules.since)
     first = {answer.user: answer for answer in ours if _as_drawn(state, answer)}
-    held = sa.select(trials.c.user).where(_of(trials, state), among(tx, trials.c.user, first))
+    held = sa.select(trials.c.user).where(of_stage(trials, state), among(tx, trials.c.user, first))
     for name in tx.execute(held).scalars():
         del first[name]
     known = set(first) if rules.new_users else _seen_before(tx, list(first), row.started_seq)
-    entered = [
-        {
-            "rollout": state.id,
-            "stage": state.stage,
-            "user": name,
-            "challenger": answer.arm == _challenger(state),
-            "known": name in known,
-            "first_at": answer.created_at,
-            "first_seq": answer.seq,
-            "faults": _faults(answer, rules),
-        }
-        for name, answer in first.items()
-    ]
+    entered = [_new_part(state, rules, answer, name in known) for name, answer in first.items()]
     if entered:
         tx.execute(trials.insert(), entered)
         _count(tx, state, entered)
@@ -175,7 +165,7 @@ def _as_drawn(state: RolloutState, answer: Any) -> bool:
     if answer.user is None or answer.task is not None or answer.forced:
         return False
     challenger = unit_interval(state.salt, answer.user) < state.weight
-    return bool(answer.arm == (_challenger(state) if challenger else Arm.CHAMPION))
+    return bool(answer.arm == (challenger_of(state) if challenger else Arm.CHAMPION))
 
 
 def _seen_before(tx: sa.Connection, users: Sequence[str], seq: int) -> set[str]:
@@ -185,6 +175,22 @@ def _seen_before(tx: sa.Connection, users: Sequence[str], seq: int) -> set[str]:
     return set(tx.execute(sa.select(each.c.value).where(asked)).scalars())
 
 
+def _new_part(state: RolloutState, rules: Rules, answer: Any, known: bool) -> dict[str, Any]:
+    """Of a user, by their first answer."""
+    reacts = known and state.kind is RolloutKind.TEST
+    return {
+        "rollout": state.id,
+        "stage": state.stage,
+        "user": answer.user,
+        "challenger": answer.arm == challenger_of(state),
+        "known": known,
+        "first_at": answer.created_at,
+        "first_seq": answer.seq,
+        "faults": _faults(answer, rules),
+        "react_by": answer.created_at + rules.react_s if reacts else None,
+    }
+
+
 def _faults(answer: Any, rules: Rules) -> list[str]:
     begun_s = answer.first_token_s if answer.first_token_s is not None else answer.latency_s  # one that came whole
     has = {
@@ -192,21 +198,18 @@ def _faults(answer: Any, rules: Rules) -> list[str]:
         "aborted": answer.status == "aborted",
         "cut_off": answer.finish_reason == "length",
         "slow": begun_s > rules.slow_s,
+        "long": rules.long_tokens is not None and answer.completion_tokens > rules.long_tokens,
+        **dict.fromkeys(answer.faults, True),
     }
-    return [name for name in FAULTS if has[name]]
+    return [name for name in FAULTS if has.get(name)]
 
 
 def _count(tx: sa.Connection, state: RolloutState, entered: Sequence[Mapping[str, Any]]) -> None:
     for challenger in (False, True):
         arm = [part for part in entered if part["challenger"] is challenger]
         ours = [part for part in arm if part["known"]]
-        faults = {name: sum(name in part["faults"] for part in ours) for name in FAULTS}
-        more = {"users": len(arm), "known": len(ours), **faults}
-        where = _of(exposures, state) & (exposures.c.challenger == challenger)
-        added = {name: exposures.c[name] + by for name, by in more.items()}
-        if tx.execute(exposures.update().where(where).values(**added)).rowcount == 0:
-            own = {"rollout": state.id, "stage": state.stage, "challenger": challenger}
-            tx.execute(exposures.insert().values(**own, **more))
+        wrong = {name: sum(name in part["faults"] for part in ours) for name in FAULTS}
+        exposed.add(tx, state, challenger, {"users": len(arm), "known": len(ours), **wrong})
 
 
 Marks = Sequence[tuple[str, int]]  # users, and of what they said
@@ -223,7 +226,7 @@ def _date(tx: sa.Connection, state: RolloutState, rules: Rules, marks: Marks, al
     more: whose trial is settled, who does not count, who was not in this stage."""
     if not marks:
         return
-    open_ = _of(trials, state) & trials.c.known & trials.c.place.is_(None)
+    open_ = of_stage(trials, state) & trials.c.known & trials.c.place.is_(None)
     query = sa.select(trials.c.user, trials.c.first_at).where(open_, among(tx, trials.c.user, {u for u, _ in marks}))
     first = {row.user: row.first_at for row in tx.execute(query)}
     dated = [
@@ -248,7 +251,7 @@ def _settle(tx: sa.Connection, state: RolloutState, now: float) -> None:
         {"name": user, "at": place + i, "of": said[user]}
         for i, user in enumerate((user for user in users if user in said), start=1)
     ]
-    mine = _of(trials, state) & (trials.c.user == sa.bindparam("name")) & trials.c.place.is_(None)
+    mine = of_stage(trials, state) & (trials.c.user == sa.bindparam("name")) & trials.c.place.is_(None)
     if settled:
         values = {"place": sa.bindparam("at"), "outcome": sa.bindparam("of"), "settled_at": now}
         tx.execute(trials.update().where(mine).values(**values), settled)
@@ -257,7 +260,7 @@ def _settle(tx: sa.Connection, state: RolloutState, now: float) -> None:
 
 def len_of(tx: sa.Connection, state: RolloutState) -> int:
     """How many trials of the stage are settled."""
-    query = sa.select(sa.func.coalesce(sa.func.max(trials.c.place), 0)).where(_of(trials, state))
+    query = sa.select(sa.func.coalesce(sa.func.max(trials.c.place), 0)).where(of_stage(trials, state))
     return int(tx.execute(query).scalar_one())
 
 
@@ -265,8 +268,8 @@ def _judgements(tx: sa.Connection, state: RolloutState, users: Sequence[str]) ->
     """The mean of what stands of each user's own judgements of answers from the first on that counts; who has none is
     not there. An edit counts as a down: the answer was not good enough."""
     l, t = labels.c, trials.c  # noqa: E741
-    arm = sa.case((t.challenger, _challenger(state).value), else_=Arm.CHAMPION.value)
-    open_ = _of(trials, state) & (t.user == l.asker) & t.place.is_(None) & t.known
+    arm = sa.case((t.challenger, challenger_of(state).value), else_=Arm.CHAMPION.value)
+    open_ = of_stage(trials, state) & (t.user == l.asker) & t.place.is_(None) & t.known
     counted = (l.arm == arm) & (l.asked_seq >= t.first_seq)
     theirs = _named(labels, state) & among(tx, l.asker, users) & ~l.reviewer
     up = sa.case((l.verdict == Verdict.UP.value, 1.0), else_=0.0)

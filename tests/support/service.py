@@ -49,6 +49,7 @@ QUICK = (
     "rollout.min_hours=0",
     "rollout.min_users=5",
     "rollout.max_fault_rise=1",
+    "rollout.max_style_rise=1",
     "rollout.holdback=0",
 )
 

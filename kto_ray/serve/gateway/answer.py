@@ -18,6 +18,7 @@ from ray.serve.exceptions import BackPressureError, RayServeException
 from starlette.types import Receive, Scope, Send
 
 from kto_ray.rollout.assignment import Route, uncounted
+from kto_ray.rollout.ratings import asks
 from kto_ray.serve.gateway import whose
 from kto_ray.serve.gateway.bodies import ChatAsk
 from kto_ray.serve.gateway.capture import DONE, Capture
@@ -65,6 +66,12 @@ async def _routed(door: Door, ask: ChatAsk) -> Route:
     return drawn if conversation is None else view.go_on(drawn, conversation)
 
 
+def _solicited(door: Door, name: str, ask: ChatAsk, route: Route) -> bool:
+    """Whether an answer of a test asks for a thumb."""
+    counts = route.rollout is not None and ask.task is None and not ask.forced
+    return counts and asks(door.config.salt, name, door.config.feedback.solicit_share)
+
+
 class Answer:
     """An answer from the asking to its row. Whoever made it closes it."""
 
@@ -73,7 +80,9 @@ class Answer:
         name = uuid.uuid4().hex
         principal = whose.principal_of(request).name
         begin_chat(request)
-        self.capture = Capture(f"{kind}{name}", ask, route, base=door.config.model.mark, principal=principal)
+        made, base = f"{kind}{name}", door.config.model.mark
+        solicited = _solicited(door, made, ask, route)
+        self.capture = Capture(made, ask, route, base=base, principal=principal, solicited=solicited)
         self._door, self._request = door, request
         self._events = _asked(door, ask.upstream(name), route.adapter)
         self._first = ""

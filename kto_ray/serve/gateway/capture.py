@@ -42,6 +42,7 @@ class Capture:
     first_token_at: float | None = None
     base: str | None = None  # mark of the model that answers
     principal: str | None = None  # who asks
+    solicited: bool = False  # its end asks for a thumb
 
     def add_response(self, response: Mapping[str, Any]) -> dict[str, Any]:
         """Take a whole response; returns it as the client gets it."""
@@ -60,6 +61,11 @@ class Capture:
             self._tokens_and_end(chunk, choice)
         self._usage(chunk.get("usage"))
         return self._sign(chunk)
+
+    @property
+    def asking(self) -> dict[str, Any]:
+        """The field of ours by which an answer that is at its end asks its user for a thumb; mostly there is none."""
+        return {"kto_ray": {"ask": "thumb"}} if self.solicited and self.ended else {}
 
     @property
     def ended(self) -> bool:
@@ -82,6 +88,7 @@ class Capture:
             user=self.ask.user,
             rollout=self.route.rollout,
             holdback=self.route.holdback,
+            solicited=self.solicited,
             task=self.ask.task,
             external=self.ask.external,
             params=self.ask.params,
@@ -134,7 +141,8 @@ class Capture:
         """The id is the completion id, the model what was asked for, the fingerprint the version that answered."""
         told = {key: value for key, value in response.items() if key not in OURS}
         told["choices"] = [{k: v for k, v in choice.items() if k not in OURS_OF_CHOICE} for choice in told["choices"]]
-        return {**told, "id": self.id, "model": self.ask.model, "system_fingerprint": self.route.adapter}
+        ours = {"id": self.id, "model": self.ask.model, "system_fingerprint": self.route.adapter}
+        return {**told, **ours, **self.asking}
 
 
 def as_event(body: Mapping[str, Any], name: str | None = None) -> str:

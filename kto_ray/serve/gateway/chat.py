@@ -21,7 +21,7 @@ from kto_ray.serve.gateway.errors import ApiError, ErrorBody, unforeseen
 ANSWERS: dict[int | str, dict[str, Any]] = {
     200: {
         "description": "OpenAI's chat completion, whole or as a stream of its chunks; `system_fingerprint` is the "
-        "version that answered, `id` what feedback names",
+        "version that answered, `id` what feedback names; `kto_ray.ask` where it asks its user for a thumb",
         "content": {"application/json": {"schema": {"type": "object"}}, "text/event-stream": {}},
         "headers": {"x-kto-completion-id": {"description": "what feedback names", "schema": {"type": "string"}}},
     }

@@ -183,7 +183,8 @@ class Reply:
         if told["status"] == "failed":
             words = f"the engine ended the answer by {short(capture.finish_reason)}; ask again"
             told["error"] = {"code": "server_error", "message": words}
-        return {**told, "output": self._items, "usage": usage, "incomplete_details": cut and {"reason": cut}}
+        beside = {"usage": usage, "incomplete_details": cut and {"reason": cut}, **capture.asking}
+        return {**told, "output": self._items, **beside}
 
     def _response(self, status: str) -> dict[str, Any]:
         """OpenAI's fields; what the client said of them, or what holds without."""

@@ -7,7 +7,7 @@
     rounds ──< trainings                one turn of the loop, and what was trained in it (or by hand)
     rollouts ──< rollout_points         a challenger's A/B test, and what each look at it saw
     rollouts ──< trials                 each user's part in a stage of it, settled once and for good
-    exposures                           how many got an answer there, by arm
+    exposures                           how many got an answer there, by arm, what was wrong with it, what they did
     arrivals, voters                    answers that are not counted yet; who judged and is not settled yet
     aliases                             champion, challenger, previous -> adapter; the only thing that a swap changes
     replicas                            what each live policy replica holds
@@ -38,6 +38,7 @@ from kto_ray.store.schema.log import (
     tallies,
 )
 from kto_ray.store.schema.loop import (
+    UNREAD,
     adapters,
     aliases,
     arrivals,
@@ -61,6 +62,7 @@ __all__ = [
     "ORDER",
     "PENDING",
     "TALLY_SLOTS",
+    "UNREAD",
     "WAITING",
     "adapters",
     "aliases",

@@ -59,6 +59,7 @@ completions = Table(
     Column("base", String(64)),
     Column("archive", String(64)),
     Column("holdback", String(64)),
+    Column("solicited", Boolean, nullable=False, server_default=false()),
     Index("ix_completions_seq", "seq", unique=True),
     Index("ix_completions_external", "external_system", "external_conversation", "external_message"),
     Index("ix_completions_rollout", "rollout", "seq"),
@@ -72,6 +73,13 @@ Index(
     completions.c.seq,
     sqlite_where=completions.c.holdback.is_not(None),
     postgresql_where=completions.c.holdback.is_not(None),
+)
+Index(
+    "ix_completions_solicited",
+    completions.c.rollout,
+    completions.c.user,
+    sqlite_where=completions.c.solicited,
+    postgresql_where=completions.c.solicited,
 )
 
 feedback = Table(

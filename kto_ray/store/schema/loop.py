@@ -18,6 +18,7 @@ from sqlalchemy import (
     true,
 )
 
+from kto_ray.records.trials import FAULTS, REACTIONS, SOLICITED
 from kto_ray.store.schema.base import USER, metadata
 
 snapshots = Table(
@@ -136,9 +137,12 @@ trials = Table(
     Column("place", Integer),  # in the order in which trials settled; null until then
     Column("settled_at", Double),
     Column("outcome", Double),
+    Column("react_by", Double),  # when it is read what the user did about answers; null: nobody reads it
+    Column("reactions", JSON(none_as_null=True)),  # null until then
     Index("ix_trials_user", "user"),
 )
 SETTLED = trials.c.place.is_not(None)
+UNREAD = trials.c.react_by.is_not(None) & trials.c.reactions.is_(None)
 Index(
     "ix_trials_place",
     trials.c.rollout,
@@ -147,6 +151,14 @@ Index(
     unique=True,
     sqlite_where=SETTLED,
     postgresql_where=SETTLED,
+)
+Index(
+    "ix_trials_react_by",
+    trials.c.rollout,
+    trials.c.stage,
+    trials.c.react_by,
+    sqlite_where=UNREAD,
+    postgresql_where=UNREAD,
 )
 
 exposures = Table(
@@ -157,7 +169,7 @@ exposures = Table(
     Column("challenger", Boolean, primary_key=True),
     *(
         Column(name, Integer, nullable=False, server_default="0")
-        for name in ("users", "known", "failed", "aborted", "cut_off", "slow")
+        for name in ("users", "known", *FAULTS, "observed", *REACTIONS, *SOLICITED)
     ),
 )
 
@@ -166,6 +178,7 @@ arrivals = Table(  # answers of a test that have not been counted yet
     metadata,
     Column("rollout", String(64), primary_key=True),
     Column("completion_id", String(64), ForeignKey("completions.id", ondelete="CASCADE"), primary_key=True),
+    Column("faults", JSON, nullable=False, server_default="[]"),  # of its words
 )
 
 voters = Table(  # who has judged in a test, until their trial is settled

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from kto_ray.evaluate.features import asks_back, drift, flatters, holds_emoji, refuses, shares
+from kto_ray.evaluate.features import drift, flatters, holds_emoji, refuses, shares
+from kto_ray.feedback.faults import asks_back
 from kto_ray.records.evaluation import GuardAnswer
 
 

@@ -189,7 +189,7 @@ def test_a_candidate_that_passes_is_tested_on_users() -> None:
 def standing(champion: tuple[int, int] = (0, 0), challenger: tuple[int, int] = (0, 0), silent: int = 0) -> Standing:
     """(users, ups) of each arm, one after the other, and so many more of each who said nothing."""
     trials = [Settled(arm, float(i < up)) for arm, (n, up) in ((False, champion), (True, challenger)) for i in range(n)]
-    one, other = (Exposed(n + silent, n + silent) for n, _ in (champion, challenger))
+    one, other = (Exposed(n + silent, n + silent, observed=n + silent) for n, _ in (champion, challenger))
     return Standing(TEST.id, 1, one, other, tuple(sorted(trials, key=lambda one: hash((one.outcome, one.challenger)))))
 
 

@@ -1,14 +1,20 @@
-"""What the budget of the loop's life allows the next test, of the tests in the store."""
+"""How a test in progress is counted, and what the budget of the loop's life allows the next one."""
 
 from __future__ import annotations
 
 import pytest
 
 from kto_ray.config.deciding import RolloutSection
-from kto_ray.loop.trial import level_of
+from kto_ray.loop.trial import SPREAD_S, count, level_of
+from kto_ray.records.completions import Arm
 from kto_ray.records.requests import Act
+from kto_ray.records.rollouts import RolloutKind
+from kto_ray.records.users import unit_interval
 from kto_ray.rollout import machine
-from kto_ray.store import Store, rollouts
+from kto_ray.store import Store, completions, rollouts, trials
+from tests.support.rows import completion
+
+HOUR = 3600.0
 
 
 def test_an_operators_promotion_gives_no_level_back(sqlite_store: Store) -> None:
@@ -21,3 +27,19 @@ def test_an_operators_promotion_gives_no_level_back(sqlite_store: Store) -> None
             assert level_of(tx, section) == levels[-1], "what goes on is not spent yet"
             rollouts.put(tx, machine.apply(begun, Act.PROMOTE, i + 0.5))
     assert levels == pytest.approx([0.005 * 0.95**i for i in range(5)])
+
+
+def test_users_are_watched_for_the_settling_time_and_in_a_canary_for_a_quarter_of_it(sqlite_store: Store) -> None:
+    section = RolloutSection(new_users=True, long_tokens=1)
+    canary = machine.start(section, "policy@base", "policy@v1", "r1", "salt", 0.005, 1.0)
+    decides = machine.advance(section, canary, 2.0)
+    for state, hours in ((canary, section.stages[0].hours / 4), (decides, section.settle_hours)):
+        came = state.stage_started_at + SPREAD_S
+        with sqlite_store.write() as tx:
+            rollouts.put(tx, state)
+            arm = Arm.CHALLENGER if unit_interval("salt", "ann") < state.weight else Arm.CHAMPION
+            completions.insert(tx, completion(f"c{state.stage}", arm=arm, rollout="r1", created_at=came))
+            count(tx, section, RolloutKind.TEST, came)
+        with sqlite_store.read() as tx:
+            [part] = trials.history(tx, "r1", state.stage)
+        assert part.react_by == pytest.approx(came + hours * HOUR) and part.faults == ("long",)

@@ -13,7 +13,7 @@ from scipy.stats import binom
 from kto_ray.config.deciding import RolloutSection, RolloutStage
 from kto_ray.records.requests import Act
 from kto_ray.records.rollouts import Look, RolloutState, RolloutStatus
-from kto_ray.records.trials import FAULTS, Exposed, Settled, Standing
+from kto_ray.records.trials import GUARDS, STYLES, Exposed, Settled, Standing
 from kto_ray.rollout import evidence
 from kto_ray.rollout.machine import Action, advance, apply, decide, rules_of, start, step
 
@@ -33,7 +33,7 @@ LEVEL = 0.005
 CANARY = start(RULES, "policy@base", "policy@v1-aaaaaa", "r1", "salt", LEVEL, now=1000.0)
 AB = advance(RULES, CANARY, now=2000.0)
 LATER = AB.stage_started_at + 2 * HOUR
-NO_FAULT = {f"{name}_{end}": value for name in FAULTS for end, value in (("low", -0.01), ("high", 0.01))}
+NO_FAULT = {f"{name}_{end}": value for name in GUARDS for end, value in (("low", -0.01), ("high", 0.01))}
 
 
 def look(champion: tuple[int, float], challenger: tuple[int, float], exposed: int = 10, **changes: float) -> Look:
@@ -68,11 +68,60 @@ def test_a_canary_waits_advances_or_aborts_but_never_promotes() -> None:
 
 
 @pytest.mark.parametrize("state", [CANARY, AB])
-@pytest.mark.parametrize("fault", FAULTS)
-def test_an_answer_that_has_faults_more_often_ends_every_stage(state: RolloutState, fault: str) -> None:
-    at = replace(GAIN, evidence={**GAIN.evidence, f"{fault}_low": 0.02, f"{fault}_high": 0.2})
+@pytest.mark.parametrize("guard", GUARDS)
+def test_what_is_guarded_and_more_frequent_ends_every_stage(state: RolloutState, guard: str) -> None:
+    """Of what some may want, only from the margin on."""
+    least = RULES.max_style_rise if guard in STYLES else 0.0
+    at = replace(GAIN, evidence={**GAIN.evidence, f"{guard}_low": least + 0.02, f"{guard}_high": 0.4})
     broken = decide(RULES, state, at, LATER)
-    assert broken.action is Action.ABORT and "by at least 0.020" in broken.reason
+    assert broken.action is Action.ABORT and f"by at least {least + 0.02:.3f}" in broken.reason
+    unsure = replace(at, evidence={**at.evidence, f"{guard}_low": least})
+    assert decide(RULES, state, unsure, LATER).action is not Action.ABORT
+    others = RULES.model_copy(update={"guards": tuple(name for name in GUARDS if name != guard)})
+    assert decide(others, AB, at, LATER).action is Action.PROMOTE
+
+
+def test_the_guards_are_those_that_are_counted() -> None:
+    assert RULES.guards == GUARDS
+    assert set(GUARDS) <= set(Exposed.__slots__)
+
+
+def test_what_nobody_ever_does_holds_up_no_promotion() -> None:
+    """Not beyond what the margin needs of any guard: 280 users of each arm, or of a canary's weight more."""
+    for n, shown in ((200, False), (280, True), (1000, True)):
+        arm = Exposed(n, n, observed=n)
+        seen = evidence.look(RULES, AB, Standing("r1", 1, arm, arm), LATER).evidence
+        for guard in GUARDS:
+            assert (seen[f"{guard}_high"] <= RULES.max_fault_rise) is shown and seen[f"{guard}_low"] < 0
+
+
+def test_a_reaction_counts_among_those_who_had_the_time_for_it() -> None:
+    champion, challenger = (
+        Exposed(900, 800, observed=400, edited=40, slow=40),
+        Exposed(900, 800, observed=400, edited=8),
+    )
+    seen = evidence.look(RULES, AB, Standing("r1", 1, champion, challenger), LATER).evidence
+    assert seen["observed"] == 800 and seen["edited_low"] < 8 / 400 - 40 / 400 < seen["edited_high"] < 0
+    assert seen["slow_low"] < -40 / 800 < seen["slow_high"] < 0
+    standing = Standing("r1", 1, champion, replace(challenger, observed=430))
+    last = evidence.look(RULES, AB, Standing("r1", 1, champion, challenger), LATER)
+    assert not evidence.is_due(last, Standing("r1", 1, champion, challenger)) and evidence.is_due(last, standing)
+
+
+def test_guards_that_luck_alone_moves_end_few_tests() -> None:
+    """All of them at once, looked at again and again."""
+    random = np.random.default_rng(3)
+    ended = 0
+    for _ in range(20):
+        counts = np.zeros((2, len(GUARDS)), dtype=np.int64)
+        for n in range(50, 1001, 50):
+            counts += random.binomial(50, 0.1, counts.shape)
+            one, other = (Exposed(n, n, observed=n, **dict(zip(GUARDS, arm, strict=True))) for arm in counts.tolist())
+            at = evidence.look(RULES, CANARY, Standing("r1", 0, one, other), LATER)
+            if decide(RULES, CANARY, at, LATER).action is Action.ABORT:
+                ended += 1
+                break
+    assert ended <= binom.ppf(0.999, 20, RULES.harm_alpha)
 
 
 def test_the_deciding_stage_promotes_on_evidence_of_gain() -> None:
@@ -91,6 +140,8 @@ def test_the_deciding_stage_promotes_on_evidence_of_gain() -> None:
         ({"unequal": 7.0}, "share of users is not the 50%"),
         ({"unequal_votes": 7.0}, "share of judged users is not the 50%"),
         ({"slow_high": 0.06}, "late to begin more often, by up to 0.060 of 0.05"),
+        ({"long_high": 0.12}, "long more often, by up to 0.120 of 0.1"),
+        ({"edited_high": 0.06}, "edited more often, of users whose time to react is over, by up to 0.060 of 0.05"),
     ],
 )
 def test_a_promotion_waits_for_all_that_it_needs(changes: dict[str, float], why: str) -> None:
@@ -255,7 +306,7 @@ def run(p0: float, p1: float, random: np.random.Generator) -> RolloutState:
             trials.append(Settled(arm, float(random.random() < (p0, p1)[arm])))
         silent = int(random.binomial(190, state.weight))  # who says nothing is exposed too
         exposed = [exposed[0] + 190 - silent, exposed[1] + silent]
-        champion, challenger = (Exposed(n, n) for n in exposed)
+        champion, challenger = (Exposed(n, n, observed=n) for n in exposed)
         seen = evidence.look(RULES, state, Standing("r1", 1, champion, challenger, tuple(trials)), now)
         state = step(RULES, state, decide(RULES, state, seen, now), now)
     return state

@@ -8,7 +8,7 @@ import pytest
 
 from kto_ray.config.deciding import RolloutSection
 from kto_ray.records.rollouts import Look
-from kto_ray.records.trials import FAULTS
+from kto_ray.records.trials import GUARDS
 from kto_ray.rollout.machine import advance, start
 from kto_ray.rollout.outlook import outlook
 from kto_ray.stats.power import detectable
@@ -42,7 +42,7 @@ def test_what_a_person_let_go_on_is_no_limit() -> None:
 
 
 def test_it_says_that_a_promotion_waits_for_replicas() -> None:
-    gain = {"gain": 9.0, "ups": 9.0} | {f"{name}_{end}": 0.0 for name in FAULTS for end in ("low", "high")}
+    gain = {"gain": 9.0, "ups": 9.0} | {f"{name}_{end}": 0.0 for name in GUARDS for end in ("low", "high")}
     waits = replace(AB, reason="waits to be promoted, for 1 of 2 live replicas do not hold the adapter")
     told = outlook(RULES, waits, replace(LOOK, evidence=gain), 3 * DAY).verdict
     assert told.startswith("promote: the challenger is better") and told.endswith(f"; it {waits.reason}")

@@ -35,14 +35,18 @@ def traffic(seed: int, gain: float = 0.3, users: int = 400, known: float = 1.0) 
         outcome = float(random.random() < 0.4 + gain * arm) if votes else None
         at = i * HOUR / 10
         faults = ("slow",) if random.random() < 0.05 else ()
-        parts.append(Part(arm, bool(random.random() < known), at, faults, at + HOUR if votes else None, outcome))
+        part = Part(arm, bool(random.random() < known), at, faults, at + HOUR if votes else None, outcome)
+        did = ("edited",) if random.random() < 0.05 else ()
+        parts.append(replace(part, react_by=at + 2 * HOUR, reactions=did if i < users - 9 else None))
     return parts
 
 
 def live(parts: list[Part]) -> tuple[Action, float | None]:
     """The loop itself: a tick at every moment at which something happened."""
     state, last = AB, None
-    for at in sorted({p.first_at for p in parts} | {p.settled_at for p in parts if p.settled_at is not None}):
+    read = [p for p in parts if p.react_by is not None and p.reactions is not None]
+    times = {p.first_at for p in parts} | {p.react_by for p in read if p.react_by is not None}
+    for at in sorted(times | {p.settled_at for p in parts if p.settled_at is not None}):
         seen = [p for p in parts if p.known and p.first_at <= at]
         settled = [p for p in seen if p.settled_at is not None and p.settled_at <= at]
         trials = tuple(
@@ -52,6 +56,14 @@ def live(parts: list[Part]) -> tuple[Action, float | None]:
         )
         arms = [[p for p in seen if p.challenger is arm] for arm in (False, True)]
         champion, challenger = (Exposed(len(a), len(a), slow=sum("slow" in p.faults for p in a)) for a in arms)
+        for arm in (False, True):
+            done = [
+                p for p in read if p in seen and p.challenger is arm and p.react_by is not None and p.react_by <= at
+            ]
+            more = {"observed": len(done), "edited": sum("edited" in (p.reactions or ()) for p in done)}
+            champion, challenger = (
+                (champion, replace(challenger, **more)) if arm else (replace(champion, **more), challenger)
+            )
         standing = Standing("r", 1, champion, challenger, trials)
         if evidence.is_due(last, standing):
             last = evidence.look(RULES, state, standing, at)

@@ -8,6 +8,7 @@ import pytest
 
 from kto_ray.config import Config
 from kto_ray.records.requests import Act
+from kto_ray.records.trials import FAULTS, GUARDS
 from kto_ray.rollout import holdback, machine
 from kto_ray.status.rollouts import replayed
 from kto_ray.store import Store, rollouts
@@ -40,6 +41,25 @@ def test_a_level_is_that_of_the_rules_that_are_tried(sqlite_store: Store) -> Non
     for alpha, odds in ((0.1, 1 / 0.00475), (0.2, 1 / (0.05 * 0.195))):
         tried = config.model_copy(update={"rollout": rules.model_copy(update={"alpha": alpha})})
         assert f"of {odds:.3g} to one" in reasons(sqlite_store, tried, "r2")[1]
+
+
+@pytest.mark.parametrize(("guards", "end"), [(FAULTS[:4], "promote"), (GUARDS, "asked for again more often")])
+def test_a_test_is_replayed_with_the_guards_that_it_had(sqlite_store: Store, guards: tuple[str, ...], end: str) -> None:
+    """Of one from before there were more, nobody knows what its users did."""
+    changes = {"min_users": 1, "min_hours": 0.0, "max_fault_rise": 0.5, "max_style_rise": 0.5}
+    config = Config()
+    with sqlite_store.write() as tx:
+        rules = config.rollout.model_copy(update={**changes, "guards": guards})
+        begun = machine.start(rules, "policy@base", "policy@v1", "r1", "salt", 0.005, 1.0)
+        rollouts.put(tx, replace(begun, stage=1, weight=0.5, stage_started_at=3.0))
+        part = {"rollout": "r1", "stage": 1, "known": True, "faults": []}
+        people = [{"user": f"u{i}", "challenger": i % 2 == 0, "outcome": float(i % 2 == 0)} for i in range(120)]
+        times = [{"first_at": 4.0 + i, "first_seq": i, "place": i + 1, "settled_at": HOUR + i} for i in range(120)]
+        tx.execute(trials.insert(), [{**part, **one, **at} for one, at in zip(people, times, strict=True)])
+    now = config.rollout.model_copy(update={**changes, "guards": GUARDS})
+    with sqlite_store.read() as tx:
+        stage = replayed(tx, config.model_copy(update={"rollout": now}), "r1")[1]
+    assert end in f"{stage.action}: {stage.reason}"
 
 
 def test_what_cannot_be_replayed_is_told(sqlite_store: Store) -> None:

@@ -23,7 +23,7 @@ from kto_ray.records.rounds import Awaiting, Candidate
 from kto_ray.records.trainings import TrainingRun
 from kto_ray.rollout import machine
 from kto_ray.serve.gateway.whose import signed
-from kto_ray.store import Store, feedback, labels, open_store, rollouts, rounds, tallies, trainings
+from kto_ray.store import Store, feedback, labels, open_store, rollouts, rounds, tallies, trainings, trials
 from kto_ray.store.database import MIGRATIONS
 from kto_ray.store.recording import Recorded
 from kto_ray.store.schema import metadata
@@ -258,3 +258,45 @@ def test_a_test_that_is_paused_has_its_hours_from_the_migration_on(store: Store)
         paused, running = rollouts.get(tx, "paused"), rollouts.get(tx, "running")
     assert paused is not None and paused.status_at is not None and before <= paused.status_at <= time.time()
     assert running is not None and (running.status_at, running.asked) == (None, ())
+
+
+def test_a_test_that_goes_on_is_guarded_by_what_it_began_with(store: Store) -> None:
+    """Of those who are in it, nobody will know what they did; what is counted of new ones is their own."""
+    migrate(store, "downgrade", "0005")
+    new = ("guards", "max_style_rise", "long_tokens")
+    rules = {name: value for name, value in RolloutSection().model_dump(mode="json").items() if name not in new}
+    with store.write() as tx:
+        tx.execute(
+            sa.text(
+                "INSERT INTO rollouts (id, champion, challenger, salt, stage, weight, status, started_at, "
+                "stage_started_at, rules) VALUES ('runs', 'policy@base', 'policy@v1', 's', 1, 0.5, 'running', 1, 2, "
+                ":rules)"
+            ),
+            {"rules": json.dumps(rules)},
+        )
+        tx.execute(
+            sa.text(
+                'INSERT INTO trials (rollout, stage, "user", challenger, known, first_at, first_seq) VALUES '
+                "('runs', 1, 'ann', :yes, :yes, 3, 1)"
+            ),
+            {"yes": True},
+        )
+        tx.execute(
+            sa.text("INSERT INTO exposures (rollout, stage, challenger, users, known) VALUES ('runs', 1, :yes, 1, 1)"),
+            {"yes": True},
+        )
+    migrate(store, "upgrade", "head")
+    with store.read() as tx:
+        runs = rollouts.live(tx)
+        assert runs is not None
+        assert machine.rules_of(RolloutSection(max_style_rise=0.3), runs).guards == (
+            "failed",
+            "aborted",
+            "cut_off",
+            "slow",
+        )
+        assert not trials.due(tx, runs, 1e12)
+        found = trials.standing(tx, runs)
+        assert (found.challenger.known, found.challenger.observed) == (1, 0)
+        [part] = trials.history(tx, "runs", 1)
+        assert (part.react_by, part.reactions) == (None, None)

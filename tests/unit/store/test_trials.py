@@ -147,13 +147,16 @@ def test_the_first_answers_faults_are_counted(store: Store) -> None:
         asked(tx, "a", ANN, status="failed")
         asked(tx, "a2", ANN, finish_reason="length")  # her second
         asked(tx, "b", ART, status="aborted", first_token_s=11.0)
-        asked(tx, "c", BOB, finish_reason="length", first_token_s=1.0)
-    found = told(store, 0.0)
+        asked(tx, "c", BOB, finish_reason="length", first_token_s=1.0, completion_tokens=9)
+        asked(tx, "d", BEN, text="Do you mean Paris?", tool_calls=({"function": {"name": "f"}},), completion_tokens=8)
+    found = told(store, 0.0, replace(RULES, long_tokens=8))
     with store.read() as tx:
         parts = trials.history(tx, "r", 0)
-    assert sorted(part.faults for part in parts) == [("aborted", "slow"), ("cut_off",), ("failed",)]
+    expected = [("aborted", "slow"), ("cut_off", "long"), ("failed",), ("tool_error", "asked_back")]
+    assert sorted(part.faults for part in parts) == expected
     assert found.challenger == Exposed(users=2, known=2, failed=1, aborted=1, slow=1)
-    assert found.champion == Exposed(users=1, known=1, cut_off=1)
+    champion = Exposed(users=2, known=2, cut_off=1, tool_error=1, asked_back=1, long=1)
+    assert found.champion == champion
 
 
 def test_edits_are_downs_and_reviewers_have_no_vote(store: Store) -> None:

@@ -4,7 +4,7 @@ import sqlalchemy as sa
 from alembic import op
 
 revision = "0008"
-down_revision = "0005"
+down_revision = "0006"
 branch_labels = None
 depends_on = None
 
@@ -28,4 +28,4 @@ def downgrade() -> None:
     with op.batch_alter_table("trainings") as batch:
         batch.create_unique_constraint("uq_trainings_round", ["round"])
     op.drop_column("rounds", "candidates")
-    op.execute("UPDATE compatibility SET oldest = '0005'")
+    op.execute("UPDATE compatibility SET oldest = '0006'")
