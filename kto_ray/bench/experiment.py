@@ -22,13 +22,13 @@ from kto_ray.records.completions import Message
 Tell = Callable[[str], None]
 
 # kto is our exact step; trl_kto TRL's KTOTrainer; concave is KTO with DPO's log sigmoid in place of the value function
-# (the ablation of the KTO paper, table 2); sft sees the desirable rows only, dpo the rows as pairs.
-Method = Literal["kto", "trl_kto", "concave", "sft", "dpo", "none"]
+# (the ablation of the KTO paper, table 2); sft sees the desirable rows only, dpo and simpo the rows as pairs.
+Method = Literal["kto", "trl_kto", "concave", "sft", "dpo", "simpo", "none"]
 
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """What one experiment does. Rows are TRL's unpaired format with "conversation", which pairs them for DPO.
+    """What one experiment does. Rows are TRL's unpaired format with "conversation", which pairs them for DPO and SimPO.
 
     `start` is a folder with the adapter that policy and reference start from, None for the base model; `save` is where
     the adapter goes. Answers to `ask` have at most `max_tokens` tokens, sampled at temperature 0.6 and top_p 0.9.

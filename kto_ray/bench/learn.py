@@ -1,4 +1,4 @@
-"""`kto-ray bench learn`: does it learn? Our KTO step, TRL's KTO, APO-zero, SFT and DPO on the same human judgements.
+"""`kto-ray bench learn`: does it learn? Our KTO step, TRL's KTO, APO-zero, SFT, DPO and SimPO on the same judgements.
 
 Conversations with one desirable and one undesirable reply are split, by conversation and for good, into a test part, a
 validation part and a pool. Hyperparameters are swept on the validation part with one seed; then every method trains on
@@ -84,10 +84,15 @@ TABLE = (
     Variant("apo_zero", "kto", "APO-zero, our step: KTO without the KL term", (("loss_type", "apo_zero_unpaired"),)),
     Variant("sft", "sft", "SFT on the desirable half (TRL)"),
     Variant("dpo", "dpo", "DPO on the pairs (TRL)"),
+    # Its reward is a mean over tokens, so its beta is of another size than DPO's: 2 to 2.5 in its paper
+    Variant("simpo", "simpo", "SimPO on the pairs (TRL)", (("beta", 2.0),)),
     Variant("kto_075", "kto", "KTO, loss aversion 0.75", (("loss_aversion", 0.75),)),
     Variant("kto_2", "kto", "KTO, loss aversion 2", (("loss_aversion", 2.0),)),
 )
-SWEEPS: tuple[tuple[Variant, Axes], ...] = ((TABLE[0], KTO_SWEEP), (TABLE[3], PEER_SWEEP), (TABLE[4], PEER_SWEEP))
+SWEEPS: tuple[tuple[Variant, Axes], ...] = (
+    (TABLE[0], KTO_SWEEP),
+    *((variant, PEER_SWEEP) for variant in TABLE if variant.method in ("sft", "dpo", "simpo")),
+)
 ABLATION = (
     Variant("kto", "kto", "KTO"),
     Variant("apo_zero", "kto", "without the KL term (z0 = 0)", (("loss_type", "apo_zero_unpaired"),)),
@@ -151,7 +156,7 @@ class Bench:
 
     def sweep(self, variant: Variant, axes: Axes) -> Swept:
         """The best point by AUC on the validation part, one axis after another, and all that was tried."""
-        best, tried = dict(BASE_POINT), []
+        best, tried = {**BASE_POINT, **dict(variant.settings)}, []
         score = self._validation_auc(variant, best)
         tried.append({**best, "auc": score})
         for axis, values in axes:

@@ -25,7 +25,7 @@ from kto_ray.cli.source import Source
 from kto_ray.config import Config
 
 app = typer.Typer()
-STEERED = ("promote", "abort", "pause", "resume", "rollback")
+STEERED = ("approve", "reject", "promote", "abort", "pause", "resume", "rollback")
 
 
 @app.command("adapters", rich_help_panel=RUN)
@@ -82,7 +82,9 @@ def _sign(settings: Config, name: str) -> dict[str, Any]:
 def rollout(
     action: Annotated[
         str,
-        typer.Argument(help="get, promote, abort, pause, resume, rollback, or replay (under other --set rollout.*)."),
+        typer.Argument(
+            help="get, approve, reject, promote, abort, pause, resume, rollback, or replay (by other --set rollout.*)."
+        ),
     ] = "get",
     rollout_id: Annotated[
         str | None, typer.Option("--rollout", help="The one that is meant; without it, the one in progress.")
@@ -90,11 +92,18 @@ def rollout(
     leave: Annotated[
         str | None, typer.Option(help="For rollback: the champion to leave, as `adapters` names it.")
     ] = None,
+    candidate: Annotated[
+        str | None,
+        typer.Option(help="For approve and reject: the version that is meant; without it, the one that waits."),
+    ] = None,
     as_json: AsJson = False,
     config: ConfigFile = None,
     set_: Overrides = None,
 ) -> None:
-    """Show or steer the A/B test. Changes are asked of the controller, which answers."""
+    """Show or steer the A/B test, or say whether the candidate that waits may begin one (loop.require_approval).
+
+    Changes are asked of the controller, which answers.
+    """
     settings = settings_of(config, set_)
     source = Source(settings)
     if action == "get":
@@ -116,7 +125,7 @@ def rollout(
             f"a rollback names the champion to leave, so that asked twice it is done once: --leave {champion}"
         )
     with step("asking the controller"):
-        told, done = source.steer(action, rollout=rollout_id, champion=leave)
+        told, done = source.steer(action, rollout=rollout_id, champion=leave, candidate=candidate)
     tell(told, as_json)
     if not done:
         raise typer.Exit(1)

@@ -98,7 +98,7 @@ def learn(
     seeds: Annotated[int, typer.Option(min=1)] = 3,
     jobs: Jobs = 2,
 ) -> Told:
-    """Held-out accuracy and AUC of KTO (ours, TRL's), APO-zero, SFT and DPO. A run that was cut off goes on."""
+    """Held-out accuracy and AUC of KTO (ours, TRL's), APO-zero, SFT, DPO and SimPO. A run that was cut off goes on."""
     from kto_ray.bench import learn as bench
 
     sizes = bench.Sizes(test, validation, conversations, seeds)

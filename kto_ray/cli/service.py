@@ -62,9 +62,15 @@ def migrate(as_json: AsJson = False, config: ConfigFile = None, set_: Overrides 
 
 
 @app.command(rich_help_panel=RUN)
-def serve(config: ConfigFile = None, set_: Overrides = None) -> None:
+def serve(
+    require_approval: Annotated[
+        bool, typer.Option("--require-approval", help="No candidate meets users before `rollout approve`.")
+    ] = False,
+    config: ConfigFile = None,
+    set_: Overrides = None,
+) -> None:
     """Run the whole service: gateway, policy replicas and the loop's controller. Ctrl-C or SIGTERM ends it."""
-    settings = settings_of(config, set_)
+    settings = settings_of(config, [*(set_ or ()), *(["loop.require_approval=true"] if require_approval else ())])
     warn_of_emulation(settings)
     from kto_ray.app import running
 
@@ -153,6 +159,8 @@ def _status_table(told: dict[str, Any]) -> Table:
         progress = current["train_metrics"]
         steps = f", step {progress['step']}/{progress['steps']}" if "step" in progress else ""
         table.add_row("round", f"{current['id']}: {current['stage']}{steps}")
+        for candidate in current.get("candidates", ()):  # an older service has none
+            table.add_row("", plain(_candidate(candidate)))
     for ended in loop["rounds"][-3:]:
         if ended["outcome"]:
             table.add_row("", plain(f"{ended['id']}: {ended['outcome']}: {ended['reason'] or ''}"))
@@ -174,6 +182,13 @@ def _status_table(told: dict[str, Any]) -> Table:
         table.add_row("loop", plain(gain["in_words"]))
     table.add_row("next", loop["next"])
     return table
+
+
+def _candidate(told: dict[str, Any]) -> str:
+    if told["reason"] is None:
+        return f"{told['name']}: has not been judged yet"
+    gain = "" if told["auc_gain"] is None else f", AUC gain {told['auc_gain']:+.3f}"
+    return f"{told['name']}: {told['decision'] or 'failed'}{gain}: {told['reason']}"
 
 
 def _outlook(test: dict[str, Any]) -> list[str]:

@@ -76,8 +76,8 @@ class Source:
         return read_store(self._config, lambda tx: rollouts.replayed(tx, self._config, rollout))
 
     def steer(self, action: str, **meant: str | None) -> tuple[Shown, bool]:
-        """Ask the controller for an act on the `rollout` that is meant, or a rollback from a `champion`; what it
-        answered, and whether it was done.
+        """Ask the controller for an act on the `rollout` or `candidate` that is meant, or a rollback from a `champion`;
+        what it answered, and whether it was done.
 
         Raises:
             ValueError: no service runs.

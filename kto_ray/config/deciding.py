@@ -11,6 +11,7 @@ from pydantic import Field, field_validator, model_validator
 
 from kto_ray.config.base import Section, Share
 from kto_ray.config.judging import JudgeSection
+from kto_ray.config.learning import CandidateSection
 
 WEEK_HOURS = 168
 GuardName = Literal[
@@ -180,3 +181,19 @@ class LoopSection(Section):
     train_hours: float = Field(72.0, gt=0)
     gate_hours: float = Field(6.0, gt=0)
     max_rounds: int | None = Field(None, ge=1)  # rounds that start by themselves; None for ever
+    # Each round trains and judges these, one after the other on one snapshot, and the best that passes the gate meets
+    # users: what is set over the `kto` section, by name. Empty: one candidate, by that section
+    candidates: dict[str, CandidateSection] = Field({})
+    # A candidate that has passed the gate waits for a person (`kto-ray rollout approve`) before any user meets it
+    require_approval: bool = False
+    approval_hours: float = Field(168.0, gt=0)  # then the round ends
+
+    @field_validator("candidates")
+    @classmethod
+    def _names(cls, candidates: dict[str, CandidateSection]) -> dict[str, CandidateSection]:
+        for name in candidates:
+            if not re.fullmatch("[a-z0-9][a-z0-9-]{0,31}", name):
+                raise ValueError(
+                    f"a candidate's name must be up to 32 of a-z, 0-9 and -, which name its training, got {name!r}"
+                )
+        return candidates

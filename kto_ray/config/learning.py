@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from kto_ray.config.base import Section, Share
 
@@ -56,6 +56,24 @@ class KtoSection(Section):
         if "lm_head" in self.target_modules:
             raise ValueError("target_modules holds 'lm_head', whose adapter KTO's fused head never trains; remove it")
         return self
+
+
+class CandidateSection(KtoSection):
+    """What one of several candidates of a round is trained with, over the `kto` section: what is set here counts."""
+
+    @model_validator(mode="after")
+    def _of_one_snapshot(self) -> CandidateSection:
+        for name in ("micro_batch", "loss_aversion"):
+            if name in self.model_fields_set:
+                raise ValueError(
+                    f"{name} is {getattr(self, name)}, but it is sealed into the snapshot, which all candidates share; "
+                    f"set kto.{name} for all of them"
+                )
+        return self
+
+    @model_serializer(mode="wrap")
+    def _what_is_set(self, whole: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return {name: value for name, value in whole(self).items() if name in self.model_fields_set}
 
 
 class TrainSection(Section):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from kto_ray.config.deciding import RolloutStage
+from kto_ray.config.learning import CandidateSection
 from kto_ray.config.whole import Config
 
 
@@ -81,11 +83,17 @@ def _explain(error: Any) -> str:
     return f"config field {name!r}: {message}, got {error['input']!r}"
 
 
+def _of_many(loc: list[str]) -> Iterable[str]:
+    """Of an entry of a field that holds several sections."""
+    entries: dict[str, type[BaseModel]] = {"stages": RolloutStage, "candidates": CandidateSection}
+    return next((section.model_fields for name, section in entries.items() if name in loc), ())
+
+
 def _fields_at(loc: list[str]) -> list[str]:
     section: type[BaseModel] = Config
     for part in loc:
         field = section.model_fields.get(part)
         if field is None or not isinstance(field.annotation, type) or not issubclass(field.annotation, BaseModel):
-            return sorted(RolloutStage.model_fields) if "stages" in loc else []
+            return sorted(_of_many(loc))
         section = field.annotation
     return sorted(section.model_fields)

@@ -6,8 +6,9 @@ import hashlib
 import hmac
 import os
 import re
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -51,28 +52,38 @@ class Config(Section):
         return home if "://" in home else str(Path(home).expanduser().absolute())
 
     @model_validator(mode="after")
-    def _learning_fits(self) -> Config:
-        if self.kto.rank > self.serve.max_lora_rank:
+    def _adapters_fit(self) -> Config:
+        """Those of the `kto` section, and of every candidate."""
+        self._adapter_fits("kto", self.kto)
+        for name, over in self.loop.candidates.items():
+            self._adapter_fits(f"loop.candidates.{name}", self.with_kto(over.model_dump()).kto)
+        return self
+
+    def _adapter_fits(self, where: str, kto: KtoSection) -> None:
+        if kto.rank > self.serve.max_lora_rank:
             raise ValueError(
-                f"kto.rank is {self.kto.rank}, but serve.max_lora_rank is {self.serve.max_lora_rank}: "
+                f"{where}.rank is {kto.rank}, but serve.max_lora_rank is {self.serve.max_lora_rank}: "
                 "the replicas could not load the adapter; raise serve.max_lora_rank"
             )
-        if self.kto.dora and self.loop.enabled:
+        if kto.dora and self.loop.enabled:
             raise ValueError(
-                "kto.dora is true and loop.enabled is true: vLLM cannot serve a DoRA adapter, so every round would "
-                "fail; set kto.dora: false, or loop.enabled: false to train and evaluate by hand"
+                f"{where}.dora is true and loop.enabled is true: vLLM cannot serve a DoRA adapter, so every round "
+                f"would fail; set {where}.dora: false, or loop.enabled: false to train and evaluate by hand"
             )
-        if self.kto.dora and self.train.sharding == "fsdp":
+        if kto.dora and self.train.sharding == "fsdp":
             raise ValueError(
-                "kto.dora is true and train.sharding is 'fsdp': DoRA needs the norms of whole base weights; "
-                "set kto.dora: false (kto.rslora works) or train.sharding: none"
+                f"{where}.dora is true and train.sharding is 'fsdp': DoRA needs the norms of whole base weights; "
+                f"set {where}.dora: false (rslora works) or train.sharding: none"
             )
-        if self.kto.reference == "champion" and (self.train.quantize, self.train.sharding) != ("none", "none"):
+        if kto.reference == "champion" and (self.train.quantize, self.train.sharding) != ("none", "none"):
             raise ValueError(
-                f"kto.reference is 'champion', but train.quantize is {self.train.quantize!r} and train.sharding "
+                f"{where}.reference is 'champion', but train.quantize is {self.train.quantize!r} and train.sharding "
                 f"{self.train.sharding!r}: a champion is loaded onto a whole, unquantized base; set both to none, "
-                "or kto.reference: base"
+                f"or {where}.reference: base"
             )
+
+    @model_validator(mode="after")
+    def _learning_fits(self) -> Config:
         if self.train.device == "cpu" and self.train_dtype == "float16":
             raise ValueError(
                 f"train.device is 'cpu', but train.dtype is {self.train.dtype!r} and model.dtype {self.model.dtype!r}: "
@@ -134,6 +145,15 @@ class Config(Section):
         model = self.model.model_copy(update={"dtype": dtype}) if self.model.dtype == "auto" else self.model
         train = self.train if self.train.dtype != "auto" else self.train.model_copy(update={"dtype": model.dtype})
         return self.model_copy(update={"model": model, "train": train})
+
+    def with_kto(self, over: Mapping[str, Any]) -> Config:
+        """The same with this set over its `kto` section.
+
+        Raises:
+            ValueError: a field is unknown, or a value is not allowed.
+        """
+        kto = KtoSection.model_validate({**self.kto.model_dump(), **over})
+        return self.model_copy(update={"kto": kto})
 
     @property
     def database_url(self) -> str:

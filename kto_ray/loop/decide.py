@@ -1,6 +1,7 @@
 """What the loop does next, from what it sees. Pure: no store, no Ray, no clock.
 
-A round walks SNAPSHOT -> TRAIN -> LOAD -> GATE -> ROLLOUT -> DONE. A decision is at most one move.
+A round walks SNAPSHOT -> TRAIN -> LOAD -> GATE -> ROLLOUT -> DONE, with each candidate from TRAIN to GATE; then by
+RELOAD where the best was not the last, and by APPROVAL where a person is asked. A decision is at most one move.
 """
 
 from __future__ import annotations
@@ -9,18 +10,20 @@ from dataclasses import asdict
 from typing import assert_never
 
 from kto_ray.config import Config
-from kto_ray.loop import verdict
+from kto_ray.loop import candidates, verdict
 from kto_ray.loop.moves import Begin, Change, KeepSnapshot, Move, Point, Start
 from kto_ray.loop.seen import Failed, Running, Seen
 from kto_ray.paths import Paths
 from kto_ray.records.adapters import CHALLENGER, CHAMPION
-from kto_ray.records.evaluation import GateDecision, GateReport
+from kto_ray.records.evaluation import GateReport
 from kto_ray.records.rounds import (
+    Awaiting,
     Ended,
     Judging,
     Loading,
     OnTrial,
     Outcome,
+    Reloading,
     Round,
     Sealing,
     Stage,
@@ -29,8 +32,6 @@ from kto_ray.records.rounds import (
 from kto_ray.records.snapshots import SnapshotManifest
 from kto_ray.records.training import Trained, TrainProgress
 from kto_ray.records.trainings import TrainingRun, ended_run
-from kto_ray.rollout import machine
-from kto_ray.rollout.outlook import foresee
 
 
 def decide(config: Config, seen: Seen) -> Move:
@@ -40,37 +41,41 @@ def decide(config: Config, seen: Seen) -> Move:
     if measured := verdict.measure(config, seen):
         return measured
     if seen.round is None:
-        return Begin() if due(config, seen) else None
+        return Begin(candidates.planned(config)) if due(config, seen) else None
     if late := _late(config, seen, seen.round):
         return late
     match seen.round.state:
         case Sealing() | Training() | Judging():
             return _work(config, seen, seen.round)
-        case Loading() as loading:
-            return _load(config, seen, seen.round, loading)
+        case Loading(_, adapter) | Reloading(_, adapter):
+            return _load(config, seen, seen.round, adapter)
         case OnTrial() as testing:
             return verdict.test(config, seen, testing)
-        case Ended():
+        case Awaiting() | Ended():
             return None
 
 
 def _late(config: Config, seen: Seen, current: Round) -> Move:
-    """The end of a round whose job has taken longer than it may, unless what it waited for has just come. (How long a
+    """The end of a stage that has taken longer than it may, unless what it waited for has just come. (How long a
     candidate may load, `_load` says.)"""
     section = config.loop
     allowed = {
         Stage.SNAPSHOT: section.snapshot_hours,
         Stage.TRAIN: section.train_hours,
         Stage.GATE: section.gate_hours,
+        Stage.APPROVAL: section.approval_hours,
     }.get(current.stage)
     if allowed is None or seen.now - current.stage_started_at < 3600 * allowed:
         return None
+    if isinstance(current.state, Awaiting):
+        words = f"nobody approved {current.state.adapter} within {allowed:g} hours (loop.approval_hours)"
+        ended = current.ended(Outcome.ABORTED, words, seen.now)
+        return Change(ended, (Point(CHALLENGER, None),), ended.in_words)
     if isinstance(seen.job, (SnapshotManifest, Trained, GateReport)):
         return None
     why = current.failure or ("its job still runs" if isinstance(seen.job, Running) else "its job did not end")
-    return _give_up(
-        current, f"{current.stage}: not done within {allowed:g} hours (loop.{current.stage}_hours): {why}", seen.now
-    )
+    words = f"not done within {allowed:g} hours (loop.{current.stage}_hours): {why}"
+    return _give_up(config, seen, current, words)
 
 
 def due(config: Config, seen: Seen) -> bool:
@@ -102,7 +107,7 @@ def _work(config: Config, seen: Seen, current: Round) -> Move:
         case Trained() as trained:
             return _trained(seen, current, trained)
         case GateReport() as report:
-            return _judged(config, seen, current, report)
+            return candidates.judged(config, seen, current, report)
         case _ as never:
             assert_never(never)
 
@@ -135,25 +140,9 @@ def _trained(seen: Seen, current: Round, trained: Trained) -> Move:
     return Change(loading, (run, version, Point(CHALLENGER, version.name)))
 
 
-def _judged(config: Config, seen: Seen, current: Round, report: GateReport) -> Move:
-    if report.decision is not GateDecision.PROMOTE_TO_CANARY:
-        rejected = report.decision is GateDecision.REJECT
-        outcome = Outcome.REJECTED if rejected else Outcome.INCONCLUSIVE
-        ended = current.ended(outcome, "; ".join(report.reasons), seen.now)
-        return Change(ended, (report, Point(CHALLENGER, None)), ended.in_words)
-    assert isinstance(current.state, Judging)
-    name = f"rollout-{current.id}-{seen.nonce}"
-    test = machine.start(config.rollout, seen.aliases[CHAMPION], report.adapter, name, seen.salt, seen.level, seen.now)
-    ahead = foresee(config.rollout, seen.level, seen.votes)
-    if ahead.too_little:
-        test = machine.ask_first(test, ahead.words, seen.now)
-    testing = OnTrial(current.state.snapshot, current.state.adapter, name)
-    return Change(current.to(testing, seen.now), (report, test), f"rollout {name}: {test.reason or ahead.words}")
-
-
 def _failed(config: Config, seen: Seen, current: Round, failed: Failed) -> Move:
-    """Bad data and a training that diverged end a round at once; what did not reach its storage waits. Anything else is
-    tried again, as often as the config allows; also a training whose workers kept failing, for what feeds them
+    """Bad data and a training that diverged end a candidate at once; what did not reach its storage waits. Anything
+    else is tried again, as often as the config allows; also a training whose workers kept failing, for what feeds them
     may have been lost with a node, and only a new start makes it anew."""
     if failed.away:
         words = f"round {current.id}, stage {current.stage} waits for the storage: {failed.reason}"
@@ -161,26 +150,32 @@ def _failed(config: Config, seen: Seen, current: Round, failed: Failed) -> Move:
     if not failed.hopeless and current.attempts + 1 < config.loop.max_attempts:
         words = f"round {current.id}, stage {current.stage} failed and is tried again: {failed.reason}"
         return Change(current.again(failed.reason), words=words, failed=True)
-    return _give_up(current, f"{current.stage}: {failed.reason}", seen.now)
+    return _give_up(config, seen, current, failed.reason)
 
 
-def _give_up(current: Round, reason: str, now: float) -> Change:
-    ended = current.ended(Outcome.FAILED, reason, now)
+def _give_up(config: Config, seen: Seen, current: Round, reason: str) -> Change:
+    """The end of a candidate, and with the last of them, or without a snapshot, of the round."""
+    words = f"{current.stage}: {reason}"
+    if not isinstance(current.state, Sealing):
+        return candidates.failed(config, seen, current, words)
+    ended = current.ended(Outcome.FAILED, words, seen.now)
     return Change(ended, (Point(CHALLENGER, None),), ended.in_words, failed=True)
 
 
-def _load(config: Config, seen: Seen, current: Round, loading: Loading) -> Move:
-    """Wait until every live replica holds and has probed the candidate. One that refuses it for what it is ends the
-    round; what stands in the way of one may pass, within `adapters.load_s`."""
-    faults = [replica.errors[loading.adapter] for replica in seen.live if loading.adapter in replica.errors]
+def _load(config: Config, seen: Seen, current: Round, adapter: str) -> Move:
+    """Wait until every live replica holds and has probed the candidate. One that refuses it for what it is ends it;
+    what stands in the way of one may pass, within `adapters.load_s`."""
+    faults = [replica.errors[adapter] for replica in seen.live if adapter in replica.errors]
     for fault in faults:
         if fault.refused:
-            return _give_up(current, f"load: a replica refused the adapter: {fault.reason}", seen.now)
-    if seen.all_hold(loading.adapter):
-        return Change(current.to(Judging(loading.snapshot, loading.adapter), seen.now))
-    told = seen.lacking(loading.adapter)
+            return _give_up(config, seen, current, f"a replica refused the adapter: {fault.reason}")
+    if seen.all_hold(adapter):
+        if isinstance(current.state, Loading):
+            return Change(current.to(Judging(current.state.snapshot, adapter), seen.now))
+        return candidates.to_users(config, seen, current, adapter)
+    told = seen.lacking(adapter)
     if seen.now - current.stage_started_at > config.adapters.load_s:
-        return _give_up(current, f"load: {told}, after {config.adapters.load_s:.0f} s (adapters.load_s)", seen.now)
+        return _give_up(config, seen, current, f"{told}, after {config.adapters.load_s:.0f} s (adapters.load_s)")
     if faults and told != current.failure:
         return Change(current.waits(told), words=f"round {current.id} waits: {told}", failed=True)
     return None

@@ -13,7 +13,7 @@ import sqlalchemy as sa
 from kto_ray.records.adapters import AdapterVersion
 from kto_ray.records.evaluation import GateReport
 from kto_ray.records.rollouts import Look, RolloutState
-from kto_ray.records.rounds import Round
+from kto_ray.records.rounds import Candidate, Round
 from kto_ray.records.snapshots import SnapshotManifest
 from kto_ray.records.trainings import TrainingRun
 from kto_ray.store import adapters, evaluation, rollouts, rounds, snapshots, trainings
@@ -38,7 +38,9 @@ Effect = KeepSnapshot | TrainingRun | AdapterVersion | GateReport | RolloutState
 
 @dataclass(frozen=True, slots=True)
 class Begin:
-    """A new round."""
+    """A new round, of these candidates."""
+
+    candidates: tuple[Candidate, ...] = (Candidate(),)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,17 +1,17 @@
-"""What the loop makes of a request, an operator's (promote, abort, pause, resume, rollback, run, end) or an erasure's
-(forget). Pure: no store, no clock."""
+"""What the loop makes of a request, an operator's (approve, reject, promote, abort, pause, resume, rollback, run, end)
+or an erasure's (forget). Pure: no store, no clock."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 
 from kto_ray.config import Config
-from kto_ray.loop import verdict
+from kto_ray.loop import candidates, verdict
 from kto_ray.loop.moves import Begin, Change, Effect, Move, Point
 from kto_ray.loop.seen import Seen
 from kto_ray.records.adapters import CHALLENGER, CHAMPION, PREVIOUS
 from kto_ray.records.requests import NONE, Act, Answer, Done, Refused, Request
-from kto_ray.records.rounds import Judging, Loading, Outcome, Round, Training
+from kto_ray.records.rounds import Awaiting, Judging, Loading, Outcome, Reloading, Round, Training
 from kto_ray.rollout import machine
 
 
@@ -28,6 +28,8 @@ def obey(config: Config, seen: Seen, request: Request) -> tuple[Move, Answer]:
             return _rollback(config, seen, request.target)
         case Act.PROMOTE | Act.ABORT | Act.PAUSE | Act.RESUME as act:
             return _steer(config, seen, Act(act), request.target)
+        case Act.APPROVE | Act.REJECT as act:
+            return _answer(config, seen, Act(act), request.target)
         case Act.FORGET:
             return _forget(config, seen)
         case _:
@@ -61,7 +63,27 @@ def _run(config: Config, seen: Seen) -> tuple[Move, Answer]:
     if seen.labels == 0:
         return None, Refused("there is no feedback to learn from")
     number = (seen.ended.id if seen.ended else 0) + 1
-    return Begin(), Done(f"round {number} begins")
+    return Begin(candidates.planned(config)), Done(f"round {number} begins")
+
+
+def _answer(config: Config, seen: Seen, act: Act, target: str | None) -> tuple[Move, Answer]:
+    """What a person says of a candidate that waits: its test begins, or its round ends."""
+    if target == NONE:
+        return None, Refused(f"there was no candidate to {act} when it was asked")
+    current = seen.round
+    if current is None or not isinstance(current.state, Awaiting):
+        return None, Refused(f"there is no candidate to {act}")
+    adapter = current.state.adapter
+    if target is not None and target != adapter:
+        return None, Refused(f"{act} is meant for {target}; the candidate that waits is {adapter}")
+    if act is Act.APPROVE:
+        if not seen.all_hold(adapter):
+            return None, Refused(f"not every live replica holds {adapter} yet")
+        return candidates.begin_test(config, seen, current, adapter), Done(f"the A/B test of {adapter} begins")
+    ended = current.ended(Outcome.REJECTED, f"{adapter} was rejected by an operator", seen.now)
+    return Change(ended, (Point(CHALLENGER, None),), ended.in_words), Done(
+        f"round {ended.id} ends: {adapter} is rejected"
+    )
 
 
 def _end(seen: Seen, target: str | None) -> tuple[Move, Answer]:
@@ -103,7 +125,9 @@ def _forget(config: Config, seen: Seen) -> tuple[Move, Answer]:
     at what learnt from erased rows where the config says so."""
     current, ended, effects = seen.round, None, list[Effect]()
     match current:
-        case Round(state=Training(snapshot) | Loading(snapshot) | Judging(snapshot)) if snapshot in seen.tainted:
+        case Round(
+            state=Training(snapshot) | Loading(snapshot) | Judging(snapshot) | Reloading(snapshot) | Awaiting(snapshot)
+        ) if snapshot in seen.tainted:
             ended = current.ended(Outcome.ABORTED, ERASED, seen.now)
             effects.append(Point(CHALLENGER, None))
     if config.retention.after_erasure == "retire":

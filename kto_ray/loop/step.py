@@ -58,6 +58,7 @@ RENEW_S = 2.0
 READ_S = 1.0  # that a tick waits for a training's progress
 REST_S = 20.0  # before a job begins again that did not reach its storage
 DAY_S = 86_400.0
+BEFORE_A_TEST = (Stage.GATE, Stage.RELOAD, Stage.APPROVAL)
 
 
 class LostLease(RuntimeError):
@@ -78,7 +79,7 @@ class Loop:
         self._store = store_of(config, wait_s=STARTED_S)
         self._holder = f"{os.uname().nodename}:{os.getpid()}:{uuid.uuid4().hex[:8]}"
         self._renewed = float("-inf")
-        self._job: tuple[tuple[int, Stage, int], ray.ObjectRef] | None = None
+        self._job: tuple[tuple[str, Stage, int], ray.ObjectRef] | None = None
         self._rests_until = float("-inf")  # after a job that did not reach its storage
         self._shown: TrainProgress | None = None
         self._reader = ThreadPoolExecutor(1, thread_name_prefix="progress")
@@ -140,15 +141,17 @@ class Loop:
                 holdback=self._watch.holdback(tx),
                 base=self._watch.holdback(tx, RolloutKind.BASE),
                 level=trial.level_of(tx, config.rollout)
-                if current is not None and current.stage is Stage.GATE
+                if current is not None and current.stage in BEFORE_A_TEST
                 else 0.0,
                 nonce=uuid.uuid4().hex[:8],
                 salt=secrets.token_hex(16),
             )
-        if not with_job or current is None:
+        if current is None:
             return seen
-        seen = replace(seen, job=self._look(current))
-        if isinstance(seen.job, GateReport):  # a test may begin
+        if with_job:
+            seen = replace(seen, job=self._look(current))
+        asked = current.stage is Stage.APPROVAL and not with_job  # an operator may approve
+        if isinstance(seen.job, GateReport) or current.stage is Stage.RELOAD or asked:  # a test may begin
             with self._store.read() as tx:
                 seen = replace(seen, votes=trial.votes_of(tx, config.rollout, now))
         return seen
@@ -192,9 +195,9 @@ class Loop:
 
     def _do(self, seen: Seen, move: Move) -> None:
         match move:
-            case Begin():
+            case Begin(candidates):
                 with self._act() as tx:
-                    begun = rounds.insert(tx, seen.now)
+                    begun = rounds.insert(tx, seen.now, candidates)
                 log.info("round %d begins with %d new labels", begun.id, seen.new_labels)
             case Start():
                 assert seen.round is not None
@@ -204,8 +207,7 @@ class Loop:
             case Change():
                 with self._act() as tx:
                     perform(tx, move, seen.now)
-                if move.round is not None and not move.round.in_progress:
-                    self._stop_job(move.round)  # of one that ends by its deadline
+                self._stop_job(seen.round, move.round)  # of one that ends by its deadline
                 if isinstance(seen.job, Failed) and seen.job.away:
                     self._rests_until = time.monotonic() + REST_S
                 if isinstance(seen.job, Running):
@@ -220,16 +222,17 @@ class Loop:
         move, answer = obey(self._config, seen, request)
         with self._act() as tx:
             if isinstance(move, Begin):
-                rounds.insert(tx, seen.now)
+                rounds.insert(tx, seen.now, move.candidates)
             elif isinstance(move, Change):
                 perform(tx, move, seen.now)
             requests.answer(tx, request.id, answer, seen.now)
-        if isinstance(move, Change) and move.round is not None:
-            self._stop_job(move.round)
+        if isinstance(move, Change):
+            self._stop_job(seen.round, move.round)
 
-    def _stop_job(self, of: Round) -> None:
-        if self._job is not None:
-            work.stop(self._config, self._job[1], of.run)
+    def _stop_job(self, before: Round | None, after: Round | None) -> None:
+        """Where the round has left its job's stage, or its candidate, nobody waits for it any more."""
+        if self._job is not None and before is not None and after is not None and _key(after) != self._job[0]:
+            work.stop(self._config, self._job[1], before.run)
             self._job = None
 
     def _tainted(self, seen: Seen) -> frozenset[str]:
@@ -249,12 +252,14 @@ class Loop:
                 with self._store.read() as tx:
                     uri, number = snapshots.uri_of(tx, snapshot), adapters.next_number(tx)
                     champion = adapters.get(tx, seen.aliases[CHAMPION])  # None where it is the base model
-                return work.start(work.learn, config, current.run, number, uri, champion)
+                over = current.candidate.kto
+                return work.start(work.learn, config, current.run, number, uri, champion, over)
             case Judging(snapshot, adapter):
                 with self._store.read() as tx:
                     uri, candidate = snapshots.uri_of(tx, snapshot), adapters.get(tx, adapter)
                     champion = adapters.get(tx, seen.aliases[CHAMPION])
-                return work.start(work.examine, config, self._policy, candidate, champion, uri)
+                over = current.candidate.kto
+                return work.start(work.examine, config, self._policy, candidate, champion, uri, over)
             case _:
                 raise AssertionError(f"stage {current.stage} has no job")
 
@@ -277,8 +282,9 @@ class Loop:
         self._renewed = began
 
 
-def _key(current: Round) -> tuple[int, Stage, int]:
-    return current.id, current.stage, current.attempts
+def _key(current: Round) -> tuple[str, Stage, int]:
+    """Of a job: the round and its candidate, the stage and the attempt."""
+    return current.run, current.stage, current.attempts
 
 
 def _failed(error: BaseException) -> Failed:

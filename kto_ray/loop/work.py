@@ -12,6 +12,7 @@ from ray.serve.handle import DeploymentHandle
 from kto_ray.cluster import cpu_compute, yield_to_serving
 from kto_ray.config import Config
 from kto_ray.records.adapters import AdapterVersion
+from kto_ray.records.completions import Json
 from kto_ray.records.evaluation import GateReport, GuardAnswer, HeldOut, Thumbed
 from kto_ray.records.snapshots import SnapshotManifest
 from kto_ray.records.training import Trained
@@ -47,24 +48,32 @@ def seal(config: Config) -> SnapshotManifest:
     return seal.seal(config)
 
 
-def learn(config: Config, run: str, number: int, snapshot_uri: str, champion: AdapterVersion | None) -> Trained:
-    """Train on a snapshot and publish the adapter as version `number`."""
+def learn(
+    config: Config, run: str, number: int, snapshot_uri: str, champion: AdapterVersion | None, over: Json
+) -> Trained:
+    """Train on a snapshot, by the `kto` section and what the candidate sets `over` it, and publish the adapter as
+    version `number`."""
     from kto_ray.train import learn
 
-    return learn.learn(config, run, number, snapshot_uri, champion)
+    return learn.learn(config.with_kto(over), run, number, snapshot_uri, champion)
 
 
 def examine(
-    config: Config, policy: DeploymentHandle, candidate: AdapterVersion, champion: AdapterVersion | None, uri: str
+    config: Config,
+    policy: DeploymentHandle,
+    candidate: AdapterVersion,
+    champion: AdapterVersion | None,
+    uri: str,
+    over: Json,
 ) -> GateReport:
     """Ask the loaded candidate and the champion the guard prompts, then put the candidate through the gate.
 
-    `uri` is that of the snapshot whose held-out rows the gate looks at.
+    `uri` is that of the snapshot whose held-out rows the gate looks at, `over` what the candidate sets over `kto`.
     """
     from kto_ray.evaluate.ask import guard_answers
 
     answers = guard_answers(config, policy, (candidate.name, champion.name if champion else None))
-    return gate(config, candidate, champion, uri, *answers)
+    return gate(config.with_kto(over), candidate, champion, uri, *answers)
 
 
 def gate(

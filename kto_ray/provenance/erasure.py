@@ -31,7 +31,7 @@ from kto_ray.records.adapters import AdapterVersion
 from kto_ray.records.erasure import AffectedAdapter, AffectedRound, ErasedRows, Erasure, Subject
 from kto_ray.records.lineage import RowsIn
 from kto_ray.records.requests import Act
-from kto_ray.records.rounds import Judging, Loading, Round, Sealing, Training
+from kto_ray.records.rounds import Awaiting, Judging, Loading, Reloading, Round, Sealing, Training
 from kto_ray.records.snapshots import SnapshotManifest
 from kto_ray.records.users import user_hash
 from kto_ray.store import Store, adapters, archives, requests, rounds, snapshots, users
@@ -191,7 +191,8 @@ def _ask_the_loop(tx: sa.Connection, config: Config, reach: Reach) -> tuple[str,
     """Have the loop let go of what is gone; returns what it was asked, in words."""
     served = [version.name for version in reach.adapters if reach.served_as(version)]
     after = config.retention.after_erasure if served else "list"
-    current = reach.round if reach.round and isinstance(reach.round.state, (Training, Loading, Judging)) else None
+    before_users = (Training, Loading, Judging, Reloading, Awaiting)
+    current = reach.round if reach.round and isinstance(reach.round.state, before_users) else None
     asked: list[tuple[Act, str]] = []
     if current is not None:
         asked.append((Act.FORGET, f"to end round {current.id}"))

@@ -143,6 +143,8 @@ def _needed(store: Store, config: Config) -> Needed:
         current, test = rounds.current(tx), rollouts.live(tx)
         state = current.state if current is not None else None
         served |= {getattr(state, "adapter", None) or ""} | ({test.champion, test.challenger} if test else set())
+        tried = [one.tried for one in current.candidates] if current is not None else []
+        served |= {each.adapter or "" for each in tried if each is not None}  # the best of which is loaded again
         made_of = {version.snapshot or "" for version in adapters.every(tx) if version.name in served}
     return Needed(
         snapshots=frozenset(made_of | {getattr(state, "snapshot", None) or ""}),

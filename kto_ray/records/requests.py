@@ -27,9 +27,9 @@ NONE = "none in progress"  # a target that nothing has: an act is not for what b
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """An act that was asked for. `target` is what it means: a rollout, the champion to leave, or a round; `NONE` where
-    there was none when it was asked, None for what means none (run, forget). One that `expired` before a controller saw
-    it is not done any more."""
+    """An act that was asked for. `target` is what it means: a rollout, a candidate, the champion to leave, or a round;
+    `NONE` where there was none when it was asked, None for what means none (run, forget). One that `expired` before a
+    controller saw it is not done any more."""
 
     id: int
     act: Act | str  # a text where only a newer program knows it
@@ -41,6 +41,8 @@ class Act(enum.StrEnum):
     """What can be asked."""
 
     RUN = "run"  # begin a round now
+    APPROVE = "approve"  # a candidate that has passed the gate may meet users
+    REJECT = "reject"  # it may not
     PROMOTE = "promote"
     ABORT = "abort"
     PAUSE = "pause"

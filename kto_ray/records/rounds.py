@@ -7,16 +7,44 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
+from kto_ray.records.completions import Json
+from kto_ray.records.evaluation import GateDecision
+
 
 class Stage(enum.StrEnum):
-    """A round walks down this list and ends in DONE with an outcome."""
+    """A round walks down this list and ends in DONE with an outcome. Each of its candidates walks from TRAIN to GATE,
+    and the best of those that passed goes on: loaded again where it was not the last, and approved where that is asked
+    for."""
 
     SNAPSHOT = "snapshot"
     TRAIN = "train"
     LOAD = "load"
     GATE = "gate"
+    RELOAD = "reload"
+    APPROVAL = "approval"
     ROLLOUT = "rollout"
     DONE = "done"
+
+
+@dataclass(frozen=True, slots=True)
+class Tried:
+    """What came of a candidate: the gate's decision, None where it failed before or after that; its gain in AUC over
+    the champion; and why, in words. `adapter` is None where none was made."""
+
+    adapter: str | None
+    decision: GateDecision | None
+    reason: str
+    gain: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """An adapter that a round makes of its snapshot: `kto` is what is set over the config's section of that name. One
+    without a name is trained by that section alone. `tried` is None until it has had its turn."""
+
+    name: str = ""
+    kto: Json = field(default_factory=dict)
+    tried: Tried | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +81,20 @@ class Judging(_WithCandidate):
 
 
 @dataclass(frozen=True, slots=True)
+class Reloading(_WithCandidate):
+    """The replicas load the best candidate again, which made way for the others."""
+
+    stage: ClassVar[Stage] = Stage.RELOAD
+
+
+@dataclass(frozen=True, slots=True)
+class Awaiting(_WithCandidate):
+    """The best candidate waits for a person's approval."""
+
+    stage: ClassVar[Stage] = Stage.APPROVAL
+
+
+@dataclass(frozen=True, slots=True)
 class OnTrial(_WithCandidate):
     """Users decide, in an A/B test."""
 
@@ -73,12 +115,13 @@ class Ended:
     rollout: str | None = None
 
 
-State = Sealing | Training | Loading | Judging | OnTrial | Ended
+State = Sealing | Training | Loading | Judging | Reloading | Awaiting | OnTrial | Ended
 
 
 @dataclass(frozen=True, slots=True)
 class Round:
-    """`stage_s` holds the seconds that each ended stage took, `failure` why the present stage's last attempt failed."""
+    """`stage_s` holds the seconds that each ended stage took, of all candidates together; `failure` says why the
+    present stage's last attempt failed. `candidates` are those that it began with, in the order of their turns."""
 
     id: int
     state: State
@@ -88,6 +131,7 @@ class Round:
     attempts: int = 0  # of the present stage that failed
     failure: str | None = None
     stage_s: Mapping[str, float] = field(default_factory=dict)
+    candidates: tuple[Candidate, ...] = (Candidate(),)
 
     @property
     def stage(self) -> Stage:
@@ -104,13 +148,33 @@ class Round:
         return f"round {self.id} ends: {self.state.outcome} ({self.state.reason})"
 
     @property
+    def candidate(self) -> Candidate:
+        """Whose turn it is; after the last turn the one that goes on, or where none does, the last."""
+        for one in self.candidates:
+            if one.tried is None:
+                return one
+        adapter = getattr(self.state, "adapter", None)
+        passed = (c for c in self.candidates if adapter and c.tried and c.tried.adapter == adapter)
+        return next(passed, self.candidates[-1])
+
+    @property
     def run(self) -> str:
-        """The name of its training run."""
-        return f"round-{self.id}"
+        """The name of the training run of its candidate."""
+        return self.run_of(self.candidate)
+
+    def run_of(self, candidate: Candidate) -> str:
+        return f"round-{self.id}-{candidate.name}" if candidate.name else f"round-{self.id}"
+
+    def having(self, tried: Tried) -> Round:
+        """The round that knows what came of its candidate."""
+        this = self.candidate
+        known = tuple(replace(one, tried=tried) if one is this else one for one in self.candidates)
+        return replace(self, candidates=known)
 
     def to(self, state: State, now: float) -> Round:
         """The round in its next state, the clock and the attempts of the stage begun anew."""
-        spent = {**self.stage_s, self.stage.value: now - self.stage_started_at}
+        stage = self.stage.value
+        spent = {**self.stage_s, stage: self.stage_s.get(stage, 0.0) + now - self.stage_started_at}
         return replace(self, state=state, stage_started_at=now, attempts=0, failure=None, stage_s=spent)
 
     def again(self, failure: str) -> Round:

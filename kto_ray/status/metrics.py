@@ -7,6 +7,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import GaugeMetricFamily
 
 from kto_ray.config import Config
+from kto_ray.records.rounds import Stage
 from kto_ray.records.trainings import TrainingRun
 from kto_ray.status.readiness import readiness
 from kto_ray.status.rollouts import loop_gain
@@ -58,6 +59,10 @@ def _loop(tx: sa.Connection, config: Config) -> Gauges:
             float(ready.answers != ready.champion),
         ),
         "kto_ray_round": ("Number of the round in progress, 0 if none", current.id if current else 0),
+        "kto_ray_approval_waits": (
+            "Whether a candidate waits for a person's approval",
+            float(current is not None and current.stage is Stage.APPROVAL),
+        ),
         "kto_ray_rollout_weight": ("The challenger's share of users, 0 if no rollout", test.weight if test else 0),
     }
 

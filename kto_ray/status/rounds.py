@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
 
 import sqlalchemy as sa
 
 from kto_ray.config import Config
 from kto_ray.paths import without_passwords
 from kto_ray.records.completions import Json
-from kto_ray.records.rounds import Ended, Round, Stage
+from kto_ray.records.rounds import Awaiting, Candidate, Ended, Round, Stage
 from kto_ray.records.trainings import TrainingRun
 from kto_ray.store import quarantine, rounds, tallies, trainings
 from kto_ray.store.tallies import Tally
@@ -21,14 +22,31 @@ NEXT = {
     Stage.TRAIN: "train the candidate with KTO, then load it into the replicas",
     Stage.LOAD: "every replica loads and probes the candidate, then the gate",
     Stage.GATE: "judge the candidate on held-out feedback and the guard prompts, then the A/B test",
+    Stage.RELOAD: "every replica loads the best candidate again, then the A/B test",
     Stage.ROLLOUT: "the A/B test decides on users' thumbs",
 }
 
 
 @dataclass(frozen=True, slots=True)
+class ShownCandidate:
+    """One of several candidates of a round: what it sets over the `kto` section, and what came of it, None where it has
+    not had its turn: `decision` is the gate's, None also where it failed; `auc_gain` that over the champion."""
+
+    name: str
+    kto: Json
+    adapter: str | None
+    decision: str | None
+    reason: str | None
+    auc_gain: float | None
+    train_metrics: Json
+
+
+@dataclass(frozen=True, slots=True)
 class ShownRound:
     """A round on one line. `reason` is that of its end, or of the present stage's last failure; `train_metrics` are the
-    figures of its training so far, `history` (a record an optimizer step) where one round was asked for."""
+    figures of its training so far, `history` (a record an optimizer step) where one round was asked for. `candidates`
+    are those with a name; `adapter` and the figures are of the one whose turn it is, and then of the one that goes on.
+    """
 
     id: int
     stage: str
@@ -44,6 +62,7 @@ class ShownRound:
     stage_s: Mapping[str, float]
     train_metrics: Json
     history: tuple[Json, ...] = ()
+    candidates: tuple[ShownCandidate, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +99,7 @@ class LoopPage:
 def loop(tx: sa.Connection, config: Config) -> LoopPage:
     found = rounds.latest(tx, SHOWN)
     runs = trainings.of_rounds(tx, found[0].id) if found else {}
-    every = tuple(_shown(one, runs.get(one.id)) for one in found)
+    every = tuple(_shown(one, runs) for one in found)
     current = every[-1] if found and found[-1].in_progress else None
     tally, new = tallies.total(tx), rounds.new_labels(tx)
     return LoopPage(
@@ -90,7 +109,7 @@ def loop(tx: sa.Connection, config: Config) -> LoopPage:
         feedback=_feedback(tx, tally),
         completions=tally.completions,
         min_labels=config.loop.min_labels,
-        next=_next(config, current, new),
+        next=_next(config, found[-1] if current else None, new),
     )
 
 
@@ -109,19 +128,33 @@ def _feedback(tx: sa.Connection, tally: Tally) -> ShownFeedback:
 def one(tx: sa.Connection, number: int) -> ShownRound | None:
     """A round with the record of every step of its training."""
     found = rounds.get(tx, number)
-    return _shown(found, trainings.get(tx, found.run)) if found else None
+    if found is None:
+        return None
+    runs, own = trainings.of_rounds(tx, number), trainings.get(tx, found.run)
+    return _shown(found, runs | ({found.run: own} if own else {}))
 
 
-def _next(config: Config, current: ShownRound | None, new: int) -> str:
+def _next(config: Config, current: Round | None, new: int) -> str:
     if current is not None:
-        return NEXT[Stage(current.stage)]
+        if isinstance(current.state, Awaiting):
+            return waiting(config, current, current.state.adapter)
+        return NEXT[current.stage]
     if not config.loop.enabled:
         return "the loop is off (loop.enabled: false); POST /v1/loop/run starts a round"
     return f"a round starts at {config.loop.min_labels} new labels; {new} so far"
 
 
-def _shown(found: Round, run: TrainingRun | None) -> ShownRound:
-    state = found.state
+def waiting(config: Config, current: Round, adapter: str) -> str:
+    """What waits for whom, and until when."""
+    until = datetime.fromtimestamp(current.stage_started_at + 3600 * config.loop.approval_hours, UTC)
+    return (
+        f"{adapter} has passed the gate and waits for a person: kto-ray rollout approve, which begins its A/B test, or "
+        f"reject; nobody meets it before, and on {until:%Y-%m-%d %H:%M} UTC its round ends (loop.approval_hours)"
+    )
+
+
+def _shown(found: Round, runs: Mapping[str, TrainingRun]) -> ShownRound:
+    state, run = found.state, runs.get(found.run)
     ended = state if isinstance(state, Ended) else None
     reason = ended.reason if ended else found.failure  # an error may quote the URI that it is about
     return ShownRound(
@@ -139,4 +172,18 @@ def _shown(found: Round, run: TrainingRun | None) -> ShownRound:
         stage_s=found.stage_s,
         train_metrics=run.figures if run else {},
         history=run.history if run else (),
+        candidates=tuple(_candidate(found, one, runs) for one in found.candidates if one.name),
+    )
+
+
+def _candidate(found: Round, one: Candidate, runs: Mapping[str, TrainingRun]) -> ShownCandidate:
+    tried, run = one.tried, runs.get(found.run_of(one))
+    return ShownCandidate(
+        name=one.name,
+        kto=one.kto,
+        adapter=tried.adapter if tried else None,
+        decision=tried.decision.value if tried and tried.decision else None,
+        reason=without_passwords(tried.reason) if tried else None,
+        auc_gain=tried.gain if tried else None,
+        train_metrics=run.figures if run else {},
     )

@@ -2,19 +2,39 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
 
 import sqlalchemy as sa
 
-from kto_ray.records.rounds import Ended, Judging, Loading, OnTrial, Outcome, Round, Sealing, Stage, State, Training
+from kto_ray.records.evaluation import GateDecision
+from kto_ray.records.rounds import (
+    Awaiting,
+    Candidate,
+    Ended,
+    Judging,
+    Loading,
+    OnTrial,
+    Outcome,
+    Reloading,
+    Round,
+    Sealing,
+    Stage,
+    State,
+    Training,
+    Tried,
+)
 from kto_ray.store import tallies
-from kto_ray.store.schema import rounds
+from kto_ray.store.schema import rounds, trainings
+
+PLAIN = (Candidate(),)
 
 
-def insert(tx: sa.Connection, now: float) -> Round:
+def insert(tx: sa.Connection, now: float, candidates: tuple[Candidate, ...] = PLAIN) -> Round:
     """Open a new round at its first stage."""
     came = tallies.total(tx).came
-    new = Round(id=count(tx) + 1, state=Sealing(), started_at=now, stage_started_at=now, came_before=came)
+    new = Round(count(tx) + 1, Sealing(), now, now, came_before=came, candidates=candidates)
     tx.execute(rounds.insert().values(**_columns(new)))
     return new
 
@@ -50,8 +70,10 @@ def count(tx: sa.Connection) -> int:
 
 
 def of_adapter(tx: sa.Connection, adapter: str) -> list[int]:
-    """The numbers of the rounds that made an adapter."""
-    return list(tx.execute(sa.select(rounds.c.id).where(rounds.c.adapter == adapter).order_by(rounds.c.id)).scalars())
+    """The numbers of the rounds that made an adapter, also one that another candidate of the round was better than."""
+    ended_with = sa.select(rounds.c.id).where(rounds.c.adapter == adapter)
+    trained = sa.select(trainings.c.round).where(trainings.c.adapter == adapter, trainings.c.round.is_not(None))
+    return sorted(tx.execute(ended_with.union(trained)).scalars())
 
 
 def new_labels(tx: sa.Connection) -> int:
@@ -75,6 +97,7 @@ def _columns(value: Round) -> dict[str, Any]:
         "came_before": value.came_before,
         "attempts": value.attempts,
         "stage_s": dict(value.stage_s),
+        "candidates": [asdict(one) for one in value.candidates],
         **held,
     }
 
@@ -90,7 +113,20 @@ def _round(row: Any) -> Round:
         attempts=row["attempts"],
         failure=None if isinstance(state, Ended) else row["reason"],
         stage_s=row["stage_s"],
+        candidates=_candidates(row["candidates"]),
     )
+
+
+def _candidates(told: Sequence[dict[str, Any]]) -> tuple[Candidate, ...]:
+    """Of a round from before there could be several: the one."""
+    return tuple(Candidate(one["name"], one["kto"], _tried(one["tried"])) for one in told) or PLAIN
+
+
+def _tried(told: dict[str, Any] | None) -> Tried | None:
+    if told is None:
+        return None
+    decision = told["decision"]
+    return Tried(**{**told, "decision": None if decision is None else GateDecision(decision)})
 
 
 def _state(row: Any) -> State:
@@ -103,6 +139,10 @@ def _state(row: Any) -> State:
             return Loading(row["snapshot"], row["adapter"])
         case Stage.GATE:
             return Judging(row["snapshot"], row["adapter"])
+        case Stage.RELOAD:
+            return Reloading(row["snapshot"], row["adapter"])
+        case Stage.APPROVAL:
+            return Awaiting(row["snapshot"], row["adapter"])
         case Stage.ROLLOUT:
             return OnTrial(row["snapshot"], row["adapter"], row["rollout"])
         case Stage.DONE:

@@ -27,18 +27,21 @@ def get(tx: sa.Connection, run: str) -> TrainingRun | None:
 
 
 def newest_of_a_round(tx: sa.Connection) -> TrainingRun | None:
-    """The run of the newest round that has trained, without its history."""
+    """The newest run of the newest round that has trained, without its history."""
     query = (
-        sa.select(*WITHOUT_HISTORY).where(trainings.c.round.is_not(None)).order_by(trainings.c.round.desc()).limit(1)
+        sa.select(*WITHOUT_HISTORY)
+        .where(trainings.c.round.is_not(None))
+        .order_by(trainings.c.round.desc(), trainings.c.started_at.desc())
+        .limit(1)
     )
     row = tx.execute(query).mappings().first()
     return _training(row) if row else None
 
 
-def of_rounds(tx: sa.Connection, first: int) -> dict[int, TrainingRun]:
-    """Runs of the rounds from the number `first` on, by round, without their histories."""
+def of_rounds(tx: sa.Connection, first: int) -> dict[str, TrainingRun]:
+    """Runs of the rounds from the number `first` on, by name, without their histories."""
     rows = tx.execute(sa.select(*WITHOUT_HISTORY).where(trainings.c.round >= first)).mappings()
-    return {row["round"]: _training(row) for row in rows}
+    return {row["run"]: _training(row) for row in rows}
 
 
 def _training(row: Any) -> TrainingRun:

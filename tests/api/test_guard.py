@@ -119,6 +119,18 @@ def test_what_does_not_exist_is_told_to_whoever_has_a_key(api: Api) -> None:
     assert api.client.put("/v1/models", headers=bearer(key)).status_code == 405
 
 
+@pytest.mark.parametrize("act", ["approve", "reject"])
+def test_only_an_admin_says_whether_a_candidate_meets_users(
+    api: Api, act: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("kto_ray.serve.gateway.loop.ANSWER_S", 0.01)
+    opened = {}
+    for scope in Scope:
+        key = token(api, scope, name=scope.value)
+        opened[scope] = api.client.post(f"/v1/rollout/{act}", headers=bearer(key)).status_code
+    assert opened == {**dict.fromkeys(Scope, 403), Scope.ADMIN: 202}
+
+
 # ---- keys
 
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import time
+from typing import Any
 
 import pytest
 
 from kto_ray.records.adapters import AdapterVersion
+from kto_ray.records.evaluation import GateDecision
 from kto_ray.records.rollouts import Look, RolloutState, RolloutStatus
-from kto_ray.records.rounds import Loading, Outcome, Training
+from kto_ray.records.rounds import Awaiting, Candidate, Loading, Outcome, Training, Tried
 from kto_ray.records.trainings import TrainingRun
 from kto_ray.store import adapters, requests, rollouts, rounds, trainings
 from tests.api.conftest import Api
@@ -48,6 +50,86 @@ def test_rounds_are_told_with_their_training_and_one_with_every_step(api: Api) -
     told = api.client.get("/v1/loop").json()
     assert told["round"] is None
     assert [(r["outcome"], r["reason"], r["snapshot"]) for r in told["rounds"]] == [("failed", "train: no", "s")]
+
+
+def figures_of(candidate: str) -> dict[str, Any]:
+    return {"of": candidate, "steps": 9, "tokens_per_s": 80.0, "train_s": 12.0}
+
+
+def waits(api: Api) -> None:
+    """Of two candidates the first has passed, and waits for a person."""
+    now = time.time()
+    kto = Candidate("kto", {}, Tried(V1.name, GateDecision.PROMOTE_TO_CANARY, "sane", 0.05))
+    apo = Candidate("apo", {"beta": 0.1}, Tried("policy@v2", GateDecision.REJECT, "longer", -0.01))
+    with api.store.write() as tx:
+        adapters.insert(tx, V1)
+        begun = rounds.insert(tx, now, (kto, apo))
+        for name in ("kto", "apo"):
+            trainings.put(
+                tx, TrainingRun(f"round-1-{name}", "s", 6.0, 1, figures=figures_of(name), history=({"step": 1},))
+            )
+        rounds.update(tx, begun.to(Awaiting("s", V1.name), now))
+
+
+def test_candidates_are_told_with_what_came_of_each(api: Api) -> None:
+    waits(api)
+    told = api.client.get("/v1/loop").json()["round"]
+    assert (told["stage"], told["adapter"], told["train_metrics"]) == ("approval", V1.name, figures_of("kto"))
+    assert told["candidates"] == [
+        {
+            "name": "kto",
+            "kto": {},
+            "adapter": V1.name,
+            "decision": "promote-to-canary",
+            "reason": "sane",
+            "auc_gain": 0.05,
+            "train_metrics": figures_of("kto"),
+        },
+        {
+            "name": "apo",
+            "kto": {"beta": 0.1},
+            "adapter": "policy@v2",
+            "decision": "reject",
+            "reason": "longer",
+            "auc_gain": -0.01,
+            "train_metrics": figures_of("apo"),
+        },
+    ]
+    assert "\nkto_ray_approval_waits 1.0\n" in api.client.get("/metrics").text
+    one = api.client.get("/v1/loop/rounds/1").json()
+    assert one["history"] == [{"step": 1}] and one["candidates"] == told["candidates"]
+
+
+@pytest.mark.usefixtures("controller")
+def test_a_candidate_that_waits_is_approved_or_rejected_by_its_name(api: Api) -> None:
+    for act in ("approve", "reject"):
+        nobody = api.client.post(f"/v1/rollout/{act}")
+        assert nobody.status_code == 409
+        assert f"there was no candidate to {act} when it was asked" in nobody.json()["error"]["message"]
+    waits(api)
+    told = api.client.get("/v1/loop").json()["next"]
+    assert told.startswith("policy@v1 has passed the gate and waits for a person: kto-ray rollout approve")
+    other = api.client.post("/v1/rollout/approve", params={"candidate": "policy@v9"})
+    assert other.status_code == 409 and "the candidate that waits is policy@v1" in other.json()["error"]["message"]
+    api.holding("policy@v1")
+    done = api.client.post("/v1/rollout/approve", params={"candidate": V1.name})
+    assert done.json() == {"action": "approve", "result": "the A/B test of policy@v1 begins"}
+    told = api.client.get("/v1/rollout").json()["rollout"]
+    assert (told["challenger"], told["status"]) == (V1.name, "running")
+    again = api.client.post("/v1/rollout/reject", params={"candidate": V1.name})
+    assert again.status_code == 409 and "there is no candidate to reject" in again.json()["error"]["message"]
+
+
+@pytest.mark.usefixtures("controller")
+def test_a_rejected_candidate_is_wanted_by_nobody(api: Api) -> None:
+    waits(api)
+    with api.store.write() as tx:
+        adapters.set_alias(tx, "challenger", V1.name, 1.0)
+    assert api.client.post("/v1/rollout/reject").json()["result"] == "round 1 ends: policy@v1 is rejected"
+    ended = api.client.get("/v1/loop").json()["rounds"][0]
+    assert (ended["outcome"], ended["reason"]) == ("rejected", "policy@v1 was rejected by an operator")
+    with api.store.read() as tx:
+        assert adapters.desired(tx) == [] and rollouts.latest(tx, 1) == []
 
 
 def test_a_test_is_told_with_its_looks(api: Api) -> None:

@@ -24,19 +24,19 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Config:
 
 @pytest.fixture(scope="module")
 def policies(config: Config) -> dict[str, np.ndarray]:
-    methods = ("none", "kto", "trl_kto", "concave", "sft", "dpo")
+    methods = ("none", "kto", "trl_kto", "concave", "sft", "dpo", "simpo")
     return {m: np.array(run(config, Work(m, judged(24), judged(JUDGED))).policy) for m in methods}  # type: ignore[arg-type]
 
 
 def test_every_method_learns_what_is_liked(policies: dict[str, np.ndarray]) -> None:
-    for method in ("kto", "trl_kto", "concave", "sft", "dpo"):
+    for method in ("kto", "trl_kto", "concave", "sft", "dpo", "simpo"):
         moved = (policies[method] - policies["none"]).reshape(-1, 2)
         assert (moved[:, 1] > moved[:, 0]).all(), method
 
 
 def test_ours_is_trls_and_the_others_are_not(policies: dict[str, np.ndarray]) -> None:
     assert policies["kto"] == pytest.approx(policies["trl_kto"], abs=1e-2)
-    for other in ("concave", "sft", "dpo"):
+    for other in ("concave", "sft", "dpo", "simpo"):
         assert np.abs(policies[other] - policies["kto"]).max() > 0.05, other
 
 

@@ -15,6 +15,7 @@ from peft import PeftModel, get_peft_model
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, PrinterCallback, set_seed
 from trl import DPOConfig, DPOTrainer, KTOTrainer, SFTConfig, SFTTrainer
+from trl.experimental.cpo import CPOConfig, CPOTrainer
 
 from kto_ray.bench.experiment import Found, Work
 from kto_ray.bench.own_process import answer
@@ -36,6 +37,7 @@ from kto_ray.train.trainer import RowTrainer
 
 SCORED_TOKENS = 2048  # padded tokens of a forward that only scores
 ANSWERED = 32  # prompts of a sampling batch
+SIMPO_MARGIN = 0.5  # SimPO's gamma over its beta, of the 0.3 to 1 that its paper advises (arXiv:2405.14734)
 
 Ids = tuple[list[int], list[int]]  # prompt, answer
 
@@ -123,7 +125,8 @@ def _trained(config: Config, work: Work, path: str, tokenizer: Any, folder: str)
 
 
 def _peer(config: Config, work: Work, texts: list[Row], arguments: Any, common: dict[str, Any]) -> Any:
-    """SFT on the desirable rows, or DPO on the pairs: as many steps as KTO, half of its rows (a pair a row) in each."""
+    """SFT on the desirable rows, DPO or SimPO on the pairs: as many steps as KTO, half of its rows (a pair a row) in
+    each."""
     shared = (
         "output_dir", "model_init_kwargs", "use_cpu", "bf16", "gradient_checkpointing", "max_length", "max_steps",
         "gradient_accumulation_steps", "learning_rate", "max_grad_norm", "seed", "logging_steps", "save_strategy",
@@ -142,8 +145,23 @@ def _peer(config: Config, work: Work, texts: list[Row], arguments: Any, common: 
         for pair in sides.values()
         if len(pair) == 2
     ]
-    dpo = DPOConfig(beta=config.kto.beta, **settings)
-    return DPOTrainer(train_dataset=Dataset.from_list(pairs), args=dpo, **common)
+    beta = config.kto.beta
+    if work.method == "dpo":
+        dpo = DPOConfig(beta=beta, **settings)
+        return DPOTrainer(train_dataset=Dataset.from_list(pairs), args=dpo, **common)
+    simpo = CPOConfig(loss_type="simpo", cpo_alpha=0.0, beta=beta, simpo_gamma=SIMPO_MARGIN * beta, **settings)
+    said = Dataset.from_list([_as_text(pair, common["processing_class"]) for pair in pairs])
+    return CPOTrainer(train_dataset=said, args=simpo, **common)
+
+
+def _as_text(pair: Row, tokenizer: Any) -> Row:
+    """A pair as the engine would say it. Of messages TRL's trainer would make a second end of turn, after what the
+    template puts behind the first; and SimPO's reward is a mean over an answer's tokens."""
+    sides = {name: pair[name][0]["content"] + tokenizer.eos_token for name in ("chosen", "rejected")}
+    return {
+        "prompt": tokenizer.apply_chat_template(pair["prompt"], tokenize=False, add_generation_prompt=True),
+        **sides,
+    }
 
 
 # ---- scores

@@ -16,7 +16,7 @@ from kto_ray.serve.gateway.errors import ApiError, short
 from kto_ray.status import adapters, rollouts, rounds
 from kto_ray.store import requests
 
-ON_ROLLOUTS = (*requests.ON_ROLLOUT, Act.ROLLBACK)
+ON_ROLLOUTS = (*requests.ON_CANDIDATE, *requests.ON_ROLLOUT, Act.ROLLBACK)
 EXPIRES_S = 60.0  # a request that no controller took by then is not done any more
 ANSWER_S = 10.0  # that a client waits for the controller
 
@@ -68,10 +68,14 @@ def router(door: Door) -> APIRouter:
         action: str,
         rollout: Annotated[str | None, Query(max_length=64)] = None,
         champion: Annotated[str | None, Query(max_length=255)] = None,
+        candidate: Annotated[str | None, Query(max_length=255)] = None,
     ) -> Response:
-        """`rollout` is the one that is meant, `champion` the one that a rollback leaves: it must be named."""
+        """`rollout` is the one that is meant, `candidate` the adapter that approve and reject mean, `champion` the one
+        that a rollback leaves: it must be named."""
         if action not in ON_ROLLOUTS:
             raise ApiError(404, f"rollout action {short(action)} does not exist; use one of: {', '.join(ON_ROLLOUTS)}")
+        if action in requests.ON_CANDIDATE:
+            return await _ask(door, Act(action), candidate)
         if action != Act.ROLLBACK:
             return await _ask(door, Act(action), rollout)
         if champion is None:

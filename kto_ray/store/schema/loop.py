@@ -81,6 +81,7 @@ rounds = Table(
     Column("came_before", BigInteger, nullable=False, server_default="0"),  # the total `came` when it began
     Column("attempts", Integer, nullable=False),
     Column("stage_s", JSON, nullable=False),
+    Column("candidates", JSON, nullable=False, server_default="[]"),  # in turn, and what came of each
     Index("ix_rounds_adapter", "adapter"),
 )
 
@@ -88,7 +89,7 @@ trainings = Table(
     "trainings",
     metadata,
     Column("run", String(255), primary_key=True),
-    Column("round", Integer, unique=True),  # null: by hand
+    Column("round", Integer, index=True),  # which has a run of each candidate; null: by hand
     Column("snapshot", String(64), nullable=False),
     Column("adapter", String(255)),
     Column("started_at", Double, nullable=False),

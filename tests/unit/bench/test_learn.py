@@ -46,6 +46,16 @@ def test_the_sweep_walks_axis_by_axis_to_the_best_and_sees_validation_only() -> 
     assert max(point["auc"] for point in tried) == pytest.approx(next(p["auc"] for p in tried if p["rank"] == 8))
 
 
+def test_a_method_is_swept_from_settings_of_its_own() -> None:
+    bench = Known(lambda point: -abs(point["learning_rate"] - 1e-4))
+    swept = {variant.method: bench.sweep(variant, axes)[1] for variant, axes in learn.SWEEPS}
+    assert list(swept) == ["kto", "sft", "dpo", "simpo"]
+    assert {point["beta"] for point in swept["simpo"]} == {2.0}, "a reward a token"
+    assert {point["beta"] for point in swept["dpo"]} == {0.1}
+    searched = [[point["learning_rate"] for point in swept[method]] for method in ("dpo", "simpo")]
+    assert searched[0] == searched[1]
+
+
 def test_figures_of_known_ratios() -> None:
     rng = np.random.default_rng(0)
     worse = rng.normal(size=(3, 400, 2))

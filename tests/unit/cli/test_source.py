@@ -17,10 +17,13 @@ from kto_ray.cli import app
 from kto_ray.cli.source import Source
 from kto_ray.config import Config, load_config
 from kto_ray.loop.step import Loop
+from kto_ray.records.evaluation import GateDecision
 from kto_ray.records.keys import Scope
+from kto_ray.records.replicas import ReplicaReport
 from kto_ray.records.rollouts import Look
+from kto_ray.records.rounds import Awaiting, Candidate, Tried
 from kto_ray.rollout import base, holdback, machine
-from kto_ray.store import Store, adapters, completions, keys, rollouts
+from kto_ray.store import Store, adapters, completions, keys, replicas, rollouts, rounds
 from tests.conftest import FreePort
 from tests.support.adapters import write
 from tests.support.engine import StandIn
@@ -149,6 +152,57 @@ def test_status_tells_what_the_loop_gains_and_what_a_test_asks(config: Config, s
     assert "to promote, also: the evidence of a gain is 2.72 to one, of 200 to one; no more users judge" in words
     assert "the evidence of a gain lacks about 731 users who judge as those so far" in words
     assert "what would end it first: the gain may be up to +0.250, of +0 (min_effect), 75% of the way" in words
+
+
+def test_status_says_what_came_of_each_candidate_and_who_is_waited_for(config: Config, sqlite_store: Store) -> None:
+    kto = Candidate("kto", {}, Tried("policy@v1", GateDecision.PROMOTE_TO_CANARY, "sane", 0.05))
+    apo = Candidate("apo", {}, Tried(None, None, "train: NaN"))
+    with sqlite_store.write() as tx:
+        begun = rounds.insert(tx, 1.0, (kto, apo, Candidate("slow")))
+        rounds.update(tx, begun.to(Awaiting("s", "policy@v1"), 0.0))
+    told = CliRunner().invoke(app, ["status", "--set", f"home={config.home}"]).stdout
+    words = " ".join(told.replace("│", " ").split())
+    assert "round 1: approval kto: promote-to-canary, AUC gain +0.050: sane apo: failed: train: NaN slow: has" in words
+    assert "policy@v1 has passed the gate and waits for a person: kto-ray rollout approve" in words
+    assert "on 1970-01-08 00:00 UTC its round ends (loop.approval_hours)" in words
+
+
+def test_a_candidate_is_approved_by_command(config: Config, sqlite_store: Store) -> None:
+    loop, ended = Loop(config, policy=None), threading.Event()
+    with sqlite_store.write() as tx:
+        rounds.update(tx, rounds.insert(tx, 1.0).to(Awaiting("s", "policy@v1"), time.time()))
+
+    def run() -> None:
+        while not ended.wait(0.05):
+            loop.step()
+
+    thread = threading.Thread(target=run)
+    with served(config, sqlite_store, StandIn()):
+        with sqlite_store.write() as tx:
+            replicas.report(tx, ReplicaReport("r", "node", 1, ("policy@v1",)))
+        thread.start()
+        settings = ["--json", "--set", f"home={config.home}", "--set", f"http.port={config.http.port}"]
+        other = CliRunner().invoke(app, ["rollout", "reject", "--candidate", "policy@v9", *settings])
+        told = CliRunner().invoke(app, ["rollout", "approve", "--candidate", "policy@v1", *settings])
+        ended.set()
+    thread.join()
+    assert other.exit_code == 1 and "the candidate that waits is policy@v1" in json.loads(other.stdout)["result"]
+    assert told.exit_code == 0 and json.loads(told.stdout)["result"] == "the A/B test of policy@v1 begins"
+
+
+@pytest.mark.parametrize("flag", [True, False])
+def test_a_service_asks_before_users_meet_a_candidate_where_it_is_told_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flag: bool
+) -> None:
+    started: list[Config] = []
+
+    def running(config: Config, _: object) -> None:
+        started.append(config)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("kto_ray.app.running", running)
+    CliRunner().invoke(app, ["serve", *(["--require-approval"] if flag else []), "--set", f"home={tmp_path}"])
+    assert [config.loop.require_approval for config in started] == [flag]
 
 
 def test_a_rollback_names_the_champion_to_leave(config: Config) -> None:

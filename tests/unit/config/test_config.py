@@ -53,6 +53,14 @@ def test_shipped_configs_load(path: Path, monkeypatch: pytest.MonkeyPatch) -> No
         ("kto.dropout=1", ["'kto.dropout'", "less than 1"]),
         ("kto.dora=true", ["vLLM cannot serve", "kto.dora: false", "loop.enabled: false"]),
         ("train.sharding=fsdp", ["sharding is 'fsdp'", "workers is 1", "train.workers"]),
+        ("loop.candidates.apo.learning_rate=-1", ["'loop.candidates.apo.learning_rate'", "greater than 0", "-1"]),
+        ("loop.candidates.apo.learning_rat=1", ["'loop.candidates.apo.learning_rat'", "did you mean 'learning_rate'"]),
+        ("loop.candidates.apo.loss_type=dpo", ["'loop.candidates.apo.loss_type'", "'apo_zero_unpaired'", "'dpo'"]),
+        ("loop.candidates.apo.micro_batch=16", ["'loop.candidates.apo'", "micro_batch is 16", "set kto.micro_batch"]),
+        ("loop.candidates.apo.loss_aversion=2", ["'loop.candidates.apo'", "loss_aversion is 2", "sealed into the"]),
+        ("loop.candidates.apo.rank=64", ["loop.candidates.apo.rank is 64", "serve.max_lora_rank is 16", "raise"]),
+        ("loop.candidates.apo.dora=true", ["loop.candidates.apo.dora", "vLLM cannot serve"]),
+        ("loop.candidates.A/B={}", ["'loop.candidates'", "a-z, 0-9 and -", "'A/B'"]),
         ("train.sharding=deepspeed", ["'train.sharding'", "'fsdp'", "deepspeed"]),
     ],
 )
@@ -61,6 +69,15 @@ def test_wrong_values_are_explained(override: str, told: list[str]) -> None:
         load_config(None, (override,))
     for words in told:
         assert words in str(error.value)
+
+
+def test_a_candidate_is_what_it_sets_over_the_kto_section_and_stays_so() -> None:
+    config = load_config(None, ("kto.beta=0.2", "loop.candidates.kto={}", "loop.candidates.fast.learning_rate=1e-3"))
+    again = Config.model_validate_json(config.model_dump_json())
+    assert again == config and list(again.loop.candidates) == ["kto", "fast"]
+    plain, fast = (config.with_kto(over.model_dump()).kto for over in again.loop.candidates.values())
+    assert plain == config.kto
+    assert fast == config.kto.model_copy(update={"learning_rate": 1e-3}) and fast.beta == 0.2
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ from kto_ray.records.completions import ExternalRef
 from kto_ray.records.erasure import AffectedAdapter, AffectedRound, ErasedRows, Subject
 from kto_ray.records.feedback import Feedback, FeedbackKind
 from kto_ray.records.requests import Act
-from kto_ray.records.rounds import Training
+from kto_ray.records.rounds import Awaiting, Reloading, Training
 from kto_ray.store import (
     Store,
     adapters,
@@ -223,13 +223,16 @@ def test_the_config_says_what_becomes_of_affected_adapters(learnt: Any, after: s
     assert asked(store) == acts, "nobody is served by an affected one any more"
 
 
-def test_a_round_in_progress_is_ended_and_begun_anew(learnt: Any) -> None:
+@pytest.mark.parametrize("state", [Training, Reloading, Awaiting])
+def test_a_round_in_progress_is_ended_and_begun_anew(learnt: Any, state: Any) -> None:
     store, config = learnt
     with store.write() as tx:
-        training = rounds.insert(tx, 5.0).to(Training(snapshot_of(store, 2)[0]), 6.0)
-        rounds.update(tx, training)
+        snapshot = snapshot_of(store, 2)[0]
+        before_users = Training(snapshot) if state is Training else state(snapshot, "policy@v9")
+        rounds.update(tx, rounds.insert(tx, 5.0).to(before_users, 6.0))
     done = erase(store, config, ANN)
-    assert done.rounds == (AffectedRound(1, "train"),) and asked(store) == [Act.FORGET, Act.RUN]
+    assert done.rounds == (AffectedRound(1, before_users.stage.value),)
+    assert asked(store) == [Act.FORGET, Act.RUN]
 
 
 def test_a_round_on_another_snapshot_goes_on(learnt: Any) -> None:

@@ -24,9 +24,10 @@ from kto_ray.provenance.lineage import lineage
 from kto_ray.provenance.retention import DAY_S, START, Kept, beyond, due, keep
 from kto_ray.records.completions import Completion
 from kto_ray.records.erasure import Subject
+from kto_ray.records.evaluation import GateDecision
 from kto_ray.records.requests import Act, Done, Request
 from kto_ray.records.rollouts import RolloutState, RolloutStatus
-from kto_ray.records.rounds import Training
+from kto_ray.records.rounds import Candidate, Training, Tried
 from kto_ray.records.users import user_hash
 from kto_ray.store import (
     Store,
@@ -369,6 +370,19 @@ def test_old_weights_go(store: Store, learnt: dict[int, str], tmp_path: Path) ->
     left = sorted(str(p.relative_to(tmp_path)) for p in tmp_path.glob("v*/*") if p.suffix == ".safetensors")
     assert left == ["v2/adapter_model.safetensors", "v4/adapter_model.safetensors"]
     assert (tmp_path / "v1" / "manifest.json").exists()
+
+
+def test_the_weights_of_a_candidate_stay_while_its_round_may_load_it_again(
+    store: Store, learnt: dict[int, str], tmp_path: Path
+) -> None:
+    with store.write() as tx:
+        first = adapters.every(tx)[0].name
+        passed = Tried(first, GateDecision.PROMOTE_TO_CANARY, "sane", 0.05)
+        begun = rounds.insert(tx, 5.0, (Candidate("kto", {}, passed), Candidate("apo")))
+        rounds.update(tx, begun.to(Training(load_manifest(learnt[1]).id), 6.0))
+    assert keep(store, config(tmp_path, adapters=1), NOW).adapters == 1
+    assert (tmp_path / "v1" / "adapter_model.safetensors").exists()
+    assert not (tmp_path / "v3" / "adapter_model.safetensors").exists()
 
 
 def test_old_training_folders_go_but_not_that_of_the_round(store: Store, tmp_path: Path) -> None:

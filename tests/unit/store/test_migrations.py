@@ -19,6 +19,8 @@ from kto_ray.config.deciding import RolloutSection
 from kto_ray.records.completions import ExternalRef
 from kto_ray.records.keys import Principal, Scope
 from kto_ray.records.requests import Act
+from kto_ray.records.rounds import Awaiting, Candidate
+from kto_ray.records.trainings import TrainingRun
 from kto_ray.rollout import machine
 from kto_ray.serve.gateway.whose import signed
 from kto_ray.store import Store, feedback, labels, open_store, rollouts, rounds, tallies, trainings, trials
@@ -208,6 +210,26 @@ def test_a_test_that_goes_on_has_its_level_at_risk_and_spends_it(store: Store) -
         assert machine.level_of(rules, runs) == pytest.approx(runs.level), "judged at what it spends"
         rollouts.put(tx, machine.apply(runs, Act.ABORT, 5.0))
         assert [each.id for each in rollouts.finished(tx)] == [runs.id]
+
+
+def test_rounds_of_before_have_one_candidate_and_go_back_to_one_training(store: Store) -> None:
+    migrate(store, "downgrade", "0005")
+    with store.write() as tx:
+        columns = "id, stage, started_at, stage_started_at, snapshot, adapter, attempts, stage_s"
+        tx.execute(sa.text(f"INSERT INTO rounds ({columns}) VALUES (1, 'gate', 3, 4, 's', 'policy@v1', 0, '{{}}')"))
+    migrate(store, "upgrade", "head")
+    with store.write() as tx:
+        there = rounds.current(tx)
+        assert there is not None and (there.candidates, there.run) == ((Candidate(),), "round-1")
+        rounds.update(tx, there.to(Awaiting("s", "policy@v1"), 5.0))
+        for name, at in (("a", 9.0), ("b", 9.0), ("c", 2.0)):
+            trainings.put(tx, TrainingRun(f"round-1-{name}", "s", at, round=1))
+        trainings.put(tx, TrainingRun("by-hand", "s", 1.0))
+    migrate(store, "downgrade", "0005")
+    with store.read() as tx:
+        left = tx.execute(sa.text("SELECT run FROM trainings ORDER BY run")).scalars().all()
+        assert left == ["by-hand", "round-1-b"]
+        assert tx.execute(sa.text("SELECT stage FROM rounds")).scalar_one() == "load", "it is judged again"
 
 
 def test_a_newer_schema_is_used_where_it_can_be_and_told_where_it_cannot(store: Store) -> None:
