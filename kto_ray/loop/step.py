@@ -3,19 +3,17 @@
 Heavy work runs in Ray tasks; a tick only asks whether they are done. Killed at any point, the next controller reads the
 round's state from the store and starts its stage's job again: jobs are idempotent (snapshots are content-addressed,
 training resumes from its last checkpoint, a gate report replaces itself), so nothing is done twice that matters. A
-lease in the store keeps two controllers apart, also while Ray Serve replaces one by another.
+lease in the store keeps two controllers apart.
 """
 
 from __future__ import annotations
 
 import logging
-import os
 import secrets
 import time
 import uuid
-from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import replace
 
 import ray
@@ -26,6 +24,7 @@ from kto_ray.config import Config
 from kto_ray.feedback.quarantine import Why
 from kto_ray.loop import trial, work
 from kto_ray.loop.decide import decide
+from kto_ray.loop.lease import Lease, LostLease
 from kto_ray.loop.moves import Begin, Change, Move, Start, perform
 from kto_ray.loop.operators import obey
 from kto_ray.loop.seen import Failed, Job, Running, Seen
@@ -33,12 +32,11 @@ from kto_ray.paths import is_away
 from kto_ray.provenance.taint import tainted
 from kto_ray.records.adapters import CHAMPION
 from kto_ray.records.requests import Act, Request
-from kto_ray.records.rounds import Judging, Round, Sealing, Stage, Training
+from kto_ray.records.rounds import Ended, Judging, Round, Sealing, Stage, Training
 from kto_ray.records.training import TrainingDiverged, TrainProgress
 from kto_ray.store import (
     adapters,
     joining,
-    leases,
     quarantine,
     replicas,
     requests,
@@ -52,19 +50,9 @@ from kto_ray.train.job import read_progress
 
 log = logging.getLogger(__name__)
 
-RENEW_S = 2.0
 READ_S = 1.0  # that a tick waits for a training's progress
 REST_S = 20.0  # before a job begins again that did not reach its storage
 DAY_S = 86_400.0
-
-
-class LostLease(RuntimeError):
-    """Another controller acts; this one waits. `holder`: which, None where its lease has just expired."""
-
-    def __init__(self, holder: leases.Holder | None) -> None:
-        who = f"process {holder.pid} on {holder.node}, {holder.ago_s:.1f} s ago" if holder else "one that is gone"
-        super().__init__(f"another controller acts: the lease was last renewed by {who}")
-        self.holder = holder
 
 
 class Loop:
@@ -74,8 +62,7 @@ class Loop:
         self._config = config
         self._policy = policy
         self._store = store_of(config, wait_s=STARTED_S)
-        self._holder = f"{os.uname().nodename}:{os.getpid()}:{uuid.uuid4().hex[:8]}"
-        self._renewed = float("-inf")
+        self._lease = Lease(self._store)
         self._job: tuple[tuple[int, Stage, int], ray.ObjectRef] | None = None
         self._rests_until = float("-inf")  # after a job that did not reach its storage
         self._shown: TrainProgress | None = None
@@ -89,9 +76,17 @@ class Loop:
         """Advance the loop by at most one move.
 
         Raises:
-            LostLease: another controller holds the lease.
+            LostLease: another controller holds the lease, and starts the stage's job anew.
         """
-        self._hold_lease()
+        try:
+            self._tick()
+        except LostLease:
+            self._let_go()
+            raise
+
+    def _tick(self) -> None:
+        if self._lease.hold():
+            self._take_over()
         rules = self._config.feedback
         with self._store.read() as tx:
             pending = joining.overlooked(tx, self._joined, time.time() - rules.pending_days * DAY_S)
@@ -191,7 +186,8 @@ class Loop:
                 assert seen.round is not None
                 if time.monotonic() < self._rests_until:
                     return
-                self._job = (_key(seen.round), self._start(seen, seen.round))
+                with self._act():  # nobody takes the lease before Ray has the job
+                    self._job = (_key(seen.round), self._start(seen, seen.round))
             case Change():
                 with self._act() as tx:
                     perform(tx, move, seen.now)
@@ -219,9 +215,23 @@ class Loop:
             self._stop_job(move.round)
 
     def _stop_job(self, of: Round) -> None:
+        self._let_go()
+        if _was_training(of):
+            work.clear(self._config, of.run)
+
+    def _let_go(self) -> None:
         if self._job is not None:
-            work.stop(self._config, self._job[1], of.run)
-            self._job = None
+            job, self._job = self._job[1], None
+            work.cancel(job)
+
+    def _take_over(self) -> None:
+        """Whoever acted before may have gone beyond this process's job, or have been killed between the end of a training
+        and that of its job. Once: the storage may be away."""
+        self._let_go()
+        with self._store.read() as tx:
+            newest = rounds.newest(tx)
+        if newest is not None and _was_training(newest):
+            work.clear(self._config, newest.run)
 
     def _tainted(self, seen: Seen) -> frozenset[str]:
         state = seen.round.state if seen.round is not None else None
@@ -251,25 +261,18 @@ class Loop:
 
     # ---- persist
 
-    def _hold_lease(self) -> None:
-        if time.monotonic() - self._renewed > RENEW_S:
-            with self._act():
-                pass
-
-    @contextmanager
-    def _act(self) -> Iterator[sa.Connection]:
-        """A transaction that only the lease's holder can commit."""
-        began = time.monotonic()
-        with self._store.write() as tx:
-            if not leases.take(tx, leases.CONTROLLER, self._holder, os.getpid()):
-                self._renewed = float("-inf")
-                raise LostLease(leases.holder(tx, leases.CONTROLLER))
-            yield tx
-        self._renewed = began
+    def _act(self) -> AbstractContextManager[sa.Connection]:
+        return self._lease.act()
 
 
 def _key(current: Round) -> tuple[int, Stage, int]:
     return current.id, current.stage, current.attempts
+
+
+def _was_training(current: Round) -> bool:
+    """Whether it ended in the midst of a training, whose workers may still hold what they were given."""
+    state = current.state
+    return isinstance(state, Ended) and state.snapshot is not None and state.adapter is None
 
 
 def _failed(error: BaseException) -> Failed:
