@@ -119,8 +119,8 @@ def test_of_two_with_clocks_that_jump_at_any_moment_one_acts_at_a_time(
         clocks = world.clocks
         clocks.store_s += rng.choice([0, 0, 0, leases.TTL_S + 1, -HOUR_S, HOUR_S])
         for actor in world.actors:
-            clocks.wall_s[actor.who] = rng.choice([0, 0, -DAY_S, DAY_S, HOUR_S])
-            clocks.monotonic_s[actor.who] = rng.choice([0, 0, -60, 60])
+            clocks.wall_s[actor.who] = rng.choice([0.0, 0.0, -DAY_S, DAY_S, HOUR_S])
+            clocks.monotonic_s[actor.who] = rng.choice([0.0, 0.0, -60.0, 60.0])
 
     with life(sqlite_store, told, config) as world:
         world.actors.append(world.another())
