@@ -225,8 +225,8 @@ class Loop:
             work.cancel(job)
 
     def _take_over(self) -> None:
-        """Whoever acted before may have gone beyond this process's job, or been killed between a training's end and that
-        of its job. Once: the storage may be away."""
+        """Whoever acted before may have gone beyond this process's job, or been killed between the end of a training
+        and that of its job. Once: the storage may be away."""
         self._let_go()
         with self._store.read() as tx:
             newest = rounds.newest(tx)

@@ -117,7 +117,7 @@ def test_of_two_with_clocks_that_jump_at_any_moment_one_acts_at_a_time(
 
     def happens(world: World) -> None:
         clocks = world.clocks
-        clocks.store_s += rng.choice([0, 0, 0, leases.TTL_S + 1, -HOUR_S, HOUR_S])
+        clocks.store_s += rng.choice([0.0, 0.0, 0.0, leases.TTL_S + 1, -HOUR_S, HOUR_S])
         for actor in world.actors:
             clocks.wall_s[actor.who] = rng.choice([0.0, 0.0, -DAY_S, DAY_S, HOUR_S])
             clocks.monotonic_s[actor.who] = rng.choice([0.0, 0.0, -60.0, 60.0])
@@ -125,7 +125,7 @@ def test_of_two_with_clocks_that_jump_at_any_moment_one_acts_at_a_time(
     with life(sqlite_store, told, config) as world:
         world.actors.append(world.another())
 
-        def hook(_: str) -> None:
+        def hook(moment: str) -> None:
             if rng.random() < 0.2:
                 happens(world)
             others = [actor for actor in world.actors if actor.who != world.clocks.who]
@@ -145,11 +145,6 @@ def test_of_two_with_clocks_that_jump_at_any_moment_one_acts_at_a_time(
             world.chat(12, f"in-{number}")
             for _ in range(5):
                 world.tick()
-        with sqlite_store.read() as tx:
-            live = tx.execute(
-                sa.select(sa.func.count()).select_from(schema.rollouts).where(schema.rollouts.c.ended_at.is_(None))
-            )
-            assert live.scalar_one() <= 2, "a test and a holdback"
         assert len(world.acts) == 2 and min(world.acts.values()) > 10, "both acted"
 
 
