@@ -88,17 +88,32 @@ def lived(
         return world, meanwhile.moments, world.end()
 
 
-@pytest.mark.parametrize("lives_on", [True, False], ids=["another lives on", "another is gone"])
-@pytest.mark.parametrize("jump", [stands_still, store_jumps_back], ids=lambda jump: jump.__name__)
-@pytest.mark.parametrize("story", [an_operator_goes_back, a_challenger_does_harm], ids=lambda story: story.__name__)
+CASES = [
+    (an_operator_goes_back, stands_still, True),
+    (an_operator_goes_back, stands_still, False),
+    (an_operator_goes_back, store_jumps_back, True),
+    (an_operator_goes_back, store_jumps_back, False),
+    (a_challenger_does_harm, stands_still, False),
+    (a_challenger_does_harm, store_jumps_back, True),
+]
+
+
+@pytest.mark.parametrize(
+    ("story", "jump", "lives_on"),
+    CASES,
+    ids=[f"{story.__name__}, {jump.__name__}, the other {'lives on' if on else 'is gone'}" for story, jump, on in CASES],
+)
 def test_whoever_stands_still_at_any_moment_does_nothing_on_what_is_past(
     store: Store, tmp_path: Path, story: Story, jump: Callable[[World], None], lives_on: bool
 ) -> None:
-    if story is a_challenger_does_harm and not store.sqlite:
+    long = story is a_challenger_does_harm
+    if long and not store.sqlite:
         pytest.skip("the short one is told there")
     config, told = settings(tmp_path), Told(store.url)
     whole, moments, end = lived(store, told, config, story, None, lambda _: None)
     for at, moment in enumerate(moments, start=1):
+        if long and moment == "read":  # as soon as all is read comes "begin", which is enough there
+            continue
         world, _, found = lived(store, told, config, story, at, lambda w: another_acts(w, jump, lives_on))
         when = f"stood still at {at} of {len(moments)}, {moment}"
         assert world.controllers == 2, when
