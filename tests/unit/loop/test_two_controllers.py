@@ -101,7 +101,7 @@ CASES = [
 @pytest.mark.parametrize(
     ("story", "jump", "lives_on"),
     CASES,
-    ids=[f"{story.__name__}, {jump.__name__}, the other {'lives on' if on else 'is gone'}" for story, jump, on in CASES],
+    ids=[f"{told.__name__}, {jump.__name__}, other {'lives' if on else 'is gone'}" for told, jump, on in CASES],
 )
 def test_whoever_stands_still_at_any_moment_does_nothing_on_what_is_past(
     store: Store, tmp_path: Path, story: Story, jump: Callable[[World], None], lives_on: bool
