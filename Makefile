@@ -56,6 +56,7 @@ bench: setup
 	.venv/bin/kto-ray bench peeking
 	.venv/bin/kto-ray bench decisions
 	.venv/bin/kto-ray bench gate
+	.venv/bin/kto-ray bench loop
 	.venv/bin/kto-ray bench chat
 	.venv/bin/kto-ray bench ingest
 	.venv/bin/kto-ray bench scale --set home=runs/scale

@@ -34,6 +34,7 @@ ORDER = (
     "peeking",
     "decisions",
     "gate",
+    "loop",
     "serve",
     "chat",
     "live",

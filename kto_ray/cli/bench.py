@@ -229,6 +229,26 @@ def live(
     return bench.bench_live(run.settings, per_s, repeats, run.tell), bench.table
 
 
+# A service of minutes on short texts, which learns a taste in one round, and a gate that looks only whether it is sane.
+BRIEF = (
+    *("model.max_model_len=512", "data.max_length=256", "data.holdout_share=0.3", "rollout.new_users=true"),
+    *("kto.learning_rate=1e-3", "kto.loss_aversion=0.5", "kto.rank=8", "kto.alpha=16"),
+    *("gate.guard_prompts=16", "gate.suite_margin=0.9", "gate.min_auc=0", "gate.min_auc_gain=-1"),
+)
+
+
+@benchmark("loop", *BRIEF)
+def loop(
+    run: Run,
+    labels: Annotated[int, typer.Option(min=64, help="That start the round.")] = 256,
+    repeats: Annotated[int, typer.Option(min=1, help="Rounds, each in a service of its own; medians count.")] = 3,
+) -> Told:
+    """From the thumb that starts a round to the first token of its gated candidate, and what that adds to training."""
+    from kto_ray.bench import loop as bench
+
+    return bench.bench_loop(run.settings, labels, repeats, run.tell), bench.table
+
+
 @benchmark("scale")
 def scale(
     run: Run,

@@ -10,7 +10,8 @@ import sqlalchemy as sa
 from ray.serve.handle import DeploymentHandle
 
 from kto_ray.config import Config
-from kto_ray.loop.step import Loop, LostLease
+from kto_ray.loop.lease import LostLease
+from kto_ray.loop.step import Loop
 from kto_ray.loop.upkeep import Upkeep
 
 log = logging.getLogger(__name__)

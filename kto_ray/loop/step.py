@@ -3,19 +3,17 @@
 Heavy work runs in Ray tasks; a tick only asks whether they are done. Killed at any point, the next controller reads the
 round's state from the store and starts its stage's job again: jobs are idempotent (snapshots are content-addressed,
 training resumes from its last checkpoint, a gate report replaces itself), so nothing is done twice that matters. A
-lease in the store keeps two controllers apart, also while Ray Serve replaces one by another.
+lease in the store keeps two controllers apart.
 """
 
 from __future__ import annotations
 
 import logging
-import os
 import secrets
 import time
 import uuid
-from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import replace
 
 import ray
@@ -26,6 +24,7 @@ from kto_ray.config import Config
 from kto_ray.feedback.quarantine import Why
 from kto_ray.loop import trial, work
 from kto_ray.loop.decide import decide
+from kto_ray.loop.lease import Lease, LostLease
 from kto_ray.loop.moves import Begin, Change, Move, Start, perform
 from kto_ray.loop.operators import obey
 from kto_ray.loop.seen import Failed, Job, Running, Seen
@@ -35,12 +34,11 @@ from kto_ray.records.adapters import CHAMPION
 from kto_ray.records.evaluation import GateReport
 from kto_ray.records.requests import Act, Request
 from kto_ray.records.rollouts import RolloutKind
-from kto_ray.records.rounds import Judging, Round, Sealing, Stage, Training
+from kto_ray.records.rounds import Ended, Judging, Round, Sealing, Stage, Training
 from kto_ray.records.training import TrainingDiverged, TrainProgress
 from kto_ray.store import (
     adapters,
     joining,
-    leases,
     quarantine,
     replicas,
     requests,
@@ -54,20 +52,10 @@ from kto_ray.train.job import read_progress
 
 log = logging.getLogger(__name__)
 
-RENEW_S = 2.0
 READ_S = 1.0  # that a tick waits for a training's progress
 REST_S = 20.0  # before a job begins again that did not reach its storage
 DAY_S = 86_400.0
 BEFORE_A_TEST = (Stage.GATE, Stage.RELOAD, Stage.APPROVAL)
-
-
-class LostLease(RuntimeError):
-    """Another controller acts; this one waits. `holder`: which, None where its lease has just expired."""
-
-    def __init__(self, holder: leases.Holder | None) -> None:
-        who = f"process {holder.pid} on {holder.node}, {holder.ago_s:.1f} s ago" if holder else "one that is gone"
-        super().__init__(f"another controller acts: the lease was last renewed by {who}")
-        self.holder = holder
 
 
 class Loop:
@@ -77,8 +65,7 @@ class Loop:
         self._config = config
         self._policy = policy
         self._store = store_of(config, wait_s=STARTED_S)
-        self._holder = f"{os.uname().nodename}:{os.getpid()}:{uuid.uuid4().hex[:8]}"
-        self._renewed = float("-inf")
+        self._lease = Lease(self._store)
         self._job: tuple[tuple[str, Stage, int], ray.ObjectRef] | None = None
         self._rests_until = float("-inf")  # after a job that did not reach its storage
         self._shown: TrainProgress | None = None
@@ -92,9 +79,17 @@ class Loop:
         """Advance the loop by at most one move.
 
         Raises:
-            LostLease: another controller holds the lease.
+            LostLease: another controller holds the lease, and starts the stage's job anew.
         """
-        self._hold_lease()
+        try:
+            self._tick()
+        except LostLease:
+            self._let_go()
+            raise
+
+    def _tick(self) -> None:
+        if self._lease.hold():
+            self._take_over()
         rules = self._config.feedback
         with self._store.read() as tx:
             pending = joining.overlooked(tx, self._joined, time.time() - rules.pending_days * DAY_S)
@@ -203,7 +198,8 @@ class Loop:
                 assert seen.round is not None
                 if time.monotonic() < self._rests_until:
                     return
-                self._job = (_key(seen.round), self._start(seen, seen.round))
+                with self._act():  # nobody takes the lease before Ray has the job
+                    self._job = (_key(seen.round), self._start(seen, seen.round))
             case Change():
                 with self._act() as tx:
                     perform(tx, move, seen.now)
@@ -231,9 +227,25 @@ class Loop:
 
     def _stop_job(self, before: Round | None, after: Round | None) -> None:
         """Where the round has left its job's stage, or its candidate, nobody waits for it any more."""
-        if self._job is not None and before is not None and after is not None and _key(after) != self._job[0]:
-            work.stop(self._config, self._job[1], before.run)
-            self._job = None
+        if before is None or after is None or _key(after) == _key(before):
+            return
+        self._let_go()
+        for run in _cut_short(after) - _cut_short(before):
+            work.clear(self._config, run)
+
+    def _let_go(self) -> None:
+        if self._job is not None:
+            job, self._job = self._job[1], None
+            work.cancel(job)
+
+    def _take_over(self) -> None:
+        """Whoever acted before may have gone beyond this process's job, or been killed between the end of a training
+        and that of its job. Once: the storage may be away."""
+        self._let_go()
+        with self._store.read() as tx:
+            newest = rounds.newest(tx)
+        for run in _cut_short(newest) if newest is not None else ():
+            work.clear(self._config, run)
 
     def _tainted(self, seen: Seen) -> frozenset[str]:
         state = seen.round.state if seen.round is not None else None
@@ -265,26 +277,21 @@ class Loop:
 
     # ---- persist
 
-    def _hold_lease(self) -> None:
-        if time.monotonic() - self._renewed > RENEW_S:
-            with self._act():
-                pass
-
-    @contextmanager
-    def _act(self) -> Iterator[sa.Connection]:
-        """A transaction that only the lease's holder can commit."""
-        began = time.monotonic()
-        with self._store.write() as tx:
-            if not leases.take(tx, leases.CONTROLLER, self._holder, os.getpid()):
-                self._renewed = float("-inf")
-                raise LostLease(leases.holder(tx, leases.CONTROLLER))
-            yield tx
-        self._renewed = began
+    def _act(self) -> AbstractContextManager[sa.Connection]:
+        return self._lease.act()
 
 
 def _key(current: Round) -> tuple[str, Stage, int]:
     """Of a job: the round and its candidate, the stage and the attempt."""
     return current.run, current.stage, current.attempts
+
+
+def _cut_short(current: Round) -> set[str]:
+    """Training runs that came to no adapter, whose workers may still hold what they were given."""
+    tried = {current.run_of(one) for one in current.candidates if one.tried is not None and one.tried.adapter is None}
+    state = current.state
+    training = isinstance(state, Ended) and state.snapshot is not None and state.adapter is None
+    return tried | {current.run} if training else tried
 
 
 def _failed(error: BaseException) -> Failed:

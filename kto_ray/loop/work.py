@@ -29,11 +29,15 @@ def start(function: Callable[..., Any], config: Config, *arguments: Any) -> ray.
     return (task.options(label_selector=selector) if selector else task).remote(config, *arguments)
 
 
-def stop(config: Config, job: ray.ObjectRef, run: str) -> None:
-    """End a job whose result nobody wants any more, and what its training's workers hold."""
+def cancel(job: ray.ObjectRef) -> None:
+    """End a job whose result nobody wants any more."""
+    ray.cancel(job, force=True)
+
+
+def clear(config: Config, run: str) -> None:
+    """Take back what the workers of a training hold that was ended, or whose process was killed."""
     from kto_ray.train.job import free_left_workers
 
-    ray.cancel(job, force=True)
     free_left_workers(config, run)
 
 

@@ -43,6 +43,13 @@ def take(tx: sa.Connection, name: str, holder: str, pid: int, ttl_s: float = TTL
     return True
 
 
+def keep(tx: sa.Connection, name: str, holder: str, ttl_s: float = TTL_S) -> bool:
+    """Renew a lease that nobody else has taken since; False where another has, also if theirs has expired again: what
+    one saw before that is not what is."""
+    mine = (leases.c.name == name) & (leases.c.holder == holder)
+    return tx.execute(leases.update().where(mine).values(expires_at=clock.now(tx) + ttl_s)).rowcount > 0
+
+
 def holder(tx: sa.Connection, name: str, ttl_s: float = TTL_S) -> Holder | None:
     """Who holds a lease that has not expired."""
     left_s = leases.c.expires_at - clock.now(tx)

@@ -70,6 +70,9 @@ def of_adapter(tx: sa.Connection, adapter: str) -> list[RolloutState]:
 
 
 def add_look(tx: sa.Connection, look: Look) -> None:
+    """A clock that went back may have had this moment before."""
+    seen = rollout_points.c
+    tx.execute(rollout_points.delete().where((seen.rollout == look.rollout) & (seen.at == look.at)))
     tx.execute(rollout_points.insert().values(**asdict(look)))
 
 

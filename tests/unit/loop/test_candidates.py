@@ -425,7 +425,8 @@ def test_the_job_of_a_candidate_that_is_late_is_stopped_and_the_next_one_trains(
 ) -> None:
     config = load_config(None, (f"home={tmp_path}", "loop.min_labels=8", "loop.candidates.kto={}", APO))
     stopped: list[Any] = []
-    monkeypatch.setattr("kto_ray.loop.work.stop", lambda config, job, run: stopped.append((job, run)))
+    monkeypatch.setattr("kto_ray.loop.work.cancel", lambda job: stopped.append(("cancel", job)))
+    monkeypatch.setattr("kto_ray.loop.work.clear", lambda config, run: stopped.append(("clear", run)))
     store, loop = open_store(config.database_url), Loop(config, policy=None)
     labels(store)
     for _ in range(4):
@@ -436,7 +437,7 @@ def test_the_job_of_a_candidate_that_is_late_is_stopped_and_the_next_one_trains(
         tx.exec_driver_sql("UPDATE rounds SET stage_started_at = 1")
     loop.step()
     loop.step()
-    assert stopped == [("round-1-kto", "round-1-kto")] and several.started[-1] == "round-1-apo"
+    assert stopped == [("cancel", "round-1-kto"), ("clear", "round-1-kto")] and several.started[-1] == "round-1-apo"
     with store.read() as tx:
         current = rounds.current(tx)
     assert current is not None and current.state == Training(several.manifest.id)

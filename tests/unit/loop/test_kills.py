@@ -1,92 +1,76 @@
-"""A controller killed around any of its writes: the next one comes to the same end, and nothing is there twice."""
+"""A controller killed before and after everything that it writes or does: whoever comes next makes the same of it, and
+users see nothing of it."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
-import sqlalchemy as sa
 
-from kto_ray.config import Config, load_config
-from kto_ray.loop.step import Loop
-from kto_ray.records.requests import Act
-from kto_ray.records.rounds import Ended, Outcome, Stage
-from kto_ray.store import (
-    adapters,
-    open_store,
-    requests,
-    rounds,
+from kto_ray.config import Config
+from kto_ray.store import Store
+from tests.support.lives import CHANGES, Killed, Told, World, life
+from tests.support.stories import (
+    Story,
+    a_challenger_does_harm,
+    a_round_is_promoted,
+    an_operator_ends_a_training,
+    an_operator_goes_back,
+    in_a_row,
+    settings,
+    the_holdback_goes_back,
 )
-from kto_ray.store.schema import metadata
-from tests.support.loop import V1, Jobs, hold, labels
+
+STORIES: tuple[Story, ...] = (
+    a_round_is_promoted,
+    a_challenger_does_harm,
+    an_operator_goes_back,
+    the_holdback_goes_back,
+    an_operator_ends_a_training,
+)
 
 
-class Killed(BaseException):
-    """The controller's process ends here."""
+class Fate:
+    """Ends the process at one of the moments at which it changes something, counted from 1."""
 
+    def __init__(self, at: int | None) -> None:
+        self.at = at
+        self.moments: list[str] = []
 
-class Mortal(Loop):
-    """A controller that is killed at its write number `at`, before or after the commit."""
-
-    def __init__(self, config: Config, at: int | None, committed: bool) -> None:
-        super().__init__(config, policy=None)
-        self.writes = 0
-        self._at, self._committed = at, committed
-
-    @contextmanager
-    def _act(self) -> Iterator[sa.Connection]:
-        self.writes += 1
-        now = self.writes == self._at
-        with super()._act() as tx:
-            yield tx
-            if now and not self._committed:
+    def __call__(self, moment: str) -> None:
+        if moment in CHANGES:
+            self.moments.append(moment)
+            if len(self.moments) == self.at:
                 raise Killed
-        if now:
-            raise Killed
 
 
-def a_whole_round(config: Config, at: int | None = None, committed: bool = False) -> tuple[dict[str, Any], int]:
-    """What is in the store after a round that an operator promotes, and how often its first controller wrote."""
-    store = open_store(config.database_url)
-    labels(store)
-    hold(store, V1)
-    loop, asked = Mortal(config, at, committed), False
-    first = loop
-    for _ in range(30):
-        try:
-            loop.step()
-        except Killed:
-            with store.write() as tx:
-                tx.exec_driver_sql("UPDATE leases SET expires_at = 0")
-            loop = Mortal(config, None, False)
-        with store.write() as tx:
-            newest = rounds.newest(tx)
-            if newest is not None and newest.stage is Stage.ROLLOUT and not asked:
-                requests.ask(tx, Act.PROMOTE, time.time())
-                asked = True
-            if newest is not None and isinstance(newest.state, Ended):
-                there: dict[str, Any] = {
-                    table.name: tx.execute(sa.select(sa.func.count()).select_from(table)).scalar()
-                    for table in metadata.sorted_tables
-                }
-                there |= adapters.aliases(tx, "policy@base")
-                there |= {"outcome": newest.state.outcome, "answered": type(requests.answered(tx, 1))}
-                return there, first.writes
-    raise AssertionError(f"{newest} has not ended")
+def lived(
+    store: Store, told: Told, config: Config, story: Story, at: int | None = None
+) -> tuple[World, list[str], dict[str, Any]]:
+    """The world after a story whose first controller is killed at a moment, all such moments, and what is stored."""
+    fate = Fate(at)
+    with life(store, told, config) as world:
+        world.hook = fate
+        story(world)
+        return world, fate.moments, world.end()
 
 
-@pytest.mark.parametrize("committed", [False, True])
-def test_killed_around_any_write_the_next_controller_comes_to_the_same_end(
-    tmp_path: Path, jobs: Jobs, committed: bool
+@pytest.mark.parametrize("story", STORIES, ids=lambda story: story.__name__)
+def test_killed_at_any_moment_the_next_controller_comes_to_the_same_end(
+    store: Store, tmp_path: Path, story: Story
 ) -> None:
-    def config(name: str) -> Config:
-        return load_config(None, (f"home={tmp_path / name}", "loop.min_labels=8"))
-
-    whole, writes = a_whole_round(config("whole"))
-    assert whole["outcome"] is Outcome.PROMOTED and whole["champion"] == V1 and writes > 6
-    for at in range(1, writes + 1):
-        assert a_whole_round(config(f"killed-{at}"), at, committed)[0] == whole, f"killed at write {at}"
+    if not store.sqlite and story in (a_round_is_promoted, the_holdback_goes_back):
+        pytest.skip("the shorter ones are told there")
+    config, told = settings(tmp_path), Told(store.url)
+    whole, moments, end = lived(store, told, config, story)
+    assert whole.controllers == 1 and not whole.cluster.placed
+    for at, moment in enumerate(moments, start=1):
+        killed, _, found = lived(store, told, config, story, at)
+        when = f"killed at {at} of {len(moments)}, {moment}"
+        assert killed.controllers == 2, when
+        assert killed.history == whole.history, when
+        assert found == end, when
+        jobs = killed.cluster.started
+        assert in_a_row(jobs) == whole.cluster.started and len(jobs) <= len(whole.cluster.started) + 1, when
+        assert not killed.cluster.placed, f"{when}: workers of a training hold what others may not have"

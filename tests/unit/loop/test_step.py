@@ -13,8 +13,9 @@ import sqlalchemy as sa
 
 from kto_ray.config import Config
 from kto_ray.loop.actor import Controller
+from kto_ray.loop.lease import LostLease
 from kto_ray.loop.seen import Failed
-from kto_ray.loop.step import DAY_S, Loop, LostLease, _failed
+from kto_ray.loop.step import DAY_S, Loop, _failed
 from kto_ray.paths import StorageAway
 from kto_ray.provenance.erasure import erase
 from kto_ray.records.erasure import AffectedRound, Subject
@@ -213,7 +214,8 @@ def test_a_training_ends_when_somebody_in_its_snapshot_is_erased(
     loop: Loop, config: Config, sqlite_store: Store, jobs: Jobs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stopped: list[Any] = []
-    monkeypatch.setattr("kto_ray.loop.work.stop", lambda config, job, run: stopped.append((job, run)))
+    monkeypatch.setattr("kto_ray.loop.work.cancel", stopped.append)
+    monkeypatch.setattr("kto_ray.loop.work.clear", lambda config, run: stopped.append(run))
     labels(sqlite_store)
     until(loop, sqlite_store, Stage.TRAIN)
     with monkeypatch.context() as patch:
@@ -233,7 +235,7 @@ def test_a_training_ends_when_somebody_in_its_snapshot_is_erased(
             Done("round 2 begins"),
         ]
         assert adapters.every(tx) == []
-    assert stopped == [("learn", "round-1")] and jobs.started == ["seal", "learn", "seal"]
+    assert stopped == ["learn", "round-1"] and jobs.started == ["seal", "learn", "seal"]
 
 
 def test_a_request_waits_while_the_files_it_hangs_on_are_away(
