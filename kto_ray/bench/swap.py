@@ -137,7 +137,8 @@ def _under_load(config: Config, swapper: Swapper, cycles: int, seconds: float, t
 def _cycles(swapper: Swapper, seconds: float) -> list[Swap]:
     """As many as end in that time, going by the longest so far."""
     began = started = time.monotonic()
-    swaps, longest = [], 0.0
+    swaps: list[Swap] = []
+    longest = 0.0
     while not swaps or started - began + longest < seconds:
         swaps.append(swapper.cycle())
         now = time.monotonic()
