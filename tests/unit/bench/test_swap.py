@@ -132,6 +132,19 @@ def test_what_the_client_got_is_what_was_logged_or_it_counts_as_cut(sqlite_store
     assert found == [Said(1, PROMPT, ANSWER), None, None, None, None]
 
 
+def test_gaps_are_between_what_stands_there_and_the_likeliest() -> None:
+    """vLLM tells nothing of the first token, and of each other one the likeliest and the one that stands there."""
+    from vllm.logprobs import Logprob
+
+    from kto_ray.bench.inside.swap import _gaps
+
+    def at(**logprobs: float) -> dict[int, Logprob]:
+        return {int(token[1:]): Logprob(logprob) for token, logprob in logprobs.items()}
+
+    told = [None, at(_2=-9.0, _7=-1.0), at(_3=-0.5), at(_4=-2.5, _8=-0.5), at(_5=-1.0), at(_6=-1.5, _9=-1.25)]
+    assert _gaps(Said(0, PROMPT, ANSWER), told) == [0.0, 2.0, 0.0, 0.25]
+
+
 def found_of(gaps: dict[Said, list[float]], said: list[Said | None], streams: list[Stream]) -> dict[str, object]:
     loads = Loads(
         [Streamed(1.0, (stream("w", first_ms=100.0),))],
