@@ -52,7 +52,9 @@ bench: setup
 	.venv/bin/kto-ray bench ablation --data $(DATA)
 	.venv/bin/kto-ray bench edits
 	.venv/bin/kto-ray bench rounds
+	.venv/bin/kto-ray bench engine
 	.venv/bin/kto-ray bench serve
+	.venv/bin/kto-ray bench swap
 	.venv/bin/kto-ray bench peeking
 	.venv/bin/kto-ray bench decisions
 	.venv/bin/kto-ray bench gate

@@ -156,17 +156,46 @@ def data(
     return bench.bench_data(settings, sizes, steps, repeats, run.tell), bench.table
 
 
-@benchmark("serve")
-def serve(
+@benchmark("engine")
+def engine(
     run: Run,
     at_once: Annotated[list[int] | None, typer.Option(min=1, help="Requests at once; repeat for several.")] = None,
     rounds: Annotated[int, typer.Option(min=1, help="Measurements of each in a process.")] = 3,
     repeats: Annotated[int, typer.Option(min=1, help="Processes of each variant; medians count.")] = 2,
 ) -> Told:
     """Tokens a second of the policy's engine on a CPU: without adapters, with them, and as vLLM serves them."""
+    from kto_ray.bench import engine as bench
+
+    return bench.bench_engine(run.settings, at_once or [16, 32], rounds, repeats, run.tell), bench.table
+
+
+@benchmark("serve", "model.max_model_len=512", "data.max_length=256")
+def serve(
+    run: Run,
+    at_once: Annotated[list[int] | None, typer.Option(min=1, help="Streams at once; repeat for several.")] = None,
+    seconds: Annotated[float, typer.Option(min=5, help="Of each measurement, after a warm-up.")] = 45,
+    repeats: Annotated[int, typer.Option(min=1, help="Turns of each server; medians of the ratios count.")] = 2,
+) -> Told:
+    """The full path (keys, durable answers, an A/B test) beside bare `vllm serve`: speed and latency of streams."""
     from kto_ray.bench import serve as bench
 
-    return bench.bench_serve(run.settings, at_once or [16, 32], rounds, repeats, run.tell), bench.table
+    return bench.bench_serve(run.settings, at_once or [1, 8, 32], seconds, repeats, run.tell), bench.table
+
+
+# A thread a replica, and adapters of 10 MB.
+@benchmark("swap", "model.max_model_len=512", "data.max_length=256", "serve.threads=1", "kto.rank=8", "kto.alpha=16")
+def swap(
+    run: Run,
+    cycles: Annotated[int, typer.Option(min=1, help="Swaps, at least.")] = 100,
+    seconds: Annotated[float, typer.Option(min=10, help="Of each turn of the load, with swaps or without.")] = 60,
+    replicas: Annotated[int, typer.Option(min=1)] = 2,
+) -> Told:
+    """Versions come and go under streaming load: what fails, is cut off or answered by two, and what swaps cost."""
+    from kto_ray.bench import swap as bench
+
+    section = run.settings.serve.model_copy(update={"replicas": replicas})
+    settings = run.settings.model_copy(update={"serve": section})
+    return bench.bench_swap(settings, cycles, seconds, run.tell), bench.table
 
 
 @benchmark("peeking")

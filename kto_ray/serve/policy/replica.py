@@ -39,6 +39,7 @@ from kto_ray.store.faults import first_line
 log = logging.getLogger(__name__)
 
 STREAM_TOKENS = 4  # of a chunk, on a CPU
+TELL_S = 1.0  # between two reports where nothing has changed; what has is told at once, for a flip waits for it
 # Of replicas: one event loop for Serve's router and our code, for handing messages over takes from the model.
 ONE_LOOP = {"RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "0", "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0"}
 
@@ -113,7 +114,11 @@ class Policy(LLMServer):
         await self._survive(self._tell)
         if self._shelf.faults:
             await asyncio.sleep(config.serve.drain_s)  # the gateways read what it lacks before they ask it for anything
-        self._tasks = [asyncio.create_task(self._forever(step)) for step in (self._reconcile, self._tell)]
+        look_s = config.serve.reconcile_s
+        self._tasks = [
+            asyncio.create_task(self._forever(lambda: asyncio.sleep(look_s), self._reconcile)),
+            asyncio.create_task(self._forever(lambda: self._shelf.change(TELL_S), self._tell)),
+        ]
 
     async def generate(self, body: Mapping[str, Any], adapter: str) -> AsyncIterator[str]:
         """Answer one chat request with one adapter version.
@@ -191,9 +196,9 @@ class Policy(LLMServer):
         log.error(words, self._replica, champion, fault.reason)
         return True
 
-    async def _forever(self, step: Callable[[], Awaitable[None]]) -> None:
+    async def _forever(self, wait: Callable[[], Awaitable[None]], step: Callable[[], Awaitable[None]]) -> None:
         while True:
-            await asyncio.sleep(self._config.serve.reconcile_s)
+            await wait()
             await self._survive(step)
 
     async def _survive(self, step: Callable[[], Awaitable[None]]) -> bool:

@@ -13,7 +13,7 @@ import random
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -57,6 +57,7 @@ class Shelf:
         self._in_use: Counter[str] = Counter()
         self._last_used: dict[str, float] = {}
         self._lock = asyncio.Lock()  # of the engine's slots
+        self._changed = asyncio.Event()
 
     @property
     def held(self) -> tuple[str, ...]:
@@ -73,6 +74,12 @@ class Shelf:
             name: LoadFault(trouble.reason, trouble.refused, trouble.tries, now - trouble.began_at)
             for name, trouble in self._troubles.items()
         }
+
+    async def change(self, within_s: float) -> None:
+        """Wait until `held` or `faults` has another version than when this last ended, `within_s` at the longest."""
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self._changed.wait(), within_s)
+        self._changed.clear()
 
     async def follow(self, wanted: Sequence[AdapterVersion]) -> None:
         """Let go of what is neither wanted nor used, and load what is wanted and missing."""
@@ -125,6 +132,7 @@ class Shelf:
         if (trouble := self._troubles.pop(name, None)) is not None:
             log.warning("adapter %s is loaded, at the try after %d that failed", name, trouble.tries)
         self._copies[name] = copy
+        self._changed.set()
 
     def _demand_slot(self) -> None:
         """One more than the engine has slots for would push another out, which it then reads anew in mid-request."""
@@ -156,6 +164,7 @@ class Shelf:
                 return
             # Popped before the first await: a request that arrives now loads it again instead of losing its slot.
             copy = self._copies.pop(name)
+            self._changed.set()
             await self._out_of_engine(name)
         if name not in self._loading:  # else it is needed again
             await asyncio.to_thread(files.let_go, copy)
@@ -171,3 +180,4 @@ class Shelf:
         self._troubles[name] = _Trouble(reason, isinstance(error, ValueError), tries, began_at, now + pause_s)
         words = "adapter %s cannot be loaded (try %d, for %.0f s now; again in %.0f s): %s"
         log.error(words, name, tries, now - began_at, pause_s, reason)
+        self._changed.set()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -93,6 +94,31 @@ def test_it_holds_what_is_wanted_and_lets_go_once_nothing_uses_it(config: Config
         await turn(replica)
         assert set(replica.engine.held) == {second.name}
         assert reported(sqlite_store).held == (second.name,)
+
+    asyncio.run(act())
+
+
+def test_what_has_changed_is_told_at_once(config: Config, sqlite_store: Store) -> None:
+    async def told(reached: Callable[[ReplicaReport], bool]) -> None:
+        async with asyncio.timeout(60):
+            while not reached(reported(sqlite_store)):
+                await asyncio.sleep(0.01)
+
+    async def act() -> None:
+        refused = challenger(config, sqlite_store, 1)
+        replica = policy(config, sqlite_store, (refused.name,))
+        await replica._tell()
+        telling = asyncio.create_task(replica._forever(lambda: replica._shelf.change(3600.0), replica._tell))
+        await replica._reconcile()
+        await told(lambda report: refused.name in report.errors)
+        held = challenger(config, sqlite_store, 2)
+        await replica._reconcile()
+        await told(lambda report: report.held == (held.name,))
+        with sqlite_store.write() as tx:
+            adapters.set_alias(tx, CHALLENGER, None, 1.0)
+        await replica._reconcile()
+        await told(lambda report: report.held == ())
+        telling.cancel()
 
     asyncio.run(act())
 
