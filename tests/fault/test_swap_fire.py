@@ -47,7 +47,7 @@ pytestmark = [pytest.mark.fault, pytest.mark.timeout(1200)]
 
 AWAY_S = 30.0
 COME_S = 240.0  # that a replica may take to come: it loads the model, beside others on the same cores
-OLD, NEW = "the old key, of more than 32 characters", "the new key, of more than 32 characters"
+OLD, NEW = "the-old-key-of-more-than-32-characters", "the-new-key-of-more-than-32-characters"
 KEYS = f"adapters.signing_keys={OLD}"
 SETTINGS = (
     "serve.replicas=2",
@@ -74,9 +74,10 @@ def run(
     postgres_server: Server, store_proxy: Proxy, tmp_path_factory: pytest.TempPathFactory, free_port: Any
 ) -> Iterator[Steered]:
     """Its champion is a second one, so that there is a previous champion."""
-    there = sa.make_url(postgres_server.empty("fire"))
-    url = there.set(port=store_proxy.port).render_as_string(hide_password=False)
+    there = postgres_server.empty("fire")
+    url = sa.make_url(there).set(port=store_proxy.port).render_as_string(hide_password=False)
     with steered(tmp_path_factory.mktemp("fire"), free_port(), f"store_url={url}", *SETTINGS) as started:
+        started.store = open_store(there)  # the tests' own way to it is never away
         swap(started)
         swap(started)
         yield started
@@ -315,6 +316,7 @@ def test_the_store_is_away_during_a_load(run: Steered, store_proxy: Proxy) -> No
         store_proxy.refuse()
         time.sleep(AWAY_S)
         store_proxy.flow()
+        run.wait("the store", lambda: True if run.client.get("/v1/loop").status_code == 200 else None, 60)
         past_load(run, number)
         settled(run)
         swap(run)
