@@ -49,7 +49,7 @@ class Call:
     def cut_by(self, moments: list[float]) -> bool:
         """Whether it had begun to speak when a replica was killed: what a client has heard nobody else can go on."""
         return self.streamed and any(
-            self.heard_at is not None and self.heard_at < moment < self.ended_at for moment in moments
+            self.heard_at is not None and self.heard_at < moment + 1 and moment < self.ended_at for moment in moments
         )
 
 

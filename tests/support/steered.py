@@ -102,7 +102,7 @@ def main() -> None:
     import ray
     from ray import serve
 
-    from kto_ray.app import application, running
+    from kto_ray.app import APPLICATION, application, running
 
     serve.run = partial(serve.run, external_scaler_enabled=True)
     settings = tuple(json.loads(sys.argv[1]))
@@ -114,7 +114,7 @@ def main() -> None:
                 if what == "scale":
                     _scale(argument)
                 else:
-                    serve.run(application(load_config(None, tuple(argument))), name="kto-ray", route_prefix="/")
+                    serve.run(application(load_config(None, tuple(argument))), name=APPLICATION, route_prefix="/")
                 print("done", number, flush=True)
     except KeyboardInterrupt:  # asked to end
         pass
@@ -125,8 +125,10 @@ def _scale(replicas: int) -> None:
     from ray.serve._private.common import DeploymentID
     from ray.serve.context import _get_global_client
 
+    from kto_ray.app import APPLICATION
+
     controller = _get_global_client()._controller
-    ray.get(controller.update_deployment_replicas.remote(DeploymentID("Policy", "kto-ray"), replicas))
+    ray.get(controller.update_deployment_replicas.remote(DeploymentID("Policy", APPLICATION), replicas))
 
 
 if __name__ == "__main__":
