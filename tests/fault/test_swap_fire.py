@@ -5,11 +5,9 @@ from __future__ import annotations
 
 import json
 import shutil
-import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,14 +20,14 @@ from kto_ray.bench.postgres import Server
 from kto_ray.config import load_config
 from kto_ray.paths import ADAPTER_CONFIG, ADAPTER_MANIFEST, ADAPTER_WEIGHTS
 from kto_ray.records.adapters import CHALLENGER, CHAMPION, PREVIOUS, AdapterVersion
-from kto_ray.records.replicas import held_by_all
-from kto_ray.store import adapters, open_store, replicas
+from kto_ray.store import adapters, open_store
 from tests.support.adapters import known_anew
 from tests.support.callers import Callers, call, callers
 from tests.support.network import Proxy, proxied
 from tests.support.service import kill
 from tests.support.steered import Steered, steered
 from tests.support.swaps import (
+    aliases,
     copy_of,
     known,
     loading,
@@ -42,6 +40,7 @@ from tests.support.swaps import (
     take_away,
     testing,
 )
+from tests.support.watch import watched
 
 pytestmark = [pytest.mark.fault, pytest.mark.timeout(1200)]
 
@@ -81,11 +80,6 @@ def run(
         swap(started)
         swap(started)
         yield started
-
-
-def aliases(run: Steered) -> dict[str, str]:
-    told: dict[str, str] = run.get("/v1/adapters")["aliases"]
-    return told
 
 
 def of_alias(run: Steered, alias: str) -> AdapterVersion:
@@ -130,59 +124,6 @@ def past_load(run: Steered, number: int, timeout_s: float = COME_S) -> None:
 
     run.wait(f"round {number} loaded", is_past, timeout_s)
     assert run.client.post("/v1/loop/abort").status_code == 200
-
-
-class Watch:
-    """Looks all the time, by itself, whether the champion is anything that a live replica lacks."""
-
-    def __init__(self, run: Steered) -> None:
-        self.run, self.store = run, open_store(run.config.database_url)
-        self.looks, self.flips, self.wrong = 0, set[str](), list[str]()
-        self.most = 0  # replicas at once
-        self._done = threading.Event()
-        self.threads = [threading.Thread(target=self._on, args=(look,)) for look in (self._rows, self._pages)]
-
-    def stop(self) -> None:
-        self._done.set()
-        for thread in self.threads:
-            thread.join()
-        self.store.close()
-
-    def _on(self, look: Callable[[], str | None]) -> None:
-        while not self._done.wait(0.02):
-            if (wrong := look()) is not None:
-                self.wrong.append(wrong)
-            self.looks += 1
-
-    def _rows(self) -> str | None:
-        with self.store.read() as tx:
-            live = replicas.live(tx, self.run.config.serve.heartbeat_timeout_s)
-            champion = adapters.aliases(tx, self.run.config.base_name)[CHAMPION]
-        self.flips.add(champion)
-        self.most = max(self.most, len(live))
-        return None if champion in held_by_all(live) else f"{champion} of {[(one.replica, one.held) for one in live]}"
-
-    def _pages(self) -> str | None:
-        """What the gateway says; where the champion changed between the two, the next look tells."""
-        before = aliases(self.run)[CHAMPION]
-        served = {model["id"] for model in self.run.get("/v1/models")["data"]}
-        time.sleep(0.5)  # as old as its view may be
-        if before != aliases(self.run)[CHAMPION] or before in served:
-            return None
-        again = {model["id"] for model in self.run.get("/v1/models")["data"]}
-        return None if before in again else f"{before} is not among {sorted(again)}"
-
-
-@contextmanager
-def watched(run: Steered) -> Iterator[Watch]:
-    watch = Watch(run)
-    for thread in watch.threads:
-        thread.start()
-    try:
-        yield watch
-    finally:
-        watch.stop()
-    assert watch.wrong == [] and watch.looks > 20, watch.looks
 
 
 def damaged(version: AdapterVersion, other: AdapterVersion, how: str) -> AdapterVersion:

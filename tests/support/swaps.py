@@ -48,6 +48,11 @@ def known(run: Service, version: AdapterVersion) -> AdapterVersion:
     return version
 
 
+def aliases(run: Service) -> dict[str, str]:
+    told: dict[str, str] = run.get("/v1/adapters")["aliases"]
+    return told
+
+
 def point(run: Service, alias: str, version: AdapterVersion | None) -> None:
     with run.store.write() as tx:
         adapters.set_alias(tx, alias, version.name if version else None, time.time())
@@ -82,7 +87,7 @@ def promote(run: Service, version: AdapterVersion, timeout_s: float = 120.0) -> 
 
     def asked() -> bool | None:
         run.client.post("/v1/rollout/promote")
-        return True if run.get("/v1/adapters")["aliases"]["champion"] == version.name else None
+        return True if aliases(run)[CHAMPION] == version.name else None
 
     run.wait(f"{version.name} promoted", asked, timeout_s)
 
