@@ -7,6 +7,9 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+import httpx
+import sqlalchemy as sa
+
 from kto_ray.records.adapters import CHAMPION
 from kto_ray.records.replicas import held_by_all
 from kto_ray.store import adapters, open_store, replicas
@@ -30,7 +33,11 @@ class Watch:
 
     def _on(self, look: Callable[[], str | None]) -> None:
         while not self._done.wait(0.02):
-            if (wrong := look()) is not None:
+            try:
+                wrong = look()
+            except (httpx.HTTPError, sa.exc.SQLAlchemyError) as error:
+                wrong = repr(error)
+            if wrong is not None:
                 self.wrong.append(wrong)
             self.looks += 1
 
