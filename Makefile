@@ -1,11 +1,13 @@
 # make demo [TASTE=short|name|question|noise]   the whole loop, on this machine
 # make test                                     style, types, unit and integration tests (the manifests among them)
 # make slow, make fault                         more training runs and requests; kill -9 of everything in mid-loop
+# make soak [MINUTES=30]                        used for long, by clients who leave, stall and give up: nothing grows
 # make bench [DATA=file]                        all benchmarks into runs/bench; hours on two cores, and it can be cut off
 # make setup FLAVOUR=gpu                        the same environment for CUDA machines
 
 FLAVOUR ?= cpu
 TASTE ?= short
+MINUTES ?= 30
 DATA ?= ../shared/data/human_thumbs.jsonl.gz
 PYTEST := .venv/bin/python -m pytest
 # Progress bars of libraries, telemetry and model hubs have no place in runs that need none of them.
@@ -14,7 +16,7 @@ export TOKENIZERS_PARALLELISM := false
 export RAY_USAGE_STATS_ENABLED := 0
 export VLLM_NO_USAGE_STATS := 1
 
-.PHONY: setup demo test lint unit integration slow fault gpu bench docs k8s-check lock clean
+.PHONY: setup demo test lint unit integration slow fault soak gpu bench docs k8s-check lock clean
 
 setup:
 	@deploy/setup.sh $(FLAVOUR)
@@ -41,6 +43,9 @@ slow: setup
 
 fault: setup
 	$(PYTEST) tests/fault -q --durations=10
+
+soak: setup
+	SOAK_MINUTES=$(MINUTES) $(PYTEST) tests/fault/test_soak.py -q -s
 
 gpu: setup
 	$(PYTEST) tests/gpu -q

@@ -21,6 +21,7 @@ from kto_ray.config import Config, load_config
 from kto_ray.paths import is_local, make_private
 from kto_ray.store import keys, leases, store_of
 
+APPLICATION = "kto-ray"  # its name in Serve
 READY_TIMEOUT_S = 600.0
 
 
@@ -157,7 +158,7 @@ def running(config: Config, tell: Callable[[str], None]) -> Iterator[str]:
         )
         tell("vLLM and the model, gateway, controller")
         app = application(config)
-        serve.run(app, name="kto-ray", route_prefix="/")
+        serve.run(app, name=APPLICATION, route_prefix="/")
         _wait_ready(config.http.url)
         up = True
         yield config.http.url
@@ -166,9 +167,23 @@ def running(config: Config, tell: Callable[[str], None]) -> Iterator[str]:
             tell("stopping")
         # Serve kills its controller in the middle of calls, and Ray's listener tells of each on standard output.
         with redirect_stdout(io.StringIO()):
-            serve.shutdown()
-            if config.ray.address is None:
-                ray.shutdown()
+            try:
+                if up:
+                    _drain(config.serve.grace_s)
+            finally:
+                serve.shutdown()
+                if config.ray.address is None:
+                    ray.shutdown()
+
+
+def _drain(grace_s: float) -> None:
+    """Let answers end before Serve is shut down, which first of all kills the proxies that they go through."""
+    from ray import serve
+
+    serve.delete(APPLICATION, _blocking=False)
+    deadline = time.monotonic() + grace_s
+    while APPLICATION in serve.status().applications and time.monotonic() < deadline:
+        time.sleep(0.2)
 
 
 def _as_ctrl_c(*_: Any) -> None:

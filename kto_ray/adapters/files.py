@@ -23,7 +23,15 @@ from pathlib import Path
 
 from kto_ray.adapters.check import MAX_JSON, AdapterFiles, known_files, published, sha256_of, sound
 from kto_ray.model import cache_dir
-from kto_ray.paths import ADAPTER_CONFIG, ADAPTER_MANIFEST, ADAPTER_WEIGHTS, filesystem, is_local, write_atomic
+from kto_ray.paths import (
+    ADAPTER_CONFIG,
+    ADAPTER_MANIFEST,
+    ADAPTER_WEIGHTS,
+    StorageAway,
+    filesystem,
+    is_local,
+    write_atomic,
+)
 from kto_ray.records.adapters import AdapterVersion
 
 log = logging.getLogger(__name__)
@@ -142,6 +150,8 @@ def _read_local(uri: str, path: str, limits: Mapping[str, int | None]) -> dict[s
     try:
         folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
     except (FileNotFoundError, NotADirectoryError):
+        if not os.path.isdir(above := os.path.dirname(path)):  # a volume that is not mounted: it may come back
+            raise StorageAway(f"adapter {uri!r} is out of reach: there is no {above}, where adapters lie") from None
         what = "is a symbolic link, which may lead anywhere" if os.path.islink(path) else "does not exist"
         raise ValueError(f"adapter {uri!r} {what}; export it first") from None
     try:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import logging
+from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
 import pytest
+from ray.exceptions import RayActorError
 
 from kto_ray.records.completions import Arm
 from kto_ray.records.replicas import LoadFault, ReplicaReport
@@ -86,6 +89,36 @@ def test_the_previous_champion_answers_for_one_that_a_replica_cannot_load_and_no
     live(api, ReplicaReport("r2", "node", 2, (OLD, BEST, NEW)))
     assert set(users_of(api)) == {BEST, NEW}
     assert "kto_ray_champion_replaced 0.0" in api.client.get("/metrics").text
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_what_waited_for_a_replica_that_then_cannot_load_the_champion_is_answered_by_who_answers_now(
+    api: Api, stream: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both replicas died, and what comes in their place lacks the champion."""
+    live(api, HOLDS_ALL)
+    answers, asked = api.door.generate, list[str]()
+
+    async def generate(body: Mapping[str, Any], adapter: str) -> AsyncIterator[str]:
+        asked.append(adapter)
+        if len(asked) == 1:
+            raise RayActorError
+        if adapter == BEST:
+            live(api, LACKS_BEST)
+            yield json.dumps({"error": {"message": f"{BEST} cannot be loaded now", "param": "model", "code": 503}})
+            return
+        async for event in answers(body, adapter):
+            yield event
+
+    monkeypatch.setattr(api.door, "generate", generate)
+    told = api.chat(stream=stream)
+    assert told.status_code == 200 and asked == [BEST, BEST, OLD] and OLD in told.text and BEST not in told.text
+    with api.store.read() as tx:
+        row = completions.get(tx, told.headers["x-kto-completion-id"])
+    assert row is not None and (row.adapter, row.arm, row.rollout) == (OLD, Arm.PINNED, None)
+    live(api, HOLDS_ALL, ReplicaReport("r2", "node", 2, (OLD, BEST, NEW)))
+    asked.clear()
+    assert api.chat(model=BEST, stream=stream).status_code == 404 and asked == [BEST, BEST], "no other for that version"
 
 
 def test_the_base_answers_where_not_all_hold_the_previous_champion(api: Api) -> None:

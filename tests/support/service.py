@@ -109,7 +109,7 @@ def service(folder: Path, port: int, *overrides: str) -> Iterator[Service]:
         )
         url = f"http://127.0.0.1:{port}"
         try:
-            _wait_ready(process, url, folder / "serve.log")
+            wait_ready(process, url, folder / "serve.log")
             yield Service(url, load_config(None, settings), process)
         finally:
             process.send_signal(signal.SIGTERM)
@@ -122,7 +122,8 @@ def service(folder: Path, port: int, *overrides: str) -> Iterator[Service]:
         assert process.returncode == 0 and told.rstrip().endswith("stopping"), f"{process.returncode}:\n{told[-3000:]}"
 
 
-def _wait_ready(process: subprocess.Popen[str], url: str, log: Path, timeout_s: float = 420.0) -> None:
+def wait_ready(process: subprocess.Popen[str], url: str, log: Path, timeout_s: float = 420.0) -> None:
+    """Until it answers that it is."""
     deadline = time.monotonic() + timeout_s
     while time.monotonic() < deadline:
         assert process.poll() is None, f"serve ended with {process.returncode}:\n{log.read_text()[-3000:]}"

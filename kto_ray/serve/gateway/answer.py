@@ -84,7 +84,7 @@ class Answer:
         solicited = _solicited(door, made, ask, route)
         self.capture = Capture(made, ask, route, base=base, principal=principal, solicited=solicited)
         self._door, self._request = door, request
-        self._events = _asked(door, ask.upstream(name), route.adapter)
+        self._events = _asked(door, ask.upstream(name), self.capture)
         self._first = ""
         self._status = "aborted"  # unless it ends otherwise
         self._told = False  # its row is written, or none is due
@@ -259,15 +259,17 @@ def _failed(name: str, error: RayError | RayServeException) -> ApiError:
     return ApiError(503, "the answer broke off; ask again", code="broken_off")
 
 
-async def _asked(door: Door, body: Mapping[str, Any], adapter: str) -> AsyncGenerator[str, None]:
+async def _asked(door: Door, body: Mapping[str, Any], made: Capture) -> AsyncGenerator[str, None]:
     """The policy's events, but DONE. A replica that dies before its first event, or has nothing but its own failure to
-    tell, costs the client time and no error."""
-    for attempt in range(TRIES):
-        begun, last = False, attempt + 1 == TRIES
+    tell, costs the client time and no error; nor does a champion that none can load any more since it was routed."""
+    tries = 0
+    while True:
+        made.route, tries = _route_now(door, made), tries + 1
+        begun, last = False, tries >= TRIES
         try:
-            async with aclosing(door.generate(body, adapter)) as events:
+            async with aclosing(door.generate(body, made.route.adapter)) as events:
                 async for event in events:
-                    if not begun and not last and _failed_itself(event):
+                    if not begun and _failed_itself(event) and not (last and _route_now(door, made) == made.route):
                         log.warning("a replica failed before it answered, asking once more")
                         break
                     begun = True
@@ -279,6 +281,19 @@ async def _asked(door: Door, body: Mapping[str, Any], adapter: str) -> AsyncGene
             if begun or last:
                 raise
             log.warning("a replica died before it answered, asking another: %s", error)
+
+
+def _route_now(door: Door, made: Capture) -> Route:
+    """The route of an answer that nobody has begun. It waited for a replica, perhaps, which then could not load the
+    champion; who asked for that very version gets no other.
+
+    Raises:
+        ApiError: 404, that version is not served any more.
+    """
+    ready = door.view.ready
+    if made.route.adapter != ready.champion or ready.answers == ready.champion:
+        return made.route
+    return door.view.route(made.ask.model, made.ask.user, door.config.model.served_name)
 
 
 def _failed_itself(event: str) -> bool:

@@ -184,6 +184,24 @@ def test_files_that_are_put_right_are_loaded(config: Config, clock: Clock) -> No
     acted(config, act)
 
 
+def test_a_storage_that_is_away_is_no_fault_of_the_adapter(config: Config, clock: Clock) -> None:
+    """A volume that is not mounted: neither does a round end for it, nor does a replica give its champion up."""
+    one = version(config, 1)
+    there = Path(one.uri).parent
+
+    async def act(shelf: Shelf, engine: Engine) -> None:
+        there.rename(away := there.with_name("away"))
+        await shelf.follow([one])
+        told = shelf.faults[one.name]
+        assert not told.refused and str(there) in told.reason and copies(config) == 0
+        away.rename(there)
+        clock.now += 1
+        await shelf.follow([one])
+        assert shelf.held == (one.name,)
+
+    acted(config, act)
+
+
 def test_what_does_not_answer_leaves_no_slot_taken_and_is_not_refused(config: Config, clock: Clock) -> None:
     one = version(config, 1)
 
