@@ -65,6 +65,7 @@ bench: setup
 	.venv/bin/kto-ray bench gate
 	.venv/bin/kto-ray bench loop
 	.venv/bin/kto-ray bench chat
+	.venv/bin/kto-ray bench live
 	.venv/bin/kto-ray bench ingest
 	.venv/bin/kto-ray bench scale --set home=runs/scale
 
