@@ -11,7 +11,7 @@ import pytest
 from rich.console import Console
 from typer.testing import CliRunner
 
-from kto_ray.bench import experiment, learn, serve
+from kto_ray.bench import engine, experiment, learn
 from kto_ray.bench.edits import _edits, _thumbs
 from kto_ray.bench.experiment import Found, Work
 from kto_ray.cli import app
@@ -119,16 +119,16 @@ def test_the_panel_judges_as_the_demo_s_users_do() -> None:
 
 def test_serving_is_compared_with_what_vllm_does_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
     rates = {("base", False): 100, ("base", True): 110, ("one", False): 10, ("one", True): 80, ("mixed", True): 50}
-    monkeypatch.setattr(serve, "_in_process", lambda _, work, ours: {n: [rates[work.load, ours] * n] for n in (2, 4)})
-    report = serve.bench_serve(Config(), (2, 4), 1, 1, lambda words: None)
+    monkeypatch.setattr(engine, "_in_process", lambda _, work, ours: {n: [rates[work.load, ours] * n] for n in (2, 4)})
+    report = engine.bench_engine(Config(), (2, 4), 1, 1, lambda words: None)
     assert report["one_adapter_vs_vllm_ratio"] == {2: 8, 4: 8}
     console = Console(width=200)
     with console.capture() as shown:
-        console.print(serve.table(report))
+        console.print(engine.table(report))
     assert "320 (80%)" in shown.get() and "8.0 times" in shown.get()
     on_gpus = Config(serve=Config().serve.model_copy(update={"device": "gpu"}))
     with pytest.raises(ValueError, match=r"serve\.device is 'gpu'.*set serve\.device: cpu"):
-        serve.bench_serve(on_gpus, (2,), 1, 1, print)
+        engine.bench_engine(on_gpus, (2,), 1, 1, print)
 
 
 def test_peeking_counts_errors_and_waits(tmp_path: Path) -> None:
