@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import errno
 import io
+import logging
 import math
 import os
 import signal
 import socket
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout
@@ -20,6 +22,8 @@ from kto_ray.cluster import start_ray
 from kto_ray.config import Config, load_config
 from kto_ray.paths import is_local, make_private
 from kto_ray.store import keys, leases, store_of
+
+log = logging.getLogger(__name__)
 
 APPLICATION = "kto-ray"  # its name in Serve
 READY_TIMEOUT_S = 600.0
@@ -177,13 +181,23 @@ def running(config: Config, tell: Callable[[str], None]) -> Iterator[str]:
 
 
 def _drain(grace_s: float) -> None:
-    """Let answers end before Serve is shut down, which first of all kills the proxies that they go through."""
+    """Let answers end before Serve is shut down, which first of all kills the proxies that they go through. A Serve
+    that does not answer is not waited for any longer."""
     from ray import serve
+    from ray.exceptions import RayError
+    from ray.serve.exceptions import RayServeException
 
-    serve.delete(APPLICATION, _blocking=False)
-    deadline = time.monotonic() + grace_s
-    while APPLICATION in serve.status().applications and time.monotonic() < deadline:
-        time.sleep(0.2)
+    def drained() -> None:
+        try:
+            serve.delete(APPLICATION, _blocking=False)
+            while APPLICATION in serve.status().applications:
+                time.sleep(0.2)
+        except (RayError, RayServeException) as error:
+            log.warning("answers may be cut off, for Serve is gone already: %s", error)
+
+    waits = threading.Thread(target=drained, daemon=True)
+    waits.start()
+    waits.join(grace_s)
 
 
 def _as_ctrl_c(*_: Any) -> None:

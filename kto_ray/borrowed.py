@@ -97,6 +97,13 @@ BORROWED = (
     ),
     Borrowed(
         *VLLM,
+        "vllm.lora.model_manager",
+        "self._active_adapters",
+        "serve/policy/cpu_lora.py",
+        "tells what is written from what is there already",
+    ),
+    Borrowed(
+        *VLLM,
         "vllm._custom_ops",
         "def create_onednn_mm",
         "serve/policy/cpu_lora.py",

@@ -31,7 +31,7 @@ class JudgeSection(Section):
     # nothing
     min_win_rate: Share | None = None
     at_once: int = Field(4, ge=1, le=64)  # requests to it
-    timeout_s: float = Field(30.0, gt=0)  # that it may be silent; then it is asked once more
+    timeout_s: float = Field(30.0, gt=0)  # until its answer is there; then it is asked once more
 
     @field_validator("key")
     @classmethod

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,8 @@ from pydantic import BaseModel, ValidationError
 from kto_ray.config.deciding import RolloutStage
 from kto_ray.config.learning import CandidateSection
 from kto_ray.config.whole import Config
+
+SECRET = ("key", "salt", "proxy_secret", "store_url", "signing_keys")  # fields whose values are told to nobody
 
 
 class ConfigError(ValueError):
@@ -76,11 +78,22 @@ def _explain(error: Any) -> str:
         known = _fields_at(loc[:-1])
         close = difflib.get_close_matches(loc[-1], known, n=1)
         fix = f"did you mean {close[0]!r}?" if close else f"known fields: {', '.join(known)}"
-        return f"config field {name!r} does not exist (value {error['input']!r}); {fix}"
+        return f"config field {name!r} does not exist{_got(loc, error, ' (value {})')}; {fix}"
     message = error["msg"].removeprefix("Value error, ")
     if error["type"] == "value_error":
         return f"config section {name!r}: {message}" if name else f"config: {message}"
-    return f"config field {name!r}: {message}, got {error['input']!r}"
+    return f"config field {name!r}: {message}{_got(loc, error, ', got {}')}"
+
+
+def _got(loc: list[str], error: Any, form: str) -> str:
+    """The value got, but where it is, or may hold, what must be in no log: a secret, by the field's name or what it may
+    have been meant to be, an address with a password, or a section with any of these."""
+    value = error["input"]
+    private = any(difflib.get_close_matches(part.lower(), SECRET, n=1, cutoff=0.7) for part in loc)
+    private |= any(word in part.lower() for part in loc for word in ("key", "secret", "password", "token"))
+    if private or isinstance(value, (Mapping, BaseModel)) or "@" in str(value):
+        return ""
+    return form.format(repr(value))
 
 
 def _of_many(loc: list[str]) -> Iterable[str]:

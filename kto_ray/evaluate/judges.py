@@ -19,6 +19,7 @@ from kto_ray.config.judging import JudgeSection
 from kto_ray.records.completions import Message
 
 TRIES, REST_S = 2, 1.0  # of a question, and between them
+MAX_BYTES = 1 << 20  # of an answer
 AGAIN = (408, 429)  # statuses that may pass, as those from 500 on
 
 # Of an LLM. A verdict in double brackets after any reasoning: MT-bench's form (Zheng et al. 2023)
@@ -147,7 +148,7 @@ class Line:
         key = section.key.get_secret_value() if section.key else ""
         self._base = (section.url or "").rstrip("/").removesuffix(under)
         headers = {"Authorization": f"Bearer {key}"} if key else {}
-        self._http = httpx.Client(headers=headers, timeout=section.timeout_s)
+        self._http, self._timeout_s = httpx.Client(headers=headers, timeout=section.timeout_s), section.timeout_s
 
     def post(self, path: str, body: dict[str, Any], form: type[Form]) -> Form:
         """
@@ -156,25 +157,38 @@ class Line:
         """
         for attempt in range(TRIES):
             try:
-                got = self._http.post(self._base + path, json=body)
+                got = self._whole(path, body)
             except httpx.TimeoutException:
                 why = "it did not answer in time"
             except (httpx.RequestError, httpx.InvalidURL) as error:
                 why = f"it cannot be reached ({type(error).__name__})"
             else:
-                if got.is_success:
-                    return _read(got, form)
-                why = f"it answered with status {got.status_code}"
-                if got.status_code < 500 and got.status_code not in AGAIN:
+                status, content = got
+                if 200 <= status < 300:
+                    return _read(content, form)
+                why = f"it answered with status {status}"
+                if status < 500 and status not in AGAIN:
                     break
             if attempt + 1 < TRIES:
                 time.sleep(REST_S)
         raise Silent(why)
 
+    def _whole(self, path: str, body: dict[str, Any]) -> tuple[int, bytes]:
+        """The status and the answer, which comes to its end in time, or not at all."""
+        ends_at, content = time.monotonic() + self._timeout_s, bytearray()
+        with self._http.stream("POST", self._base + path, json=body) as got:
+            for part in got.iter_bytes():
+                content += part
+                if time.monotonic() > ends_at:
+                    raise httpx.ReadTimeout("it goes on and on")
+                if len(content) > MAX_BYTES:
+                    raise Silent("its answer is too long")
+            return got.status_code, bytes(content)
 
-def _read(got: httpx.Response, form: type[Form]) -> Form:
+
+def _read(content: bytes, form: type[Form]) -> Form:
     try:
-        return form.model_validate_json(got.content)
+        return form.model_validate_json(content)
     except ValidationError:
         raise Silent("it answered with something that is no answer of such an endpoint") from None
 

@@ -6,6 +6,7 @@ the champion (sampled as users get them) and passes them in.
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -51,7 +52,8 @@ def evaluate(
     figures = score(config, model_path, adapter_dir, champion_dir, rows, candidate, champion, served_as)
     metrics = {**figures, **opinion.figures}
     decision, reasons = gate.decide(config.gate, metrics, opinion.lacking)
-    return GateReport(adapter, snapshot, now, decision, reasons, metrics, shown(candidate, champion))
+    known = {name: value for name, value in metrics.items() if math.isfinite(value)}  # the reasons name the others
+    return GateReport(adapter, snapshot, now, decision, reasons, known, shown(candidate, champion))
 
 
 def shown(candidate: Sequence[GuardAnswer], champion: Sequence[GuardAnswer]) -> tuple[dict[str, str], ...]:

@@ -41,9 +41,23 @@ def best(candidates: Sequence[Candidate]) -> str | None:
     return winner.adapter if winner else None
 
 
+def outdated(seen: Seen, known: Round) -> Round | None:
+    """The end of a round of whose candidates one passed against a champion that is none any more: nobody has compared
+    it with the present one. The next round learns from the same judgements, and more."""
+    champion = seen.aliases[CHAMPION]
+    for one in known.candidates:
+        tried = one.tried
+        passed = tried is not None and tried.decision is GateDecision.PROMOTE_TO_CANARY
+        if tried is not None and passed and tried.against not in (None, champion):
+            words = f"{tried.adapter} passed against {tried.against}, and the champion is {champion} by now"
+            return known.ended(Outcome.INCONCLUSIVE, words, seen.now)
+    return None
+
+
 def judged(config: Config, seen: Seen, current: Round, report: GateReport) -> Change:
     """What comes of a candidate that the gate has looked at."""
-    tried = Tried(report.adapter, report.decision, "; ".join(report.reasons), report.metrics.get("auc_gain"))
+    gain, champion = report.metrics.get("auc_gain"), seen.aliases[CHAMPION]
+    tried = Tried(report.adapter, report.decision, "; ".join(report.reasons), gain, champion)
     return _after(config, seen, current.having(tried), (report,), holds=report.adapter)
 
 
@@ -60,6 +74,8 @@ def _after(config: Config, seen: Seen, known: Round, effects: tuple[Effect, ...]
     if any(one.tried is None for one in known.candidates):
         words = f"round {known.id} goes on with its candidate {known.candidate.name}; {told}"
         return Change(known.to(Training(snapshot), seen.now), (*effects, Point(CHALLENGER, None)), words, failed)
+    if stale := outdated(seen, known):
+        return Change(stale, (*effects, Point(CHALLENGER, None)), stale.in_words, failed)
     adapter = best(known.candidates)
     if adapter is None:
         ended = known.ended(_outcome(known.candidates), told, seen.now)

@@ -44,6 +44,8 @@ def decide(config: Config, seen: Seen) -> Move:
         return Begin(candidates.planned(config)) if due(config, seen) else None
     if late := _late(config, seen, seen.round):
         return late
+    if isinstance(seen.round.state, (Reloading, Awaiting)) and (stale := candidates.outdated(seen, seen.round)):
+        return Change(stale, (Point(CHALLENGER, None),), stale.in_words)
     match seen.round.state:
         case Sealing() | Training() | Judging():
             return _work(config, seen, seen.round)

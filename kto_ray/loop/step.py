@@ -34,7 +34,7 @@ from kto_ray.records.adapters import CHAMPION
 from kto_ray.records.evaluation import GateReport
 from kto_ray.records.requests import Act, Request
 from kto_ray.records.rollouts import RolloutKind
-from kto_ray.records.rounds import Ended, Judging, Round, Sealing, Stage, Training
+from kto_ray.records.rounds import Awaiting, Ended, Judging, Reloading, Round, Sealing, Stage, Training
 from kto_ray.records.training import TrainingDiverged, TrainProgress
 from kto_ray.store import (
     adapters,
@@ -145,10 +145,10 @@ class Loop:
             return seen
         if with_job:
             seen = replace(seen, job=self._look(current))
-        asked = current.stage is Stage.APPROVAL and not with_job  # an operator may approve
-        if isinstance(seen.job, GateReport) or current.stage is Stage.RELOAD or asked:  # a test may begin
-            with self._store.read() as tx:
-                seen = replace(seen, votes=trial.votes_of(tx, config.rollout, now))
+        asked = isinstance(current.state, Awaiting) and not with_job  # an operator may approve
+        loaded = isinstance(current.state, Reloading) and seen.all_hold(current.state.adapter)
+        if isinstance(seen.job, GateReport) or loaded or asked:  # a test may begin
+            seen = replace(seen, votes=trial.votes_of(self._store, config.rollout, now))
         return seen
 
     def _look(self, current: Round) -> Job:

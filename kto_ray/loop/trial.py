@@ -3,6 +3,8 @@ allows the next test."""
 
 from __future__ import annotations
 
+import logging
+
 import sqlalchemy as sa
 
 from kto_ray.config.deciding import RolloutSection
@@ -12,9 +14,12 @@ from kto_ray.records.rounds import OnTrial, Round
 from kto_ray.records.trials import Standing, Votes
 from kto_ray.rollout import machine, outlook
 from kto_ray.stats import budget
-from kto_ray.store import labels, rollouts, trials
+from kto_ray.store import Store, labels, rollouts, trials
+from kto_ray.store.faults import first_line
 
 WATCHED = 4  # of the hours of a stage that only watches, a user reacts in one such part
+log = logging.getLogger(__name__)
+
 SPREAD_S = 2.0  # after a stage has begun, every gateway routes by it: users of both arms enter from then on
 
 
@@ -69,9 +74,15 @@ def _react_s(rules: RolloutSection, state: RolloutState) -> float:
     return 3600 * hours
 
 
-def votes_of(tx: sa.Connection, section: RolloutSection, now: float) -> Votes | None:
-    """Who judged of late, of as long as the deciding stage of the next test counts."""
-    return labels.votes(tx, now, 3600 * outlook.counting_hours(section), section.new_users)
+def votes_of(store: Store, section: RolloutSection, now: float) -> Votes | None:
+    """Who judged of late, of as long as the deciding stage of the next test counts. Where the store cannot tell, nobody
+    knows, and no verdict of the gate is lost for it."""
+    try:
+        with store.read() as tx:
+            return labels.votes(tx, now, 3600 * outlook.counting_hours(section), section.new_users)
+    except sa.exc.SQLAlchemyError as error:
+        log.warning("who judged of late is not known: %s", first_line(error))
+        return None
 
 
 def level_of(tx: sa.Connection, section: RolloutSection) -> float:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from typing import Any
 
 import ray
 from ray.serve.handle import DeploymentHandle
+from sqlalchemy.exc import SQLAlchemyError
 
 from kto_ray.cluster import cpu_compute, yield_to_serving
 from kto_ray.config import Config
@@ -16,6 +19,8 @@ from kto_ray.records.completions import Json
 from kto_ray.records.evaluation import GateReport, GuardAnswer, HeldOut, Thumbed
 from kto_ray.records.snapshots import SnapshotManifest
 from kto_ray.records.training import Trained
+
+log = logging.getLogger(__name__)
 
 
 def start(function: Callable[..., Any], config: Config, *arguments: Any) -> ray.ObjectRef:
@@ -125,10 +130,12 @@ def _read(config: Config, rows: Sequence[HeldOut]) -> Sequence[Thumbed]:
     from kto_ray.data.said import thumbed
     from kto_ray.model import resolve_model
     from kto_ray.store import store_of
-    from kto_ray.store.database import STARTED_S
+    from kto_ray.store.database import STARTED_S, CannotOpen
+    from kto_ray.store.faults import first_line
 
-    store = store_of(config, wait_s=STARTED_S)
-    with store.read() as tx:
-        found = thumbed(tx, config, resolve_model(config.model), rows, config.gate.judge.rows)
-    store.close()
-    return found
+    try:
+        with closing(store_of(config, wait_s=STARTED_S)) as store, store.read() as tx:
+            return thumbed(tx, config, resolve_model(config.model), rows, config.gate.judge.rows)
+    except (CannotOpen, SQLAlchemyError) as error:  # a figure that decides nothing is absent, as from a silent judge
+        log.warning("the judge rates no held-out answers, for the store is away: %s", first_line(error))
+        return ()

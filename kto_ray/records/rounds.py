@@ -29,12 +29,13 @@ class Stage(enum.StrEnum):
 @dataclass(frozen=True, slots=True)
 class Tried:
     """What came of a candidate: the gate's decision, None where it failed before or after that; its gain in AUC over
-    the champion; and why, in words. `adapter` is None where none was made."""
+    the champion `against`; and why, in words. `adapter` is None where none was made."""
 
     adapter: str | None
     decision: GateDecision | None
     reason: str
     gain: float | None = None
+    against: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -36,15 +36,14 @@ class RowGroups:
     total: int
     groups: tuple[tuple[int, torch.Tensor | None], ...]
     slots: torch.Tensor | None = field(default=None, compare=False)
-    masks: dict[tuple[int, int, torch.dtype], torch.Tensor] = field(default_factory=dict, compare=False)
+    masks: dict[tuple[int, int], torch.Tensor] = field(default_factory=dict, compare=False)
 
-    def mask(self, slots: int, ranks: int, dtype: torch.dtype) -> torch.Tensor:
-        """(rows, slots * ranks): 1 in the columns of a row's own slot, 0 in all others."""
-        key = slots, ranks, dtype
+    def foreign(self, slots: int, ranks: int) -> torch.Tensor:
+        """(rows, slots * ranks): which columns are not of a row's own slot."""
+        key = slots, ranks
         if key not in self.masks:
             assert self.slots is not None
-            columns = torch.arange(slots).repeat_interleave(ranks)
-            self.masks[key] = (self.slots[:, None] == columns).to(dtype)
+            self.masks[key] = self.slots[:, None] != torch.arange(slots).repeat_interleave(ranks)
         return self.masks[key]
 
 
@@ -134,7 +133,7 @@ class Layer:
         assert len(y) == len(x) == rows.total, f"{len(y)} outputs, {len(x)} inputs, {rows.total} rows mapped"
         if rows.total <= FEW and (products := self.all()):
             down, up = products
-            shrunk = down(x).mul_(rows.mask(self.slots, self.ranks, self.dtype))
+            shrunk = down(x).masked_fill_(rows.foreign(self.slots, self.ranks), 0)  # what overflowed there, too
             y.add_(up(shrunk).narrow(1, 0, width), alpha=scale)
             return
         for slot, index in rows.groups:
@@ -215,10 +214,11 @@ class GroupedPunicaWrapper(PunicaWrapperCPU):  # type: ignore[misc]  # vLLM is n
 
 def activate_adapter(manager: LoRAModelManager, lora_id: int) -> bool:
     """vLLM's, which writes an adapter's weights into a slot of every layer; then who made products of them is told."""
+    written = lora_id not in manager._active_adapters  # vLLM asks before each step, and writes where it is not yet
     try:
         return bool(vllm_activate(manager, lora_id))
     finally:
-        if lora_id in manager.lora_index_to_id:
+        if written and lora_id in manager.lora_index_to_id:
             slot = manager.lora_index_to_id.index(lora_id)
             for wrapper in manager.punica_wrapper_mapping.values():
                 wrapper.loaded(slot)

@@ -169,6 +169,10 @@ def test_a_config_is_shown_without_its_secrets() -> None:
     with pytest.raises(ConfigError, match=r"'gate\.judge\.key': a key is of ASCII letters") as error:
         load_config(None, ("gate.judge={kind: llm, url: 'http://judge/v1', model: m, key: 'k3y with space'}",))
     assert "k3y" not in str(error.value)
+    for wrong in ("key: k3y", "api_key: k3y", "kind: llm, model: m, url: 'http://u:k3y@judge/v1'", "key: [k3y]"):
+        with pytest.raises(ConfigError) as error:
+            load_config(None, (f"gate.judge={{{wrong}}}",))
+        assert "k3y" not in str(error.value)
 
 
 def test_signing_keys_come_from_the_environment_as_one_text(monkeypatch: pytest.MonkeyPatch) -> None:

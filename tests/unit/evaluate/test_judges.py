@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
@@ -186,6 +187,24 @@ def test_one_that_is_away_or_never_answers_is_told() -> None:
         mute = LlmJudge(section(f"http://127.0.0.1:{silent.getsockname()[1]}/v1", timeout_s=0.05))
         with pytest.raises(Silent, match="did not answer in time"):
             mute.rate(ASKED, "x")
+
+
+def test_one_that_goes_on_and_on_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    def trickle(handler: _Handler) -> None:
+        handler.send_response(200)
+        handler.end_headers()
+        with suppress(OSError):
+            while True:
+                handler.wfile.write(b" ")
+                handler.wfile.flush()
+                time.sleep(0.02)
+
+    monkeypatch.setattr(_Handler, "do_POST", trickle)
+    with endpoint(lambda body: chat("")) as slow, pytest.raises(Silent, match="did not answer in time"):
+        LlmJudge(section(slow.url, timeout_s=0.2)).rate(ASKED, "x")
+    monkeypatch.setattr(judges, "MAX_BYTES", 3)
+    with endpoint(lambda body: chat("")) as long, pytest.raises(Silent, match="too long"):
+        LlmJudge(section(long.url)).rate(ASKED, "x")
 
 
 def test_an_address_that_is_none_fails_nothing_else() -> None:

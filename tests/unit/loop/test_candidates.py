@@ -120,10 +120,27 @@ def test_each_candidate_trains_under_a_name_of_its_own() -> None:
 @pytest.mark.parametrize("decision", list(GateDecision))
 def test_the_next_has_its_turn_whatever_came_of_the_first(decision: GateDecision) -> None:
     current, effects = changed(seen(Judging("s", V1), after(), (V1,), job=report(V1, decision)))
-    assert current.candidates == after(tried(V1, decision)) and current.state == Training("s")
+    first = replace(tried(V1, decision), against="policy@base")
+    assert current.candidates == after(first) and current.state == Training("s")
     assert (current.attempts, current.failure, current.stage_started_at) == (0, None, NOW), "its own tries and hours"
     assert effects == (report(V1, decision), Point("challenger", None)), "the first makes way"
     assert decide(CONFIG, replace(seen(Training("s"), current.candidates), round=current)) == Start()
+
+
+@pytest.mark.parametrize("state", [Judging("s", V2), Reloading("s", V1), Awaiting("s", V1)])
+def test_who_passed_against_a_former_champion_meets_no_user(state: State) -> None:
+    passed, second = (
+        replace(tried(V1, PASS), against="policy@v0"),
+        None if isinstance(state, Judging) else tried(V2, PASS),
+    )
+    job = report(V2, PASS) if isinstance(state, Judging) else None
+    for aliases, stale in (({"champion": "policy@base"}, True), ({"champion": "policy@v0"}, False)):
+        move = decide(CONFIG, seen(state, after(passed, second), (V1, V2), job=job, aliases=aliases))
+        ends = isinstance(move, Change) and move.round is not None and isinstance(move.round.state, Ended)
+        assert ends == stale
+        if ends:
+            told = (Outcome.INCONCLUSIVE, f"{V1} passed against policy@v0, and the champion is policy@base by now")
+            assert isinstance(move, Change) and move.round is not None and end_of(move.round) == told
 
 
 def test_the_hours_of_a_stage_are_those_of_all_candidates() -> None:

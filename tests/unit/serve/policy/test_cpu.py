@@ -158,6 +158,15 @@ def test_a_broken_adapter_harms_only_its_own_rows(when: str) -> None:
     assert y.isnan().any(dim=1).tolist() == [adapter == 103 for adapter in layout]
 
 
+def test_an_adapter_that_overflows_harms_only_its_own_rows() -> None:
+    layout = LAYOUTS["mixed"]
+    x, y = torch.full((len(layout), WIDE), 9.0), torch.randn(len(layout), 24)
+    a, b = weights(RANK, WIDE, dtype=torch.float32), weights(24, RANK, dtype=torch.float32)
+    a[IDS.index(103)] = 1e38
+    both(layout)[1].add_lora_linear(y, x, (a,), (b,), 1.0, (24,))
+    assert (~y.isfinite()).any(dim=1).tolist() == [adapter == 103 for adapter in layout]
+
+
 @pytest.mark.parametrize("rows", [cpu_lora.FEW, cpu_lora.FEW + 1])
 def test_many_rows_are_computed_adapter_by_adapter_and_few_all_at_once(rows: int) -> None:
     layout = [(101, 0, 103)[i % 3] for i in range(rows)]
@@ -176,8 +185,11 @@ def test_who_made_products_is_told_of_what_vllm_loads(monkeypatch: pytest.Monkey
     class Manager:
         lora_index_to_id: ClassVar = [7, None]
         punica_wrapper_mapping: ClassVar = {"model": both([101])[1]}
+        _active_adapters: ClassVar = {7: None}
 
     def write(manager: Any, adapter: int) -> bool:
+        if adapter in manager._active_adapters:
+            return False
         manager.lora_index_to_id = [7, adapter]
         b[1] = 2 * b[1]
         if adapter == 13:
@@ -198,6 +210,9 @@ def test_who_made_products_is_told_of_what_vllm_loads(monkeypatch: pytest.Monkey
     before = added()
     assert cpu_lora.activate_adapter(manager, 12)
     torch.testing.assert_close(added(), 2 * before)
+    (layer,) = wrapper.layers.values()
+    manager._active_adapters[12], laid_out = None, layer._own[1]
+    assert not cpu_lora.activate_adapter(manager, 12) and layer._own[1] is laid_out, "vLLM asks before each step"
     with pytest.raises(RuntimeError, match="cut off"):
         cpu_lora.activate_adapter(manager, 13)
     torch.testing.assert_close(added(), 4 * before)
