@@ -50,10 +50,10 @@ def cpu_compute(threads: int) -> dict[str, str]:
     }
 
 
-def cpu_engine(threads: int, kv_cache_gb: float) -> dict[str, str]:
+def cpu_engine(threads: int, kv_cache_gb: int) -> dict[str, str]:
     """For vLLM on a CPU. Pinning, its default, would put every engine of a machine on the same cores."""
     return {
-        "VLLM_CPU_KVCACHE_SPACE": f"{kv_cache_gb:g}",
+        "VLLM_CPU_KVCACHE_SPACE": str(kv_cache_gb),
         "VLLM_CPU_OMP_THREADS_BIND": "nobind",
         **cpu_compute(threads),
     }

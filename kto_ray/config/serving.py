@@ -40,7 +40,7 @@ class ServeSection(Section):
     tensor_parallel_size: int = Field(1, ge=1)
     gpus_per_worker: float = Field(1.0, gt=0, le=1)  # of an engine worker on device gpu; below 1 it shares the GPU
     threads: int = Field(2, ge=1)  # OpenMP threads of a CPU replica
-    kv_cache_gb: float = Field(1.0, gt=0)  # of a CPU replica
+    kv_cache_gb: int = Field(1, ge=1)  # of a CPU replica; whole ones, as vLLM takes them
     max_num_seqs: int = Field(32, ge=1)
     max_loras: int = Field(4, ge=4)  # champion, challenger, previous and one slot more, so none is evicted
     max_lora_rank: Literal[1, 8, 16, 32, 64, 128, 256, 320, 512] = 16  # those that vLLM takes

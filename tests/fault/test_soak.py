@@ -37,7 +37,7 @@ SETTINGS = (
     f"serve.max_num_seqs={SEATS}",
     f"limits.chats_in_all={CHATS}",
     "limits.chats_per_minute_of_user=10000",
-    "serve.kv_cache_gb=0.3",
+    "serve.kv_cache_gb=1",
     "model.max_model_len=1024",
     "loop.enabled=false",
 )

@@ -51,7 +51,7 @@ KEYS = f"adapters.signing_keys={OLD}"
 SETTINGS = (
     "serve.replicas=2",
     "serve.threads=1",
-    "serve.kv_cache_gb=0.3",
+    "serve.kv_cache_gb=1",
     "serve.heartbeat_timeout_s=10",
     "model.max_model_len=1024",
     "ray.num_cpus=12",
