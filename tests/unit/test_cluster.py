@@ -10,8 +10,8 @@ from kto_ray import cluster
 
 
 def test_a_process_that_computes_gets_its_threads_and_keeps_its_memory() -> None:
-    made = cluster.cpu_engine(3, 0.5)
-    assert made["OMP_NUM_THREADS"] == "3" and made["VLLM_CPU_KVCACHE_SPACE"] == "0.5"
+    made = cluster.cpu_engine(3, 2)
+    assert made["OMP_NUM_THREADS"] == "3" and made["VLLM_CPU_KVCACHE_SPACE"] == "2"
     assert made.items() >= cluster.cpu_compute(3).items()
 
 
