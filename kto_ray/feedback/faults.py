@@ -38,7 +38,8 @@ def _of(call: Json) -> Mapping[str, Any]:
 
 
 def _are_arguments(told: Any) -> bool:
+    """It is asked where the row of the answer is written: nothing that a model says may raise here."""
     try:
         return isinstance(json.loads(told or "{}"), dict)
-    except ValueError:
+    except (ValueError, TypeError, RecursionError):  # no JSON; no text; nested beyond what Python reads
         return False

@@ -26,6 +26,9 @@ def call(name: str, arguments: str | None) -> dict[str, Any]:
         ((call("tide", '{"port": "Hu'),), True),
         ((call("tide", "[1]"),), True),
         ((call("tide", "Hull"),), True),
+        ((call("tide", '{"a":' + "[" * 100_000),), True),
+        ((call("tide", '{"a":' + "[" * 100_000 + "]" * 100_000 + "}"),), True),
+        (({"id": "c", "function": {"name": "tide", "arguments": {"port": "Hull"}}},), True),
         (({"id": "c"},), True),
     ],
 )
