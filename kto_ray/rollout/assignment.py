@@ -18,7 +18,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 
-from kto_ray.records.adapters import BASE, CHAMPION
+from kto_ray.records.adapters import BASE, CHALLENGER, CHAMPION
 from kto_ray.records.completions import Arm
 from kto_ray.records.conversations import Conversation
 from kto_ray.records.rollouts import RolloutKind, RolloutState
@@ -74,6 +74,8 @@ def route(
         champion = aliases[CHAMPION]
         if user is not None and (wanted := of_staff(staff, user)) is not None:
             version = aliases.get(wanted, f"{served_name}@{BASE}" if wanted == BASE else wanted)
+            if wanted == CHALLENGER:  # the alias names a candidate before it has passed the gate
+                version = rollout.challenger if rollout is not None and _fits(rollout, champion) else champion
             return Route(version if version in servable else champion, Arm.PINNED)
         return _measured(user, champion, rollout, holdback, base, servable)
     prefix, at, version = model.partition("@")

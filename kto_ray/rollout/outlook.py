@@ -121,9 +121,11 @@ def _ends(rules: RolloutSection, state: RolloutState, look: Look, hours: float, 
     odds = f"{math.exp(min(harm, 700.0)):.3g} to one, of {1 / rules.harm_alpha:.3g} to one (harm_alpha)"
     yield from flip("harm", harm / enough, f"the evidence of harm is {odds}")
     for name in rules.guards:
-        low, least = look.evidence.get(f"{name}_low", -1.0), guards.harm_beyond(rules, name)
+        low, top = look.evidence.get(f"{name}_low", -1.0), look.evidence.get(f"{name}_high", 1.0)
+        least, rise = guards.harm_beyond(rules, name), (low + top) / 2
+        done = (rise - least) / (rise - low) if rise > least else 0.0  # all, when the whole interval lies beyond
         often = f"{guards.GUARD_WORDS[name]}, {guards.among(name)}by at least {low:+.3f}"
-        yield from flip("faults", 1 + min(low - least, 0.0), f"answers are more often {often}, of more than {least:g}")
+        yield from flip("faults", done, f"answers are more often {often}, of more than {least:g}")
     if not decides:
         return
     high = f"the gain may be up to {look.high:+.3f}, of {rules.min_effect:+g} (min_effect)"

@@ -36,8 +36,8 @@ def unread(state: RolloutState, now: float) -> sa.Select[Any]:
 
 
 def read(tx: sa.Connection, state: RolloutState, now: float) -> None:
-    """Read some of those users."""
-    rows = tx.execute(unread(state, now).limit(USERS)).all()
+    """Read some of those users. Locked, so that an erasure of one waits, and nobody is counted under two names."""
+    rows = tx.execute(unread(state, now).limit(USERS).with_for_update()).all()
     if not rows:
         return
     did = defaultdict[str, set[str]](set)
@@ -61,19 +61,25 @@ def _done(tx: sa.Connection, state: RolloutState, users: Collection[str]) -> Ite
 
 
 def _signals(tx: sa.Connection, state: RolloutState, users: Collection[str]) -> Iterator[tuple[str, str]]:
-    sent = (f.kind == FeedbackKind.SIGNAL.value) & f.signal.in_(SIGNALS) & (f.created_at <= t.react_by)
+    sent = (f.kind == FeedbackKind.SIGNAL.value) & f.signal.in_(SIGNALS) & f.completion_id.is_not(None)
     stands = f.withdrawn_at.is_(None) & (f.held.is_(None) | (f.held == Held.RELEASED.value)) & ~f.reviewer
-    own = among(tx, f.user, users) & (f.user == c.user) & sent & stands
-    query = sa.select(f.user, f.signal).join_from(feedback, completions, f.completion_id == c.id)
-    for row in tx.execute(query.join(trials, _theirs(state)).where(own).distinct()):
-        yield row.user, row.signal
+    given = sa.select(f.completion_id, f.user, f.signal, f.created_at).where(among(tx, f.user, users), sent, stands)
+    signals = tx.execute(given).all()  # first, for they are few beside a test's answers
+    if not signals:
+        return
+    named = among(tx, c.id, {row.completion_id for row in signals}) & (c.rollout.concat("") == state.id)  # by id
+    query = sa.select(c.id, c.user, t.react_by).join_from(completions, trials, _theirs(state)).where(named)
+    due = {(row.id, row.user): row.react_by for row in tx.execute(query)}
+    for row in signals:
+        if row.created_at <= due.get((row.completion_id, row.user), float("-inf")):
+            yield row.user, row.signal
 
 
 def _edits(tx: sa.Connection, state: RolloutState, users: Collection[str]) -> Iterator[tuple[str, str]]:
     """An edit that stands and changes what is seen is a label."""
     edited = (l.verdict == Verdict.EDIT.value) & ~l.reviewer & (l.at <= t.react_by)
     query = sa.select(l.asker).join_from(labels, completions, l.completion_id == c.id)
-    theirs = (l.rollout == state.id) & among(tx, l.asker, users)
+    theirs = (l.rollout == state.id) & (c.rollout == state.id) & among(tx, l.asker, users)
     for user in tx.execute(query.join(trials, _theirs(state)).where(theirs, edited).distinct()).scalars():
         yield user, "edited"
 
@@ -82,9 +88,10 @@ def _ratings(tx: sa.Connection, state: RolloutState, users: Collection[str]) -> 
     """Of the first answer that asked each for a thumb."""
     asked = c.solicited & (c.rollout == state.id) & among(tx, c.user, users) & (c.created_at <= t.react_by)
     own = (l.completion_id == c.id) & (l.user == c.user) & ~l.reviewer & (l.at <= t.react_by)
-    query = sa.select(c.user, l.verdict).join_from(completions, trials, _theirs(state)).outerjoin(labels, own)
+    query = sa.select(c.seq, c.user, l.verdict).join_from(completions, trials, _theirs(state)).outerjoin(labels, own)
     seen = set[str]()
-    for row in tx.execute(query.where(asked).order_by(c.seq)):
+    # Ordered here: SQLite would go through the whole test in that order.
+    for row in sorted(tx.execute(query.where(asked)), key=lambda row: row.seq):
         if row.user in seen:
             continue
         seen.add(row.user)
@@ -98,5 +105,5 @@ def _ratings(tx: sa.Connection, state: RolloutState, users: Collection[str]) -> 
 def _theirs(state: RolloutState) -> sa.ColumnElement[bool]:
     """A completion in its user's trial: of their arm, from the first on that counts, and asked for by a person."""
     arm = sa.case((t.challenger, challenger_of(state).value), else_=Arm.CHAMPION.value)
-    mine = of_stage(trials, state) & (t.user == c.user) & (c.rollout == state.id)
+    mine = of_stage(trials, state) & (t.user == c.user)
     return mine & (c.arm == arm) & (c.seq >= t.first_seq) & c.task.is_(None) & ~c.forced

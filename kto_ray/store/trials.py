@@ -120,8 +120,8 @@ def _part_of(row: Any) -> Part:
 
 def forget(tx: sa.Connection, user: str, pseudonym: str) -> None:
     """A user is erased: that somebody was in a test, and what came of it, stays without a name."""
+    tx.execute(trials.update().where(trials.c.user == user).values(user=pseudonym))  # first, as who settles them
     tx.execute(voters.delete().where(voters.c.user == user))
-    tx.execute(trials.update().where(trials.c.user == user).values(user=pseudonym))
 
 
 def _row(tx: sa.Connection, state: RolloutState) -> Any:
@@ -244,7 +244,9 @@ def _settle(tx: sa.Connection, state: RolloutState, now: float) -> None:
     marks = _marked(tx, state, voters.c.due_at <= now)
     if not marks:
         return
-    users = list(dict.fromkeys(user for user, _ in marks))
+    theirs = sa.select(trials.c.user).where(of_stage(trials, state), among(tx, trials.c.user, {u for u, _ in marks}))
+    here = set(tx.execute(theirs.with_for_update()).scalars())  # an erasure of one waits, and leaves no gap in places
+    users = [user for user in dict.fromkeys(user for user, _ in marks) if user in here]
     said = _judgements(tx, state, users)
     place = len_of(tx, state)
     settled = [

@@ -19,7 +19,7 @@ from starlette.types import Receive, Scope, Send
 
 from kto_ray.rollout.assignment import Route, uncounted
 from kto_ray.rollout.ratings import asks
-from kto_ray.serve.gateway import whose
+from kto_ray.serve.gateway import engine, whose
 from kto_ray.serve.gateway.bodies import ChatAsk
 from kto_ray.serve.gateway.capture import DONE, Capture
 from kto_ray.serve.gateway.conversations import Untold
@@ -31,7 +31,6 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-ENGINES_WORDS = 400  # characters of what the engine says, which may hold what was asked
 TRIES = 2  # a request that kills its replica is given one more
 
 
@@ -122,7 +121,7 @@ class Answer:
         """
         try:
             self._first = await self._unless_left(anext(self._events, ""))
-            _refuse(self._first)
+            engine.refuse(self._first)
         except BaseException as error:
             # A refusal leaves no row. A failure does, as what breaks off later: or an arm that fails at once would
             # have no faults.
@@ -147,7 +146,7 @@ class Answer:
             while event:
                 chunk = json.loads(event.removeprefix("data:"))
                 if "error" in chunk:
-                    raise refusal(chunk["error"])
+                    raise engine.refusal(chunk["error"])
                 signed = self.capture.add_chunk(chunk)
                 if self.capture.finish_reason is not None:
                     held.append(signed)
@@ -223,26 +222,6 @@ def _says(chunk: dict[str, Any]) -> bool:
     return any(choice.get("delta") for choice in chunk["choices"]) or not chunk["choices"]
 
 
-def _refuse(first: str) -> None:
-    if not first:
-        raise ApiError(503, "the engine ended without an answer; ask again", code="no_answer")
-    if "error" in (told := json.loads(first.removeprefix("data:"))):
-        raise refusal(told["error"])
-
-
-def refusal(error: Any) -> ApiError:
-    """What the engine says against a request, in the contract's shape. Its `code` is an HTTP status, or a word."""
-    told: Mapping[str, Any] = error if isinstance(error, dict) else {"message": str(error)}
-    code = told.get("code")
-    status = int(str(code)) if str(code).isdecimal() else 400
-    if not 400 <= status < 600 or status == 500:
-        log.error("the engine failed: code %s, type %s", code, told.get("type"))
-        return ApiError(503, "the engine failed; ask again", code="engine_failed")
-    word = code if isinstance(code, str) and not code.isdecimal() else told.get("type")
-    param, words = told.get("param"), str(told.get("message"))[:ENGINES_WORDS]
-    return ApiError(status, words, None if param is None else str(param), word and str(word))
-
-
 def _refused(error: BaseException) -> bool:
     """Whether what ended an answer before its first event is no failure of who was to answer: the request is at fault,
     or too many are under way. That a client left is none either, and leaves a row."""
@@ -269,7 +248,11 @@ async def _asked(door: Door, body: Mapping[str, Any], made: Capture) -> AsyncGen
         try:
             async with aclosing(door.generate(body, made.route.adapter)) as events:
                 async for event in events:
-                    if not begun and _failed_itself(event) and not (last and _route_now(door, made) == made.route):
+                    if (
+                        not begun
+                        and engine.failed_itself(event)
+                        and not (last and _route_now(door, made) == made.route)
+                    ):
                         log.warning("a replica failed before it answered, asking once more")
                         break
                     begun = True
@@ -294,12 +277,3 @@ def _route_now(door: Door, made: Capture) -> Route:
     if made.route.adapter != ready.champion or ready.answers == ready.champion:
         return made.route
     return door.view.route(made.ask.model, made.ask.user, door.config.model.served_name)
-
-
-def _failed_itself(event: str) -> bool:
-    """Whether a first event tells that not the request was at fault, but who was to answer it."""
-    told = event.removeprefix("data:").lstrip()
-    if not told.startswith('{"error"'):
-        return False
-    error = json.loads(told)["error"]
-    return isinstance(error, dict) and str(error.get("code")) in ("500", "503")

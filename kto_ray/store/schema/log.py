@@ -78,7 +78,7 @@ Index(
     "ix_completions_solicited",
     completions.c.rollout,
     completions.c.user,
-    sqlite_where=completions.c.solicited,
+    sqlite_where=text("solicited = 1"),  # as a query has it there, or it would not be used
     postgresql_where=completions.c.solicited,
 )
 

@@ -312,6 +312,12 @@ def test_staff_get_what_is_named_for_them_and_count_nowhere(user: str, adapter: 
     assert route("policy@base", user, "policy", aliases, *states, STAFF) == Route(BASE, Arm.PINNED), "who names one"
 
 
+def test_staff_meet_no_candidate_before_it_has_passed_the_gate() -> None:
+    aliases = {"champion": CHAMPION, "challenger": CHALLENGER}  # it loads, or waits for approval
+    for test in (None, replace(STAGE, weight=0.0)):
+        assert route("policy", "alice", "policy", aliases, test, ALL_HELD, staff=STAFF) == Route(CHAMPION, Arm.PINNED)
+
+
 def test_staff_without_a_challenger_get_the_champion_and_others_are_no_staff() -> None:
     alone = route("policy", "alice", "policy", {"champion": CHAMPION}, None, HELD, None, None, STAFF)
     assert alone == Route(CHAMPION, Arm.PINNED)

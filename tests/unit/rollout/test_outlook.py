@@ -19,7 +19,7 @@ DAY = 86_400.0
 RULES = RolloutSection()
 CANARY = start(RULES, "policy@base", "policy@v1-aaaaaa", "r1", "salt", 0.005, now=0.0)
 AB = advance(RULES, CANARY, now=0.0)
-SAW = {"gain": 1.0, "ups": 1.0, "harm": 0.0}
+SAW = {"gain": 1.0, "ups": 1.0, "harm": 0.0, "failed_low": -0.2, "failed_high": 0.2}
 LOOK = Look("r1", DAY, 1, 500, 300.0, 500, 325.0, -0.05, 0.15, 9000, 9000, SAW)
 
 
@@ -63,7 +63,7 @@ def test_what_cannot_be_known_is_not_told() -> None:
 
 
 def test_it_says_all_that_would_flip_the_verdict_and_how_far_that_is() -> None:
-    harmed = replace(LOOK, evidence={**SAW, "harm": math.log(10), "cut_off_low": -0.02}, high=0.1)
+    harmed = replace(LOOK, evidence={**SAW, "harm": math.log(10), "cut_off_low": -0.02, "cut_off_high": 0.1}, high=0.1)
     told = outlook(RULES, AB, harmed, 1 * DAY)
     assert [words.split(",")[0] for words in told.promotes] == [
         "the evidence of a gain is 2.72 to one",
@@ -76,7 +76,8 @@ def test_it_says_all_that_would_flip_the_verdict_and_how_far_that_is() -> None:
     ways = [flip.way for flip in told.ends]
     assert ways == sorted(ways, reverse=True) and {flip.verdict for flip in told.ends} == {"abort"}
     by = {flip.words: flip.way for flip in told.ends}
-    assert by["answers are more often cut off, by at least -0.020, of more than 0"] == pytest.approx(0.98)
+    assert by["answers are more often cut off, by at least -0.020, of more than 0"] == pytest.approx(0.04 / 0.06)
+    assert by["answers are more often failed, by at least -0.200, of more than 0"] == 0, "what is even is no way there"
     assert by["the gain may be up to +0.100, of +0 (min_effect)"] == pytest.approx(0.9)
     assert by["the evidence of harm is 10 to one, of 20 to one (harm_alpha)"] == pytest.approx(0.769, abs=1e-3)
     assert by["1000 users are settled of 20000 (max_users)"] == pytest.approx(0.05)

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import random
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from typing import Any
 
 import pytest
+import sqlalchemy as sa
 
 from kto_ray.records.completions import Arm
 from kto_ray.records.feedback import Feedback, FeedbackKind, Signal
@@ -15,7 +18,7 @@ from kto_ray.records.users import unit_interval
 from kto_ray.store import Store, completions, feedback, reactions, rollouts, trials
 from kto_ray.store.trials import Rules
 from tests.support.rows import completion, thumb
-from tests.unit.store.test_trials import AMY, ANN, ART, BEN, BOB, DAY, STAGE, asked, told
+from tests.unit.store.test_trials import AMY, ANN, ART, BEN, BOB, DAY, STAGE, asked, judged, told
 
 RULES = Rules(settle_s=DAY, new_users=True, slow_s=10.0, react_s=DAY)
 
@@ -189,3 +192,49 @@ def test_any_order_of_events_and_ticks_counts_the_same(
     assert (found.champion, found.challenger) == (expected[False], expected[True])
     with store.read() as tx:
         assert not tx.execute(reactions.unread(STAGE, 9 * DAY)).all()
+
+
+def test_an_erasure_meanwhile_counts_nobody_twice_and_leaves_no_gap(store: Store) -> None:
+    if store.sqlite:
+        pytest.skip("its writers are one after the other")
+    with store.write() as tx:
+        rollouts.put(tx, STAGE)
+        for name, user in (("a", ANN), ("b", AMY), ("c", BOB)):
+            asked(tx, name, user)
+            judged(tx, name, user, True)
+    with store.write() as tx:
+        trials.advance(tx, STAGE, RULES, 100.0)
+
+    def tick() -> None:
+        with store.write() as tx:
+            trials.advance(tx, STAGE, RULES, 9 * DAY)
+
+    with ThreadPoolExecutor(1) as pool:
+        with store.write() as tx:
+            trials.forget(tx, ANN, "somebody")
+            going_on = pool.submit(tick)  # it has read of her when this commits, and waits for it
+            with pytest.raises(TimeoutError):
+                going_on.result(0.5)
+        going_on.result(30)
+    found = told(store, 10 * DAY, RULES)
+    assert (found.champion.observed, found.challenger.observed) == (1, 2) and len(found.trials) == 2
+    with store.read() as tx:
+        assert trials.len_of(tx, STAGE) == 2, "places are without a gap"
+
+
+def test_a_read_looks_at_the_users_that_are_due_and_not_at_a_whole_test(sqlite_store: Store) -> None:
+    with sqlite_store.write() as tx:
+        rollouts.put(tx, STAGE)
+        asked(tx, "a", ANN)
+    said(sqlite_store, sent("s", "a", ANN))
+    with sqlite_store.write() as tx:
+        trials.advance(tx, STAGE, RULES, 100.0)
+    asked_for = list[tuple[str, Any]]()
+    with sqlite_store.write() as tx:
+        sa.event.listen(tx, "before_cursor_execute", lambda _, __, sql, values, *___: asked_for.append((sql, values)))
+        reactions.read(tx, STAGE, 9 * DAY)
+    selects = [(sql, values) for sql, values in asked_for if sql.startswith("SELECT")]
+    with sqlite_store.read() as tx:
+        plans = [str(tx.exec_driver_sql(f"EXPLAIN QUERY PLAN {sql}", values).all()) for sql, values in selects]
+    assert len(plans) == 5 and not any("ix_completions_rollout" in plan for plan in plans), plans
+    assert any("ix_completions_solicited" in plan for plan in plans), plans

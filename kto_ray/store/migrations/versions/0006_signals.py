@@ -19,12 +19,13 @@ def upgrade() -> None:
     op.add_column("completions", sa.Column("solicited", sa.Boolean(), nullable=False, server_default=sa.false()))
     op.add_column("trials", sa.Column("react_by", sa.Double()))
     op.add_column("trials", sa.Column("reactions", sa.JSON(none_as_null=True)))
-    for table, name, columns, where in (
-        ("completions", "solicited", ["rollout", "user"], "solicited"),
-        ("trials", "react_by", ["rollout", "stage", "react_by"], "react_by IS NOT NULL AND reactions IS NULL"),
+    unread = "react_by IS NOT NULL AND reactions IS NULL"
+    for table, name, columns, lite, plain in (
+        ("completions", "solicited", ["rollout", "user"], "solicited = 1", "solicited"),
+        ("trials", "react_by", ["rollout", "stage", "react_by"], unread, unread),
     ):
-        some = sa.text(where)
-        op.create_index(f"ix_{table}_{name}", table, columns, sqlite_where=some, postgresql_where=some)
+        there, here = sa.text(lite), sa.text(plain)
+        op.create_index(f"ix_{table}_{name}", table, columns, sqlite_where=there, postgresql_where=here)
     for name in COUNTS:
         op.add_column("exposures", sa.Column(name, sa.Integer(), nullable=False, server_default="0"))
     op.add_column("arrivals", sa.Column("faults", sa.JSON(), nullable=False, server_default="[]"))
