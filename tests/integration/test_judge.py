@@ -6,7 +6,6 @@ import math
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
@@ -171,8 +170,8 @@ def test_weights_that_are_not_numbers_are_rejected(
         CONFIG, "policy@v2-nan", "snap", model_path, str(tmp_path), None, rows, guard(ANSWERS), guard(ANSWERS), 1.0
     )
     assert report.decision is GateDecision.REJECT
-    assert np.isnan(report.metrics["kl_base"])
-    assert any("not a finite number" in reason for reason in report.reasons)
+    assert any("kl_base is nan, not a finite number" in reason for reason in report.reasons)
+    assert all(math.isfinite(value) for value in report.metrics.values()), "no store takes what is no number"
 
 
 def test_bad_input_is_told_before_a_model_is_loaded(
