@@ -257,11 +257,21 @@ def test_the_store_is_away_during_a_load(run: Steered, store_proxy: Proxy) -> No
         store_proxy.refuse()
         time.sleep(AWAY_S)
         store_proxy.flow()
+        stays_ready(run, 5)
         run.wait("the store", lambda: True if run.client.get("/v1/loop").status_code == 200 else None, 60)
         past_load(run, number)
         settled(run)
         swap(run)
     settled(run)
+
+
+def stays_ready(run: Steered, seconds: float) -> None:
+    """Also before the replicas are heard of again; and a version that is asked for by its name is there."""
+    until, named = time.monotonic() + seconds, of_alias(run, PREVIOUS).name
+    while time.monotonic() < until:
+        told = run.client.get("/readyz")
+        assert told.status_code == 200, told.text
+        assert (fault := call(run, named, 2, True).fault) is None, fault
 
 
 def test_a_champion_that_is_gone_has_the_previous_one_answer(run: Steered) -> None:

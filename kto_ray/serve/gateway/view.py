@@ -72,6 +72,7 @@ class Viewer:
     def __init__(self, config: Config, store: Store) -> None:
         self._config, self._store = config, store
         self._answers = ""  # who did at the last look
+        self._read_at, self._back_at = time.monotonic(), float("-inf")  # the last look; and when the store was back
         self.refresh()
         self._closed = threading.Event()
         threading.Thread(target=self._refresh_until_closed, daemon=True).start()
@@ -88,12 +89,22 @@ class Viewer:
             aliases, test = adapters.aliases(tx, config.base_name), rollouts.live(tx)
             back, base = (rollouts.live(tx, kind) for kind in (RolloutKind.HOLDBACK, RolloutKind.BASE))
             known = {key.id: key for key in keys.every(tx)}
+        if not ready.replicas and self._just_back(began):
+            return
         if ready.answers != ready.champion and ready.answers != self._answers:
             log.error("%s answers in place of the champion %s, which a replica cannot load: %s", *_why(ready))
         self._answers = ready.answers
         servable, staff = held_by_all(ready.replicas) | {config.base_name}, config.rollout.staff
         self.view = View(aliases, test, back, base, staff, servable, ready, known)
         self._read_at = began
+
+    def _just_back(self, now: float) -> bool:
+        """Whether the store was away for so long that all heartbeats in it are old. Whoever lives is heard of within a
+        second or two: meanwhile the last view stands, or every version would be unknown, and nobody ready."""
+        timeout_s = self._config.serve.heartbeat_timeout_s
+        if self._back_at < self._read_at and now - self._read_at > timeout_s / 2:
+            self._back_at = now
+        return self._back_at > self._read_at and now - self._back_at < timeout_s
 
     def close(self) -> None:
         """Read no more; the last view stands."""
