@@ -6,17 +6,19 @@ after, all of it is.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import sqlalchemy as sa
 
-from kto_ray.records.adapters import AdapterVersion
+from kto_ray.records.adapters import CHAMPION, AdapterVersion
 from kto_ray.records.evaluation import GateReport
+from kto_ray.records.replicas import ReplicaReport
 from kto_ray.records.rollouts import Look, RolloutState
 from kto_ray.records.rounds import Candidate, Round
 from kto_ray.records.snapshots import SnapshotManifest
 from kto_ray.records.trainings import TrainingRun
-from kto_ray.store import adapters, evaluation, rollouts, rounds, snapshots, trainings
+from kto_ray.store import adapters, evaluation, replicas, rollouts, rounds, snapshots, trainings
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +61,14 @@ class Change:
 
 
 Move = Begin | Start | Change | None
+
+
+def overtaken(tx: sa.Connection, change: Change, live: Sequence[ReplicaReport], timeout_s: float) -> bool:
+    """Whether it moves the champion, and a replica has come in since `live` was looked at, which may lack the next one.
+    In the lease's transaction, which none comes in beside: the alias never points at what a live replica lacks."""
+    if not any(isinstance(effect, Point) and effect.alias == CHAMPION for effect in change.effects):
+        return False
+    return not {now.replica for now in replicas.live(tx, timeout_s)} <= {seen.replica for seen in live}
 
 
 def perform(tx: sa.Connection, change: Change, now: float) -> None:

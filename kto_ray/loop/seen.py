@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from kto_ray.paths import is_away
 from kto_ray.records.adapters import CHAMPION
 from kto_ray.records.evaluation import GateReport
 from kto_ray.records.replicas import ReplicaReport, champions_answer, held_by_all
 from kto_ray.records.rollouts import Look, RolloutState
 from kto_ray.records.rounds import Round
 from kto_ray.records.snapshots import SnapshotManifest
-from kto_ray.records.training import Trained, TrainProgress
+from kto_ray.records.training import Trained, TrainingDiverged, TrainProgress
 from kto_ray.records.trials import Standing, Votes
 
 
@@ -30,6 +31,12 @@ class Failed:
     reason: str
     hopeless: bool
     away: bool = False
+
+    @classmethod
+    def of(cls, error: BaseException) -> Failed:
+        """Bad data and a training that diverged are hopeless: the same rows would end the same way."""
+        hopeless = isinstance(error, (ValueError, TrainingDiverged))
+        return cls(f"{type(error).__name__}: {error}", hopeless, is_away(error))
 
 
 Job = Running | Failed | SnapshotManifest | Trained | GateReport | None  # None: not started, or lost with its process

@@ -25,17 +25,16 @@ from kto_ray.feedback.quarantine import Why
 from kto_ray.loop import trial, work
 from kto_ray.loop.decide import decide
 from kto_ray.loop.lease import Lease, LostLease
-from kto_ray.loop.moves import Begin, Change, Move, Start, perform
+from kto_ray.loop.moves import Begin, Change, Move, Start, overtaken, perform
 from kto_ray.loop.operators import obey
 from kto_ray.loop.seen import Failed, Job, Running, Seen
-from kto_ray.paths import is_away
 from kto_ray.provenance.taint import tainted
 from kto_ray.records.adapters import CHAMPION
 from kto_ray.records.evaluation import GateReport
 from kto_ray.records.requests import Act, Request
 from kto_ray.records.rollouts import RolloutKind
 from kto_ray.records.rounds import Awaiting, Ended, Judging, Reloading, Round, Sealing, Stage, Training
-from kto_ray.records.training import TrainingDiverged, TrainProgress
+from kto_ray.records.training import TrainProgress
 from kto_ray.store import (
     adapters,
     joining,
@@ -166,9 +165,9 @@ class Loop:
             result: Job = ray.get(ref)
             return result
         except ray.exceptions.RayTaskError as error:
-            return _failed(error.cause)
+            return Failed.of(error.cause)
         except ray.exceptions.RayError as error:  # the worker died: out of memory, a lost node
-            return _failed(error)
+            return Failed.of(error)
 
     def _news(self, current: Round) -> TrainProgress | None:
         """How far a training is, where it went on since the last look."""
@@ -202,6 +201,8 @@ class Loop:
                     self._job = (_key(seen.round), self._start(seen, seen.round))
             case Change():
                 with self._act() as tx:
+                    if self._overtaken(tx, move, seen):
+                        return
                     perform(tx, move, seen.now)
                 self._stop_job(seen.round, move.round)  # of one that ends by its deadline
                 if isinstance(seen.job, Failed) and seen.job.away:
@@ -212,11 +213,13 @@ class Loop:
                     log.log(logging.ERROR if move.failed else logging.INFO, move.words)
 
     def _obey(self, seen: Seen, request: Request) -> None:
-        """Do what was asked, and answer, at once."""
+        """Do what was asked, and answer, at once; or at the next tick, should a replica have come in just now."""
         if request.act is Act.FORGET:
             seen = replace(seen, tainted=self._tainted(seen))
         move, answer = obey(self._config, seen, request)
         with self._act() as tx:
+            if isinstance(move, Change) and self._overtaken(tx, move, seen):
+                return
             if isinstance(move, Begin):
                 rounds.insert(tx, seen.now, move.candidates)
             elif isinstance(move, Change):
@@ -280,6 +283,9 @@ class Loop:
     def _act(self) -> AbstractContextManager[sa.Connection]:
         return self._lease.act()
 
+    def _overtaken(self, tx: sa.Connection, change: Change, seen: Seen) -> bool:
+        return overtaken(tx, change, seen.live, self._config.serve.heartbeat_timeout_s)
+
 
 def _key(current: Round) -> tuple[str, Stage, int]:
     """Of a job: the round and its candidate, the stage and the attempt."""
@@ -292,9 +298,3 @@ def _cut_short(current: Round) -> set[str]:
     state = current.state
     training = isinstance(state, Ended) and state.snapshot is not None and state.adapter is None
     return tried | {current.run} if training else tried
-
-
-def _failed(error: BaseException) -> Failed:
-    """Bad data and a training that diverged are hopeless: the same rows would end the same way."""
-    hopeless = isinstance(error, (ValueError, TrainingDiverged))
-    return Failed(f"{type(error).__name__}: {error}", hopeless, is_away(error))

@@ -50,6 +50,11 @@ def keep(tx: sa.Connection, name: str, holder: str, ttl_s: float = TTL_S) -> boo
     return tx.execute(leases.update().where(mine).values(expires_at=clock.now(tx) + ttl_s)).rowcount > 0
 
 
+def stand_still(tx: sa.Connection, name: str) -> None:
+    """Let who acts by a lease end what they do just now, and nobody act by it before this transaction has ended."""
+    tx.execute(sa.select(leases.c.name).where(leases.c.name == name).with_for_update())
+
+
 def holder(tx: sa.Connection, name: str, ttl_s: float = TTL_S) -> Holder | None:
     """Who holds a lease that has not expired."""
     left_s = leases.c.expires_at - clock.now(tx)

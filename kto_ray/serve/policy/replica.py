@@ -32,7 +32,7 @@ from kto_ray.records.adapters import CHAMPION, AdapterVersion
 from kto_ray.records.replicas import ReplicaReport
 from kto_ray.serve.policy.engine import AdapterEngine
 from kto_ray.serve.policy.shelf import Shelf
-from kto_ray.store import adapters, replicas, store_of
+from kto_ray.store import adapters, leases, replicas, store_of
 from kto_ray.store.database import STARTED_S
 from kto_ray.store.faults import first_line
 
@@ -111,7 +111,6 @@ class Policy(LLMServer):
         await self._probe(config.base_name)
         await self._survive(self._sweep)
         await self._hold_champion()
-        await self._survive(self._tell)
         if self._shelf.faults:
             await asyncio.sleep(config.serve.drain_s)  # the gateways read what it lacks before they ask it for anything
         look_s = config.serve.reconcile_s
@@ -171,20 +170,33 @@ class Policy(LLMServer):
             raise AdapterUnavailable(f"adapter {name} cannot be loaded now")
 
     async def _hold_champion(self) -> None:
-        """Hold what is wanted, the champion before all. It is waited for as long as others hold it, who answer; where
-        none does, for `adapters.patience_s` if it may still come, and not at all if it is refused."""
-        patient_until = time.monotonic() + self._config.adapters.patience_s
-        champion, others_hold = self._config.base_name, False
+        """Hold what is wanted, the champion before all, and be one of those that are live. It is waited for as long as
+        others hold it, who answer; where none does, for `adapters.patience_s` if it may still come, and not at all if
+        it is refused."""
+        patient_until, is_in = time.monotonic() + self._config.adapters.patience_s, False
 
-        async def look() -> None:
-            nonlocal champion, others_hold
-            champion, others_hold = await asyncio.to_thread(self._champion)
+        async def come_in() -> None:
+            nonlocal is_in
+            is_in = await asyncio.to_thread(self._come_in, time.monotonic() > patient_until)
 
         while True:
-            seen = await self._survive(self._reconcile) and await self._survive(look)
-            if seen and self._comes_in(champion, others_hold, time.monotonic() > patient_until):
+            if await self._survive(self._reconcile):
+                await self._survive(come_in)
+            if is_in:
                 return
             await asyncio.sleep(self._config.serve.reconcile_s)
+
+    def _come_in(self, waited: bool) -> bool:
+        """Report for the first time, if it is as it should be. While that is decided, no alias moves: or a replica
+        could come in with the champion of a moment ago."""
+        with self._store.write() as tx:
+            leases.stand_still(tx, leases.CONTROLLER)
+            champion = adapters.aliases(tx, self._config.base_name)[CHAMPION]
+            live = replicas.live(tx, self._config.serve.heartbeat_timeout_s)
+            if not self._comes_in(champion, any(champion in other.held for other in live), waited):
+                return False
+            replicas.report(tx, self._told())
+        return True
 
     def _comes_in(self, champion: str, others_hold: bool, waited: bool) -> bool:
         if champion in (*self._shelf.held, self._config.base_name):
@@ -244,15 +256,12 @@ class Policy(LLMServer):
         with self._store.read() as tx:
             return adapters.get(tx, name)
 
-    def _champion(self) -> tuple[str, bool]:
-        """Its name, and whether a live replica holds it: another one, for this one has told nothing yet."""
-        with self._store.read() as tx:
-            champion = adapters.aliases(tx, self._config.base_name)[CHAMPION]
-            live = replicas.live(tx, self._config.serve.heartbeat_timeout_s)
-        return champion, any(champion in other.held for other in live)
-
     def _report(self) -> None:
-        report = ReplicaReport(
+        with self._store.write() as tx:
+            replicas.report(tx, self._told())
+
+    def _told(self) -> ReplicaReport:
+        return ReplicaReport(
             replica=self._replica,
             node=os.uname().nodename,
             pid=os.getpid(),
@@ -261,8 +270,6 @@ class Policy(LLMServer):
             dtype=self._precision.dtype,
             dtype_why=self._precision.why,
         )
-        with self._store.write() as tx:
-            replicas.report(tx, report)
 
 
 class AdapterUnavailable(RuntimeError):

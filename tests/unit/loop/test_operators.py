@@ -18,7 +18,7 @@ from kto_ray.records.requests import NONE, Act, Done, Refused, Request
 from kto_ray.records.rollouts import RolloutKind, RolloutState, RolloutStatus
 from kto_ray.records.rounds import Ended, Loading, Outcome, Round, Stage
 from kto_ray.records.trials import Standing
-from kto_ray.store import Store, adapters, requests, rollouts, rounds
+from kto_ray.store import Store, adapters, replicas, requests, rollouts, rounds
 from tests.support.loop import V1, Jobs, hold, labels, until
 
 TEST = RolloutState("rollout-1-n", "policy@base", V1, "salt", 1, 0.5, RolloutStatus.RUNNING, 1.0, 2.0, level=0.005)
@@ -53,6 +53,29 @@ def test_nothing_comes_between_a_promotion_and_its_swap(
         assert adapters.aliases(tx, "policy@base") == {"champion": V1, "previous": "policy@base"}
         back = rollouts.live(tx, RolloutKind.HOLDBACK)
         assert back is not None and (back.champion, back.challenger) == (V1, "policy@base")
+
+
+def test_no_alias_is_pointed_at_what_a_replica_lacks_that_came_in_since_the_look(
+    loop: Loop, sqlite_store: Store, jobs: Jobs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    in_its_test(loop, sqlite_store)
+    looks, newcomer = loop._observe, ReplicaReport("new", "node", 2, ())
+
+    def look(with_job: bool = False) -> Any:
+        seen = looks(with_job)
+        with sqlite_store.write() as tx:
+            replicas.report(tx, newcomer)
+        return seen
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "_observe", look)
+        assert asked_in_one_tick(loop, sqlite_store, (Act.PROMOTE, None)) == [None], "answered at a later look"
+    with sqlite_store.write() as tx:
+        assert adapters.aliases(tx, "policy@base")["champion"] == "policy@base"
+        replicas.report(tx, replace(newcomer, held=(V1,)))
+    loop.step()
+    with sqlite_store.read() as tx:
+        assert adapters.aliases(tx, "policy@base")["champion"] == V1
 
 
 def test_a_promotion_may_be_rolled_back_in_the_tick_that_made_it(loop: Loop, sqlite_store: Store, jobs: Jobs) -> None:

@@ -15,7 +15,7 @@ from kto_ray.config import Config
 from kto_ray.loop.actor import Controller
 from kto_ray.loop.lease import LostLease
 from kto_ray.loop.seen import Failed
-from kto_ray.loop.step import DAY_S, Loop, _failed
+from kto_ray.loop.step import DAY_S, Loop
 from kto_ray.paths import StorageAway
 from kto_ray.provenance.erasure import erase
 from kto_ray.records.erasure import AffectedRound, Subject
@@ -103,7 +103,7 @@ def test_a_round_survives_a_storage_that_is_away(
     labels(sqlite_store)
     until(loop, sqlite_store, Stage.TRAIN)
     whole, away = jobs.results["learn"], StorageAway("object storage cannot be reached")
-    jobs.results["learn"] = _failed(away)
+    jobs.results["learn"] = Failed.of(away)
     with monkeypatch.context() as patch:
         patch.setattr("kto_ray.loop.step.REST_S", 0.0)
         for _ in range(12):
@@ -141,7 +141,7 @@ def test_a_round_survives_a_storage_that_is_away(
 )
 def test_a_failure_is_the_storages_by_its_words(error: Exception, away: bool) -> None:
     """They are all that comes through Ray's processes."""
-    assert _failed(error).away is away
+    assert Failed.of(error).away is away
 
 
 def test_what_cannot_be_persisted_is_worked_out_anew(loop: Loop, sqlite_store: Store, jobs: Jobs) -> None:

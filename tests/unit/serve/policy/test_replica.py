@@ -287,6 +287,24 @@ def test_a_champion_that_cannot_be_loaded_keeps_no_replica_out_unless_another_ho
     asyncio.run(act())
 
 
+def test_a_champion_that_changes_while_a_replica_comes_in_is_held_first(config: Config, sqlite_store: Store) -> None:
+    async def act() -> None:
+        first, second = challenger(config, sqlite_store, 1), challenger(config, sqlite_store, 2)
+        as_champion(sqlite_store, first)
+        replica = policy(quick(config), sqlite_store)
+        with sqlite_store.write() as tx:
+            adapters.set_alias(tx, CHALLENGER, None, 1.0)
+        await replica._reconcile()
+        with sqlite_store.write() as tx:  # the alias is just moving
+            adapters.set_alias(tx, CHAMPION, second.name, 1.0)
+            starting = asyncio.create_task(replica._hold_champion())
+            await asyncio.sleep(0.5)
+        await asyncio.wait_for(starting, 30)
+        assert second.name in reported(sqlite_store).held
+
+    asyncio.run(act())
+
+
 def test_an_outage_or_a_fault_of_ours_ends_no_reconciling(
     config: Config, sqlite_store: Store, caplog: pytest.LogCaptureFixture
 ) -> None:
