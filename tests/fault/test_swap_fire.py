@@ -91,6 +91,7 @@ def of_alias(run: Steered, alias: str) -> AdapterVersion:
 
 def settled(run: Steered, number: int = 2, without: tuple[str, ...] = (), timeout_s: float = COME_S) -> None:
     """Wait until so many replicas are live, none of them `without`, each with the champion, and it answers."""
+    began = time.monotonic()
 
     def is_so() -> bool | None:
         told, champion = run.client.get("/readyz").json(), aliases(run)[CHAMPION]
@@ -99,6 +100,7 @@ def settled(run: Steered, number: int = 2, without: tuple[str, ...] = (), timeou
         return True if well and all(_well(one, champion, without) for one in live) else None
 
     run.wait(f"{number} replicas that hold the champion", is_so, timeout_s)
+    print(f"{number} replicas hold the champion after {time.monotonic() - began:.0f} s")
 
 
 def _well(replica: dict[str, Any], champion: str, without: tuple[str, ...]) -> bool:
