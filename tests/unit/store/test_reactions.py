@@ -124,6 +124,13 @@ def test_nobody_is_read_who_does_not_count_nor_of_a_holdback(store: Store) -> No
     assert told(store, 9 * DAY, RULES, week).champion == Exposed(1, 1)
 
 
+def test_nobody_is_found_clean_who_had_no_time(store: Store) -> None:
+    with store.write() as tx:
+        rollouts.put(tx, STAGE)
+        asked(tx, "a", ANN)
+    assert told(store, 9 * DAY, replace(RULES, settle_s=0.0, react_s=0.0)).challenger == Exposed(1, 1)
+
+
 def test_a_stage_is_read_by_itself(store: Store) -> None:
     second = replace(STAGE, stage=1, stage_started_at=2.0)
     with store.write() as tx:
