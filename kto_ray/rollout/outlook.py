@@ -13,6 +13,7 @@ from kto_ray.rollout import guards, machine
 from kto_ray.stats import power
 
 DAY_S = 86_400.0
+TELLING, WEEK_DAYS = 0.5, 7.0  # the share of the time in which a test counts, and the days, that tell of all of it
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,14 +57,26 @@ def counting_hours(rules: RolloutSection) -> float:
 
 
 def foresee(rules: RolloutSection, level: float, votes: Votes | None) -> Ahead:
-    """What a test can come to that begins now, at this level, if users judge as they did of late."""
+    """What a test can come to that begins now, at this level, if users judge as they did of late. Who judges in half of
+    the time, or in a week, tells of the whole: in less, those who judge often are most of them, and nobody has had the
+    time to be known."""
+    if level == 0:
+        asks = rules.max_detectable < 1
+        words = (
+            "nothing is left of the budget for false promotions: nothing can be promoted, but by an operator, until "
+        )
+        words += "rollout.alpha is raised, which holds for tests that begin later"
+        return Ahead(asks, f"{words}; resume to begin it anyway, or abort it" if asks else f"begins, though {words}")
     if votes is None:
         return Ahead(False, "begins; the service is less than two days old, and nobody can tell yet what it can show")
     days = counting_hours(rules) / 24
+    if votes.days < min(days * TELLING, WEEK_DAYS):
+        known = f"{votes.users} users judged in {votes.days:.1f} days who were there before"
+        return Ahead(False, f"begins; the service is too young to tell what {days:.1f} days can show: {known}")
     trials = min(rules.max_users, math.floor(votes.users * days / votes.days))
-    gain = math.inf
-    if trials and votes.rate < 1 and level > 0:
-        gain = power.detectable(trials, votes.rate, level, rules.stages[-1].weight)
+    gain = (
+        power.detectable(trials, votes.rate, level, rules.stages[-1].weight) if trials and votes.rate < 1 else math.inf
+    )
     shows = f"a gain of {100 * gain:.1f} points" if math.isfinite(gain) else "no gain at all"
     pace = f"in the {days:.1f} days in which it counts, at the present {votes.users / votes.days:.1f} voters a day"
     if min(gain, 1.0) <= rules.max_detectable:

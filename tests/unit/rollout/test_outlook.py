@@ -110,6 +110,29 @@ def test_before_a_test_it_says_what_it_could_show() -> None:
     assert bound.too_little, "no more settle than may"
     for blind in (Votes(0, 0.5, 13.0), Votes(6000, 1.0, 13.0)):
         assert "no gain at all" in foresee(RULES, 0.005, blind).words
-    assert foresee(RULES, 0.0, Votes(6000, 0.6, 13.0)).too_little, "nothing is left of the budget"
     young = foresee(RULES, 0.005, None)
     assert not young.too_little and "less than two days old" in young.words
+
+
+@pytest.mark.parametrize("votes", [None, Votes(6000, 0.6, 13.0), Votes(90, 0.6, 1.5)])
+def test_without_a_level_nothing_can_be_promoted_whoever_judges(votes: Votes | None) -> None:
+    told = foresee(RULES, 0.0, votes)
+    assert (
+        told.too_little and "nothing can be promoted, but by an operator, until rollout.alpha is raised" in told.words
+    )
+    assert "points" not in told.words and "resume to begin it anyway" in told.words
+    asked = foresee(RULES.model_copy(update={"max_detectable": 1.0}), 0.0, votes)
+    assert not asked.too_little and asked.words.startswith("begins, though nothing is left")
+
+
+def test_of_a_young_service_nobody_can_tell() -> None:
+    """Of three days: in half of them 90 judged, which is not 780 people in 13 days."""
+    young = foresee(RULES, 0.005, Votes(users=90, rate=0.6, days=1.5))
+    assert not young.too_little and "points" not in young.words
+    assert "too young to tell what 13.0 days can show: 90 users judged in 1.5 days" in young.words
+    assert "too young" not in foresee(RULES, 0.005, Votes(users=90, rate=0.6, days=6.5)).words
+    month = RULES.model_copy(update={"max_hours": 720.0})
+    assert "too young" in foresee(month, 0.005, Votes(users=900, rate=0.6, days=6.9)).words
+    assert "too young" not in foresee(month, 0.005, Votes(users=900, rate=0.6, days=14.0)).words, "longer is not read"
+    brief = RULES.model_copy(update={"max_hours": 49.0})
+    assert "too young" not in foresee(brief, 0.005, Votes(users=900, rate=0.6, days=25 / 24)).words
