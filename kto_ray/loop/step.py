@@ -127,6 +127,7 @@ class Loop:
         with self._store.read() as tx:
             newest = rounds.newest(tx)
             current = newest if newest is not None and newest.in_progress else None
+            before = current is not None and current.stage in BEFORE_A_TEST
             seen = Seen(
                 now=now,
                 round=current,
@@ -138,9 +139,8 @@ class Loop:
                 trial=self._watch.trial(tx, current),
                 holdback=self._watch.holdback(tx),
                 base=self._watch.holdback(tx, RolloutKind.BASE),
-                level=trial.level_of(tx, config.rollout)
-                if current is not None and current.stage in BEFORE_A_TEST
-                else 0.0,
+                level=trial.level_of(tx, config.rollout) if before else 0.0,
+                accepted=trial.accepted(tx) if before else None,
                 nonce=uuid.uuid4().hex[:8],
                 salt=secrets.token_hex(16),
             )

@@ -74,10 +74,12 @@ def start(
     )
 
 
-def ask_first(state: RolloutState, why: str, now: float) -> RolloutState:
-    """A new test that does not begin before a person resumes it: nobody is on its challenger until then."""
+def ask_first(state: RolloutState, why: str, now: float, detectable: float | None = None) -> RolloutState:
+    """A new test that does not begin before a person resumes it: nobody is on its challenger until then. Their answer
+    is that to what it can show, the least gain that is `detectable`."""
     reason = f"asks for resume or abort before it begins: {why}"
-    return replace(state, status=RolloutStatus.PAUSED, weight=0.0, reason=reason, status_at=now)
+    watch = None if detectable is None else {"detectable": detectable}
+    return replace(state, status=RolloutStatus.PAUSED, weight=0.0, reason=reason, status_at=now, watch=watch)
 
 
 def rules_of(config: RolloutSection, state: RolloutState) -> RolloutSection:

@@ -15,6 +15,12 @@ from kto_ray.stats import power
 DAY_S = 86_400.0
 TELLING, WEEK_DAYS = 0.5, 7.0  # the share of the time in which a test counts, and the days, that tell of all of it
 
+CLEARLY = 1.25  # times the gain that a person has let pass is clearly another
+ANSWERS = (
+    "`kto-ray rollout resume` begins it anyway, and the next ones that show as much; `abort` ends it. More hours "
+    "(rollout.max_hours) or voters show more, and with a greater rollout.max_detectable none asks (1: never)"
+)
+
 
 @dataclass(frozen=True, slots=True)
 class Flip:
@@ -45,10 +51,12 @@ class Outlook:
 
 @dataclass(frozen=True, slots=True)
 class Ahead:
-    """What a test that begins now can come to, in words. `too_little`: it cannot show `rollout.max_detectable`."""
+    """What a test that begins now can come to, in words. `too_little`: it is to ask a person, for it cannot show
+    `rollout.max_detectable`, only `gain` (1 where it can show none), if that is known."""
 
     too_little: bool
     words: str
+    gain: float | None = None
 
 
 def counting_hours(rules: RolloutSection) -> float:
@@ -56,8 +64,9 @@ def counting_hours(rules: RolloutSection) -> float:
     return rules.max_hours - rules.burn_in_hours - rules.settle_hours
 
 
-def foresee(rules: RolloutSection, level: float, votes: Votes | None) -> Ahead:
-    """What a test can come to that begins now, at this level, if users judge as they did of late. Who judges in half of
+def foresee(rules: RolloutSection, level: float, votes: Votes | None, accepted: float | None = None) -> Ahead:
+    """What a test can come to that begins now, at this level, if users judge as they did of late. A person who let one
+    begin that could show the `accepted` gain is not asked about another of about the same. Who judges in half of
     the time, or in a week, tells of the whole: in less, those who judge often are most of them, and nobody has had the
     time to be known."""
     if level == 0:
@@ -82,8 +91,9 @@ def foresee(rules: RolloutSection, level: float, votes: Votes | None) -> Ahead:
     if min(gain, 1.0) <= rules.max_detectable:
         return Ahead(False, f"begins, and could show {shows} {pace}")
     least = f"{100 * rules.max_detectable:g} points (rollout.max_detectable) are to be"
-    more = "resume to begin it anyway, or abort it and give the next one more hours (max_hours) or more voters"
-    return Ahead(True, f"it could at best show {shows} {pace}, where {least}; {more}")
+    if accepted is not None and min(gain, 1.0) <= CLEARLY * accepted:
+        return Ahead(False, f"begins, and could show {shows} {pace}, where {least}: a person let one like it begin")
+    return Ahead(True, f"it could at best show {shows} {pace}, where {least}; {ANSWERS}", min(gain, 1.0))
 
 
 def outlook(rules: RolloutSection, state: RolloutState, look: Look, now: float) -> Outlook:

@@ -62,6 +62,13 @@ def latest(tx: sa.Connection, number: int) -> list[RolloutState]:
     return [_state(row) for row in tx.execute(query).mappings()][::-1]
 
 
+def last_asked(tx: sa.Connection) -> RolloutState | None:
+    """The newest test that asked a person before it began, for it could show too little."""
+    query = sa.select(rollouts).where(_TESTS, rollouts.c.watch.is_not(None)).order_by(rollouts.c.started_at.desc())
+    row = tx.execute(query.limit(1)).mappings().first()
+    return _state(row) if row else None
+
+
 def of_adapter(tx: sa.Connection, adapter: str) -> list[RolloutState]:
     """The tests in which an adapter was an arm, oldest first."""
     theirs = _TESTS & ((rollouts.c.champion == adapter) | (rollouts.c.challenger == adapter))

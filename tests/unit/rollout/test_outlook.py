@@ -114,6 +114,20 @@ def test_before_a_test_it_says_what_it_could_show() -> None:
     assert not young.too_little and "less than two days old" in young.words
 
 
+def test_a_person_who_let_such_a_test_begin_is_not_asked_again_until_it_is_clearly_worse() -> None:
+    few = Votes(users=300, rate=0.6, days=13.0)
+    asked = foresee(RULES, 0.005, few)
+    assert asked.gain == pytest.approx(detectable(300, 0.6, 0.005))
+    again = foresee(RULES, 0.00475, few, asked.gain)
+    assert not again.too_little and "a person let one like it begin" in again.words
+    fewer = Votes(users=160, rate=0.6, days=13.0)
+    assert detectable(160, 0.6, 0.005) > 1.25 * detectable(300, 0.6, 0.005)
+    assert foresee(RULES, 0.005, fewer, asked.gain).too_little
+    assert foresee(RULES, 0.0, few, asked.gain).too_little, "without a level it is another question"
+    none = foresee(RULES, 0.005, Votes(0, 0.5, 13.0))
+    assert none.gain == 1.0 and not foresee(RULES, 0.005, few, none.gain).too_little
+
+
 @pytest.mark.parametrize("votes", [None, Votes(6000, 0.6, 13.0), Votes(90, 0.6, 1.5)])
 def test_without_a_level_nothing_can_be_promoted_whoever_judges(votes: Votes | None) -> None:
     told = foresee(RULES, 0.0, votes)
