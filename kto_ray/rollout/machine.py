@@ -32,6 +32,7 @@ from kto_ray.records.rollouts import Look, RolloutState, RolloutStatus
 from kto_ray.records.trials import REACTIONS
 from kto_ray.rollout.guards import GUARD_WORDS, among, harm_beyond, most_of
 
+UNNAMED = ("failed", "aborted", "cut_off", "slow")  # the guards of rules that name none
 UPS_ALPHA = 0.05  # of the second condition, more ups among all who got an answer
 
 
@@ -93,10 +94,10 @@ def rules_of(config: RolloutSection, state: RolloutState) -> RolloutSection:
 
 
 def _as_begun(rules: Mapping[str, Any]) -> dict[str, Any]:
-    """What users do about answers was named among the guards also where nobody had time for it."""
-    if rules.get("settle_hours") != 0 or "guards" not in rules:
-        return dict(rules)
-    return {**rules, "guards": [name for name in rules["guards"] if name not in REACTIONS]}
+    """A program from before guards had names had four, and what users do about answers was named also where nobody had
+    the time for it."""
+    guards = rules.get("guards", UNNAMED)
+    return {**rules, "guards": [g for g in guards if g not in REACTIONS or rules.get("settle_hours") != 0]}
 
 
 def decide(rules: RolloutSection, state: RolloutState, look: Look, now: float) -> Decision:

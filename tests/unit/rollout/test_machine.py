@@ -52,6 +52,10 @@ def test_it_starts_in_the_first_stage_under_rules_that_it_keeps() -> None:
     assert rules_of(other, CANARY) == RULES
     assert rules_of(other, replace(CANARY, rules=None)) == other
     assert rules_of(other, replace(CANARY, rules={"of": "another version"})) == other
+    assert CANARY.rules is not None
+    unnamed = {name: rule for name, rule in CANARY.rules.items() if name != "guards"}
+    then = rules_of(other, replace(CANARY, rules=unnamed))
+    assert then == RULES.model_copy(update={"guards": FAULTS[:4]}), "as a controller of before 0006 begins it"
     with pytest.raises(ValueError, match="both"):
         start(RULES, "policy@base", "policy@base", "r1", "salt", LEVEL, now=0.0)
 
