@@ -22,7 +22,7 @@ from kto_ray.store import trials
 from kto_ray.store.among import among
 from kto_ray.store.mapping import completion_of, feedback_of
 from kto_ray.store.said import said
-from kto_ray.store.schema import completions, feedback, labels, rounds
+from kto_ray.store.schema import SERVED, completions, feedback, labels, rounds
 from kto_ray.store.tallies import Tally
 
 CHUNK = 500  # completions of a query
@@ -103,7 +103,7 @@ def votes(tx: sa.Connection, now: float, window_s: float, new_users: bool) -> Vo
     these, as a test counts; who came since, too, where it does. None where the service has answered for less than two
     days, so that nobody can tell."""
     c, l = completions.c, labels.c  # noqa: E741
-    first = sa.select(c.created_at).where(c.arm != Arm.IMPORT.value).order_by(c.created_at).limit(1)
+    first = sa.select(c.created_at).where(SERVED).order_by(c.created_at).limit(1)
     began = tx.execute(first).scalar()
     if began is None or now - began < YOUNG_S:
         return None
