@@ -89,6 +89,8 @@ def test_a_candidate_is_what_it_sets_over_the_kto_section_and_stays_so() -> None
         (("train.sharding=fsdp", "train.workers=2", "train.step=trl"), "only the exact step"),
         (("train.device=gpu", "train.workers=2", "train.gpus_per_worker=0.5"), "NCCL refuses two workers on one GPU"),
         (("loop.enabled=false", "kto.dora=true", "train.sharding=fsdp", "train.workers=2"), "whole base weights"),
+        (("loop.enabled=false", "loop.candidates.a.dora=true"), "loop.candidates.a has dora true"),
+        (("loop.enabled=false", "kto.dora=true", "loop.candidates.a={}"), "set loop.candidates.a.dora: false"),
     ],
 )
 def test_options_that_cannot_work_together_are_refused(overrides: tuple[str, ...], told: str) -> None:
