@@ -35,10 +35,10 @@ class Flip:
 class Outlook:
     """`verdict` is what would be done now and why, in words: what a promotion waits for, if it waits. `promotes` is all
     that it waits for, with how far each is; `trials_needed` are those that the evidence of a gain lacks, if people go
-    on to judge as they did so far, None where there is no such evidence, or enough; `ends` are the thresholds of which
-    any one ends the test, the nearest first. `trials_left` may settle before users or hours run out, at
-    `trials_per_day`; `detectable_gain` is the difference that is then promoted in 80% of tests, None where even the
-    largest is not. Before the deciding stage only the verdict and what ends the test are known."""
+    on to judge as they did so far, None where there is no such evidence, or enough; `ends` are the thresholds to
+    which the test is on the way, of which any one ends it, the nearest first. `trials_left` may settle before users or
+    hours run out, at `trials_per_day`; `detectable_gain` is the difference that is then promoted in 80% of tests, None
+    where even the largest is not. Before the deciding stage only the verdict and what ends the test are known."""
 
     verdict: str
     trials_per_day: float | None = None
@@ -133,10 +133,11 @@ def _needed(settled: int, gain: float, level: float) -> int | None:
 
 
 def _ends(rules: RolloutSection, state: RolloutState, look: Look, hours: float, decides: bool) -> Iterator[Flip]:
-    """The thresholds that end the test, and those at which a person is asked, but those that a person has answered."""
+    """The thresholds that end the test, and those at which a person is asked, to which it is on the way; but those that
+    a person has answered."""
 
     def flip(criterion: str, way: float, words: str) -> Iterator[Flip]:
-        if criterion not in state.asked:
+        if criterion not in state.asked and way > 0:
             action = machine.Action.ASK if criterion in rules.ask else machine.Action.ABORT
             yield Flip(action, max(0.0, min(1.0, way)), words)
 
@@ -144,8 +145,8 @@ def _ends(rules: RolloutSection, state: RolloutState, look: Look, hours: float, 
     odds = f"{math.exp(min(harm, 700.0)):.3g} to one, of {1 / rules.harm_alpha:.3g} to one (harm_alpha)"
     yield from flip("harm", harm / enough, f"the evidence of harm is {odds}")
     for name in rules.guards:
-        low, top = look.evidence.get(f"{name}_low", -1.0), look.evidence.get(f"{name}_high", 1.0)
-        least, rise = guards.harm_beyond(rules, name), (low + top) / 2
+        low, rise = look.evidence.get(f"{name}_low", -1.0), look.evidence.get(f"{name}_rise", 0.0)
+        least = guards.harm_beyond(rules, name)
         done = (rise - least) / (rise - low) if rise > least else 0.0  # all, when the whole interval lies beyond
         often = f"{guards.GUARD_WORDS[name]}, {guards.among(name)}by at least {low:+.3f}"
         yield from flip("faults", done, f"answers are more often {often}, of more than {least:g}")
