@@ -153,10 +153,19 @@ def _ends(rules: RolloutSection, state: RolloutState, look: Look, hours: float, 
     if not decides:
         return
     high = f"the gain may be up to {look.high:+.3f}, of {rules.min_effect:+g} (min_effect)"
-    yield from flip("futility", (1 - look.high) / (1 - rules.min_effect), high)
+    if _gain(look) <= rules.min_effect:
+        yield from flip("futility", (1 - look.high) / (1 - rules.min_effect), high)
     settled, most = look.n_champion + look.n_challenger, machine.hours_of(rules, state)
     yield from flip("users", settled / rules.max_users, f"{settled} users are settled of {rules.max_users} (max_users)")
     yield Flip(machine.Action.ABORT, min(1.0, hours / most), f"{hours:.1f} hours are over of {most:g} (max_hours)")
+
+
+def _gain(look: Look) -> float:
+    """As it was seen; 0 while an arm has nobody."""
+    champion, challenger = look.arms
+    if not champion.users or not challenger.users:
+        return 0.0
+    return challenger.up / challenger.users - champion.up / champion.users
 
 
 def _detectable(rules: RolloutSection, state: RolloutState, look: Look, trials: int) -> float | None:

@@ -63,6 +63,8 @@ def test_what_cannot_be_known_is_not_told() -> None:
 
 def test_it_says_all_that_would_flip_the_verdict_and_how_far_that_is() -> None:
     harmed = replace(LOOK, evidence={**SAW, "harm": math.log(10), "cut_off_low": -0.02, "cut_off_rise": 0.04}, high=0.1)
+    assert not any("min_effect" in flip.words for flip in outlook(RULES, AB, harmed, 1 * DAY).ends), "who gains is not"
+    harmed = replace(harmed, up_challenger=299.0)
     told = outlook(RULES, AB, harmed, 1 * DAY)
     assert [words.split(",")[0] for words in told.promotes] == [
         "the evidence of a gain is 2.72 to one",
@@ -85,7 +87,8 @@ def test_it_says_all_that_would_flip_the_verdict_and_how_far_that_is() -> None:
 
 def test_what_a_person_is_asked_or_has_answered_is_told_so() -> None:
     asks = RULES.model_copy(update={"ask": ("harm", "futility")})
-    told = outlook(asks, replace(AB, asked=("harm",)), LOOK, 3 * DAY).ends
+    worse = replace(LOOK, up_challenger=299.0)
+    told = outlook(asks, replace(AB, asked=("harm",)), worse, 3 * DAY).ends
     assert not any("harm" in flip.words for flip in told)
     assert [flip.verdict for flip in told if "min_effect" in flip.words] == ["ask"]
 
