@@ -26,6 +26,7 @@ from kto_ray.store.said import as_of, said
 from kto_ray.store.schema import UNREAD, completions, feedback, trials
 
 USERS = 1_000  # read in one go
+DAY_S = 86_400.0
 SIGNALS = (Signal.REGENERATED.value, Signal.DISAGREED.value)
 
 c, f, t = completions.c, feedback.c, trials.c
@@ -68,7 +69,7 @@ def _signals(tx: sa.Connection, state: RolloutState, users: Collection[str]) -> 
     sent = (f.kind == FeedbackKind.SIGNAL.value) & f.signal.in_(SIGNALS) & f.completion_id.is_not(None)
     stands = (f.held.is_(None) | (f.held == Held.RELEASED.value)) & ~f.reviewer
     columns = (f.completion_id, f.user, f.signal, f.created_at, f.withdrawn_at)
-    signals = tx.execute(sa.select(*columns).where(among(tx, f.user, users), sent, stands)).all()
+    signals = tx.execute(sa.select(*columns).where(among(tx, f.user, users), sent, stands, _lately(state))).all()
     due = {row.id: row for row in _answers(tx, state, {row.completion_id for row in signals})}
     for row in signals:
         of = due.get(row.completion_id)
@@ -81,7 +82,8 @@ def _signals(tx: sa.Connection, state: RolloutState, users: Collection[str]) -> 
 def _edits(tx: sa.Connection, state: RolloutState, users: Collection[str]) -> Iterator[tuple[str, str]]:
     """An edit that stood and changes what is seen was a label."""
     sent = (f.kind == FeedbackKind.EDIT.value) & f.completion_id.is_not(None) & ~f.reviewer
-    edited = set(tx.execute(sa.select(f.completion_id).where(among(tx, f.user, users), sent)).scalars())
+    query = sa.select(f.completion_id).where(among(tx, f.user, users), sent, _lately(state))
+    edited = set(tx.execute(query).scalars())
     for user, verdict in _verdicts(tx, _answers(tx, state, edited)).values():
         if verdict is Verdict.EDIT:
             yield user, "edited"
@@ -103,6 +105,12 @@ def _ratings(tx: sa.Connection, state: RolloutState, users: Collection[str]) -> 
             yield user, "rated"
             if verdicts[row.id][1] is Verdict.UP:
                 yield user, "rated_up"
+
+
+def _lately(state: RolloutState) -> sa.ColumnElement[bool]:
+    """What is said of a stage's answers is said after it began, by clocks that are right to a day: nobody's whole past
+    is read."""
+    return f.created_at > state.stage_started_at - DAY_S
 
 
 def _answers(tx: sa.Connection, state: RolloutState, ids: Collection[str]) -> Sequence[Any]:
