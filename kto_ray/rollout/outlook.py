@@ -14,8 +14,11 @@ from kto_ray.stats import power
 
 DAY_S = 86_400.0
 TELLING, WEEK_DAYS = 0.5, 7.0  # the share of the time in which a test counts, and the days, that tell of all of it
-
 CLEARLY = 1.25  # times the gain that a person has let pass is clearly another
+NO_LEVEL = (
+    "nothing is left of the budget for false promotions: nothing can be promoted, but by an operator, until "
+    "rollout.alpha is raised, which holds for tests that begin later"
+)
 ANSWERS = (
     "`kto-ray rollout resume` begins it anyway, and the next ones that show as much; `abort` ends it. More hours "
     "(rollout.max_hours) or voters show more, and with a greater rollout.max_detectable none asks (1: never)"
@@ -65,17 +68,14 @@ def counting_hours(rules: RolloutSection) -> float:
 
 
 def foresee(rules: RolloutSection, level: float, votes: Votes | None, accepted: float | None = None) -> Ahead:
-    """What a test can come to that begins now, at this level, if users judge as they did of late. A person who let one
-    begin that could show the `accepted` gain is not asked about another of about the same. Who judges in half of
+    """What a test can come to that begins now, at this level, if users judge as they did of late. Who judges in half of
     the time, or in a week, tells of the whole: in less, those who judge often are most of them, and nobody has had the
-    time to be known."""
+    time to be known. A person who let a test begin that could show the `accepted` gain is not asked about another that
+    can show about as much."""
+    if level == 0 and rules.max_detectable < 1:
+        return Ahead(True, f"{NO_LEVEL}; resume to begin it anyway, or abort it")
     if level == 0:
-        asks = rules.max_detectable < 1
-        words = (
-            "nothing is left of the budget for false promotions: nothing can be promoted, but by an operator, until "
-        )
-        words += "rollout.alpha is raised, which holds for tests that begin later"
-        return Ahead(asks, f"{words}; resume to begin it anyway, or abort it" if asks else f"begins, though {words}")
+        return Ahead(False, f"begins, though {NO_LEVEL}")
     if votes is None:
         return Ahead(False, "begins; the service is less than two days old, and nobody can tell yet what it can show")
     days = counting_hours(rules) / 24
@@ -83,9 +83,9 @@ def foresee(rules: RolloutSection, level: float, votes: Votes | None, accepted: 
         known = f"{votes.users} users judged in {votes.days:.1f} days who were there before"
         return Ahead(False, f"begins; the service is too young to tell what {days:.1f} days can show: {known}")
     trials = min(rules.max_users, math.floor(votes.users * days / votes.days))
-    gain = (
-        power.detectable(trials, votes.rate, level, rules.stages[-1].weight) if trials and votes.rate < 1 else math.inf
-    )
+    gain = math.inf
+    if trials and votes.rate < 1:
+        gain = power.detectable(trials, votes.rate, level, rules.stages[-1].weight)
     shows = f"a gain of {100 * gain:.1f} points" if math.isfinite(gain) else "no gain at all"
     pace = f"in the {days:.1f} days in which it counts, at the present {votes.users / votes.days:.1f} voters a day"
     if min(gain, 1.0) <= rules.max_detectable:
