@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field, field_validator, model_validator
 
@@ -17,7 +17,14 @@ WEEK_HOURS = 168
 GuardName = Literal[
     "failed", "aborted", "cut_off", "slow", "tool_error", "asked_back", "long", "regenerated", "disagreed", "edited"
 ]
+REACTIONS = ("regenerated", "disagreed", "edited")  # guards by what users do within rollout.settle_hours
 STAFF_ALIASES = ("champion", "challenger", "previous", "base")
+
+
+def _guards(section: Mapping[str, Any]) -> tuple[GuardName, ...]:
+    """All that can be judged: without settle_hours nobody has the time to react."""
+    every: tuple[GuardName, ...] = get_args(GuardName)
+    return tuple(name for name in every if name not in REACTIONS or section.get("settle_hours") != 0)
 
 
 class GateSection(Section):
@@ -85,7 +92,8 @@ class RolloutSection(Section):
     omega: Annotated[float, Field(gt=0, lt=1)] = 0.05
     harm_alpha: Annotated[float, Field(gt=0, lt=0.5)] = 0.05  # chance that a challenger is ended as worse and is not
     min_effect: Annotated[float, Field(ge=0, lt=1)] = 0.0  # the gain that must be exceeded
-    # A user's trial is settled so long after their first answer in the deciding stage: what stands then counts for good
+    # A user's trial is settled so long after their first answer in the deciding stage: what stands then counts for
+    # good. 0: with the first judgement, and nobody has the time for what `guards` would see of reactions
     settle_hours: float = Field(24.0, ge=0)
     # Whether users count who came since the test began. Names are free: true where an application vouches for them
     new_users: bool = False
@@ -95,8 +103,9 @@ class RolloutSection(Section):
     # Of the deciding stage, in which nobody is counted yet: what pleases only while it is new has worn off by then
     burn_in_hours: float = Field(0.0, ge=0)
     max_hours: float = Field(336.0, gt=0)
-    # What may not become more frequent among users than with the champion; records/trials.py says what each is
-    guards: tuple[GuardName, ...] = get_args(GuardName)
+    # What may not become more frequent among users than with the champion; records/trials.py says what each is. All,
+    # but what users do about answers where settle_hours is 0
+    guards: tuple[GuardName, ...] = Field(default_factory=_guards)
     # By how much it may: to promote, it is shown to be less. In points. A first answer that asks back or is long may be
     # what users like: of these it is another figure, and they are harm from there on only, others from any rise on
     max_fault_rise: Annotated[float, Field(gt=0, le=1)] = 0.05
@@ -155,6 +164,17 @@ class RolloutSection(Section):
                 f"max_hours is {self.max_hours:g}, which must exceed min_hours ({self.min_hours:g}) and burn_in_hours "
                 f"and settle_hours together ({self.burn_in_hours + self.settle_hours:g}): no trial would be settled in "
                 "time"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _time_to_react(self) -> RolloutSection:
+        blind = [name for name in self.guards if name in REACTIONS]
+        if blind and self.settle_hours == 0:
+            raise ValueError(
+                f"guards names {', '.join(blind)}, and settle_hours is 0: what users do about answers is seen within "
+                "that time, in which nobody could do anything, so the guard would find every challenger clean. Raise "
+                "settle_hours, or leave these out of guards"
             )
         return self
 

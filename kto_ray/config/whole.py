@@ -56,7 +56,14 @@ class Config(Section):
         """Those of the `kto` section, and of every candidate."""
         self._adapter_fits("kto", self.kto)
         for name, over in self.loop.candidates.items():
-            self._adapter_fits(f"loop.candidates.{name}", self.with_kto(over.model_dump()).kto)
+            where, kto = f"loop.candidates.{name}", self.with_kto(over.model_dump()).kto
+            if kto.dora and not self.loop.enabled:
+                raise ValueError(
+                    f"{where} has dora true, its own or that of kto: vLLM cannot serve a DoRA adapter, and candidates "
+                    f"are for rounds, which also an operator begins; set {where}.dora: false, or set kto.dora without "
+                    "candidates to train and evaluate by hand"
+                )
+            self._adapter_fits(where, kto)
         return self
 
     def _adapter_fits(self, where: str, kto: KtoSection) -> None:

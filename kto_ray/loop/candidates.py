@@ -101,9 +101,9 @@ def begin_test(config: Config, seen: Seen, known: Round, adapter: str, effects: 
     assert not isinstance(known.state, (Sealing, Ended))
     name = f"rollout-{known.id}-{seen.nonce}"
     test = machine.start(config.rollout, seen.aliases[CHAMPION], adapter, name, seen.salt, seen.level, seen.now)
-    ahead = foresee(config.rollout, seen.level, seen.votes)
+    ahead = foresee(config.rollout, seen.level, seen.votes, seen.accepted)
     if ahead.too_little:
-        test = machine.ask_first(test, ahead.words, seen.now)
+        test = machine.ask_first(test, ahead.words, seen.now, ahead.gain)
     testing = OnTrial(known.state.snapshot, adapter, name)
     return Change(known.to(testing, seen.now), (*effects, test), f"rollout {name}: {test.reason or ahead.words}")
 

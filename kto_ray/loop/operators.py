@@ -58,9 +58,7 @@ def _run(config: Config, seen: Seen) -> tuple[Move, Answer]:
     if seen.round is not None:
         return None, Refused(f"round {seen.round.id} is in stage {seen.round.stage}; one round at a time")
     if any(config.with_kto(one.kto).kto.dora for one in candidates.planned(config)):
-        words = (
-            "kto.dora is true, or a candidate's, and vLLM cannot serve a DoRA adapter; kto-ray train and evaluate work"
-        )
+        words = "kto.dora is true, and vLLM cannot serve a DoRA adapter; kto-ray train and evaluate work"
         return None, Refused(words)
     if seen.labels == 0:
         return None, Refused("there is no feedback to learn from")

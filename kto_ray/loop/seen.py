@@ -69,6 +69,7 @@ class Seen:
     nonce: str = ""  # fresh and random: names a new test
     salt: str = ""  # likewise, and a secret: draws its arms
     level: float = 0.0  # what the budget of the loop's life allows the next test. Looked up where one may begin
+    accepted: float | None = None  # the gain of a blind test that a person let begin, likewise
     votes: Votes | None = None  # who judged of late, likewise; None of a service that is too young to tell
     # What learnt from rows that were erased, or holds them, of all that has an alias or is in progress: names of
     # adapters and ids of snapshots. Looked up for Act.FORGET alone

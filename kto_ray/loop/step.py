@@ -23,6 +23,7 @@ from ray.serve.handle import DeploymentHandle
 from kto_ray.config import Config
 from kto_ray.feedback.quarantine import Why
 from kto_ray.loop import trial, work
+from kto_ray.loop.clearing import Clearing
 from kto_ray.loop.decide import decide
 from kto_ray.loop.lease import Lease, LostLease
 from kto_ray.loop.moves import Begin, Change, Move, Start, overtaken, perform
@@ -71,6 +72,7 @@ class Loop:
         self._reader = ThreadPoolExecutor(1, thread_name_prefix="progress")
         self._reading: Future[TrainProgress | None] | None = None
         self._swept: int | None = 0  # the store's youth has been looked at up to here; None: all of it
+        self._clearing = Clearing(config)
         self._watch = trial.Watch()
         self._joined = ""  # pending feedback has been looked at up to here
 
@@ -89,6 +91,7 @@ class Loop:
     def _tick(self) -> None:
         if self._lease.hold():
             self._take_over()
+        self._clearing.look()
         rules = self._config.feedback
         with self._store.read() as tx:
             pending = joining.overlooked(tx, self._joined, time.time() - rules.pending_days * DAY_S)
@@ -123,6 +126,7 @@ class Loop:
         with self._store.read() as tx:
             newest = rounds.newest(tx)
             current = newest if newest is not None and newest.in_progress else None
+            before = current is not None and current.stage in BEFORE_A_TEST
             seen = Seen(
                 now=now,
                 round=current,
@@ -134,9 +138,8 @@ class Loop:
                 trial=self._watch.trial(tx, current),
                 holdback=self._watch.holdback(tx),
                 base=self._watch.holdback(tx, RolloutKind.BASE),
-                level=trial.level_of(tx, config.rollout)
-                if current is not None and current.stage in BEFORE_A_TEST
-                else 0.0,
+                level=trial.level_of(tx, config.rollout) if before else 0.0,
+                accepted=trial.accepted(tx) if before else None,
                 nonce=uuid.uuid4().hex[:8],
                 salt=secrets.token_hex(16),
             )
@@ -233,8 +236,7 @@ class Loop:
         if before is None or after is None or _key(after) == _key(before):
             return
         self._let_go()
-        for run in _cut_short(after) - _cut_short(before):
-            work.clear(self._config, run)
+        self._clearing.add(sorted(_cut_short(after) - _cut_short(before)))
 
     def _let_go(self) -> None:
         if self._job is not None:
@@ -242,13 +244,11 @@ class Loop:
             work.cancel(job)
 
     def _take_over(self) -> None:
-        """Whoever acted before may have gone beyond this process's job, or been killed between the end of a training
-        and that of its job. Once: the storage may be away."""
+        """Whoever acted before may have gone beyond this process's job, or been killed before a training's workers were
+        cleared: in the round before, where the storage was away, without which the next seals nothing."""
         self._let_go()
         with self._store.read() as tx:
-            newest = rounds.newest(tx)
-        for run in _cut_short(newest) if newest is not None else ():
-            work.clear(self._config, run)
+            self._clearing.add(run for known in rounds.latest(tx, 2) for run in sorted(_cut_short(known)))
 
     def _tainted(self, seen: Seen) -> frozenset[str]:
         state = seen.round.state if seen.round is not None else None

@@ -85,6 +85,14 @@ def votes_of(store: Store, section: RolloutSection, now: float) -> Votes | None:
         return None
 
 
+def accepted(tx: sa.Connection) -> float | None:
+    """The least gain that the last test which asked could show, where a person let it begin all the same."""
+    last = rollouts.last_asked(tx)
+    if last is None or last.watch is None or last.weight == 0:  # it ended as it waited
+        return None
+    return float(last.watch["detectable"])
+
+
 def level_of(tx: sa.Connection, section: RolloutSection) -> float:
     """Of the next test."""
     return budget.level(budget.spent(rollouts.finished(tx)), section.alpha, section.omega)

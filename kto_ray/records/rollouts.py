@@ -35,7 +35,9 @@ class RolloutState:
     by_evidence: bool = True  # false where an operator ended it
     rules: Mapping[str, Any] | None = None  # the config section that it began with, and goes on under
     kind: RolloutKind = RolloutKind.TEST
-    watch: Mapping[str, Any] | None = None  # of a holdback, as `kto_ray.rollout.holdback` or `base` keeps it
+    # Of a holdback, as `kto_ray.rollout.holdback` or `base` keeps it; of a test that asked before it began, the least
+    # gain that it could show, as `machine.ask_first` does
+    watch: Mapping[str, Any] | None = None
     status_at: float | None = None  # when it was last paused or resumed
     asked: tuple[str, ...] = ()  # criteria of this stage on which a person was asked; whoever resumes has answered them
 

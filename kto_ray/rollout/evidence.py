@@ -91,10 +91,18 @@ def _guards(rules: RolloutSection, standing: Standing) -> dict[str, float]:
         arms = _count(standing.champion, name), _count(standing.challenger, name)
         bounds[f"{name}_low"] = _interval(*arms, rules.harm_alpha / len(GUARDS))[0]
         bounds[f"{name}_high"] = _interval(*arms, rules.harm_alpha)[1]
+        bounds[f"{name}_rise"] = _rise(*arms)  # as it was seen; in arms of unlike size no interval's middle
     return bounds
 
 
 _interval = functools.lru_cache(maxsize=256)(sequential.interval)  # most counts are 0, and change seldom
+
+
+def _rise(champion: ArmCount, challenger: ArmCount) -> float:
+    """0 while an arm has nobody."""
+    if not champion.users or not challenger.users:
+        return 0.0
+    return challenger.up / challenger.users - champion.up / champion.users
 
 
 def _count(arm: Exposed, name: str) -> ArmCount:

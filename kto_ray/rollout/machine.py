@@ -20,16 +20,19 @@ from __future__ import annotations
 
 import enum
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 from pydantic import ValidationError
 
 from kto_ray.config.deciding import RolloutSection, RolloutStage
 from kto_ray.records.requests import Act
 from kto_ray.records.rollouts import Look, RolloutState, RolloutStatus
+from kto_ray.records.trials import REACTIONS
 from kto_ray.rollout.guards import GUARD_WORDS, among, harm_beyond, most_of
 
+UNNAMED = ("failed", "aborted", "cut_off", "slow")  # the guards of rules that name none
 UPS_ALPHA = 0.05  # of the second condition, more ups among all who got an answer
 
 
@@ -72,10 +75,12 @@ def start(
     )
 
 
-def ask_first(state: RolloutState, why: str, now: float) -> RolloutState:
-    """A new test that does not begin before a person resumes it: nobody is on its challenger until then."""
+def ask_first(state: RolloutState, why: str, now: float, detectable: float | None = None) -> RolloutState:
+    """A new test that does not begin before a person resumes it: nobody is on its challenger until then. Their answer
+    is that to what it can show, the least gain that is `detectable`."""
     reason = f"asks for resume or abort before it begins: {why}"
-    return replace(state, status=RolloutStatus.PAUSED, weight=0.0, reason=reason, status_at=now)
+    watch = None if detectable is None else {"detectable": detectable}
+    return replace(state, status=RolloutStatus.PAUSED, weight=0.0, reason=reason, status_at=now, watch=watch)
 
 
 def rules_of(config: RolloutSection, state: RolloutState) -> RolloutSection:
@@ -83,9 +88,16 @@ def rules_of(config: RolloutSection, state: RolloutState) -> RolloutSection:
     if state.rules is None:
         return config
     try:
-        return RolloutSection.model_validate(state.rules)
+        return RolloutSection.model_validate(_as_begun(state.rules))
     except ValidationError:  # of another version
         return config
+
+
+def _as_begun(rules: Mapping[str, Any]) -> dict[str, Any]:
+    """A program from before guards had names had four, and what users do about answers was named also where nobody had
+    the time for it."""
+    guards = rules.get("guards", UNNAMED)
+    return {**rules, "guards": [g for g in guards if g not in REACTIONS or rules.get("settle_hours") != 0]}
 
 
 def decide(rules: RolloutSection, state: RolloutState, look: Look, now: float) -> Decision:
@@ -206,10 +218,11 @@ def _odds(evidence: float) -> str:
 
 
 def in_words(rules: RolloutSection, look: Look) -> str:
+    blind = "" if rules.settle_hours else f"; {', '.join(REACTIONS)} are not judged, for settle_hours is 0"
     return (
         f"{look.up_challenger:.10g} up of {look.n_challenger} users against the champion's {look.up_champion:.10g} of "
         f"{look.n_champion}, difference {look.low:+.3f} to {look.high:+.3f} ({1 - 2 * rules.harm_alpha:.0%} confidence "
-        f"sequence); answered {look.exposed_challenger} and {look.exposed_champion} users"
+        f"sequence); answered {look.exposed_challenger} and {look.exposed_champion} users{blind}"
     )
 
 

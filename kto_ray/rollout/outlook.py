@@ -13,6 +13,16 @@ from kto_ray.rollout import guards, machine
 from kto_ray.stats import power
 
 DAY_S = 86_400.0
+TELLING, WEEK_DAYS = 0.5, 7.0  # the share of the time in which a test counts, and the days, that tell of all of it
+CLEARLY = 1.25  # times the gain that a person has let pass is clearly another
+NO_LEVEL = (
+    "nothing is left of the budget for false promotions: nothing can be promoted, but by an operator, until "
+    "rollout.alpha is raised, which holds for tests that begin later"
+)
+ANSWERS = (
+    "`kto-ray rollout resume` begins it anyway, and the next ones that show as much; `abort` ends it. More hours "
+    "(rollout.max_hours) or voters show more, and with a greater rollout.max_detectable none asks (1: never)"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,10 +38,10 @@ class Flip:
 class Outlook:
     """`verdict` is what would be done now and why, in words: what a promotion waits for, if it waits. `promotes` is all
     that it waits for, with how far each is; `trials_needed` are those that the evidence of a gain lacks, if people go
-    on to judge as they did so far, None where there is no such evidence, or enough; `ends` are the thresholds of which
-    any one ends the test, the nearest first. `trials_left` may settle before users or hours run out, at
-    `trials_per_day`; `detectable_gain` is the difference that is then promoted in 80% of tests, None where even the
-    largest is not. Before the deciding stage only the verdict and what ends the test are known."""
+    on to judge as they did so far, None where there is no such evidence, or enough; `ends` are the thresholds to
+    which the test is on the way, of which any one ends it, the nearest first. `trials_left` may settle before users or
+    hours run out, at `trials_per_day`; `detectable_gain` is the difference that is then promoted in 80% of tests, None
+    where even the largest is not. Before the deciding stage only the verdict and what ends the test are known."""
 
     verdict: str
     trials_per_day: float | None = None
@@ -44,10 +54,12 @@ class Outlook:
 
 @dataclass(frozen=True, slots=True)
 class Ahead:
-    """What a test that begins now can come to, in words. `too_little`: it cannot show `rollout.max_detectable`."""
+    """What a test that begins now can come to, in words. `too_little`: it is to ask a person, for it cannot show
+    `rollout.max_detectable`, only `gain` (1 where it can show none), if that is known."""
 
     too_little: bool
     words: str
+    gain: float | None = None
 
 
 def counting_hours(rules: RolloutSection) -> float:
@@ -55,22 +67,33 @@ def counting_hours(rules: RolloutSection) -> float:
     return rules.max_hours - rules.burn_in_hours - rules.settle_hours
 
 
-def foresee(rules: RolloutSection, level: float, votes: Votes | None) -> Ahead:
-    """What a test can come to that begins now, at this level, if users judge as they did of late."""
+def foresee(rules: RolloutSection, level: float, votes: Votes | None, accepted: float | None = None) -> Ahead:
+    """What a test can come to that begins now, at this level, if users judge as they did of late. Who judges in half of
+    the time, or in a week, tells of the whole: in less, those who judge often are most of them, and nobody has had the
+    time to be known. A person who let a test begin that could show the `accepted` gain is not asked about another that
+    can show about as much."""
+    if level == 0 and rules.max_detectable < 1:
+        return Ahead(True, f"{NO_LEVEL}; resume to begin it anyway, or abort it")
+    if level == 0:
+        return Ahead(False, f"begins, though {NO_LEVEL}")
     if votes is None:
         return Ahead(False, "begins; the service is less than two days old, and nobody can tell yet what it can show")
     days = counting_hours(rules) / 24
+    if votes.days < min(days * TELLING, WEEK_DAYS):
+        known = f"{votes.users} users judged in {votes.days:.1f} days who were there before"
+        return Ahead(False, f"begins; the service is too young to tell what {days:.1f} days can show: {known}")
     trials = min(rules.max_users, math.floor(votes.users * days / votes.days))
     gain = math.inf
-    if trials and votes.rate < 1 and level > 0:
+    if trials and votes.rate < 1:
         gain = power.detectable(trials, votes.rate, level, rules.stages[-1].weight)
     shows = f"a gain of {100 * gain:.1f} points" if math.isfinite(gain) else "no gain at all"
     pace = f"in the {days:.1f} days in which it counts, at the present {votes.users / votes.days:.1f} voters a day"
     if min(gain, 1.0) <= rules.max_detectable:
         return Ahead(False, f"begins, and could show {shows} {pace}")
     least = f"{100 * rules.max_detectable:g} points (rollout.max_detectable) are to be"
-    more = "resume to begin it anyway, or abort it and give the next one more hours (max_hours) or more voters"
-    return Ahead(True, f"it could at best show {shows} {pace}, where {least}; {more}")
+    if accepted is not None and min(gain, 1.0) <= CLEARLY * accepted:
+        return Ahead(False, f"begins, and could show {shows} {pace}, where {least}: a person let one like it begin")
+    return Ahead(True, f"it could at best show {shows} {pace}, where {least}; {ANSWERS}", min(gain, 1.0))
 
 
 def outlook(rules: RolloutSection, state: RolloutState, look: Look, now: float) -> Outlook:
@@ -110,10 +133,11 @@ def _needed(settled: int, gain: float, level: float) -> int | None:
 
 
 def _ends(rules: RolloutSection, state: RolloutState, look: Look, hours: float, decides: bool) -> Iterator[Flip]:
-    """The thresholds that end the test, and those at which a person is asked, but those that a person has answered."""
+    """The thresholds that end the test, and those at which a person is asked, to which it is on the way; but those that
+    a person has answered."""
 
     def flip(criterion: str, way: float, words: str) -> Iterator[Flip]:
-        if criterion not in state.asked:
+        if criterion not in state.asked and way > 0:
             action = machine.Action.ASK if criterion in rules.ask else machine.Action.ABORT
             yield Flip(action, max(0.0, min(1.0, way)), words)
 
@@ -121,18 +145,27 @@ def _ends(rules: RolloutSection, state: RolloutState, look: Look, hours: float, 
     odds = f"{math.exp(min(harm, 700.0)):.3g} to one, of {1 / rules.harm_alpha:.3g} to one (harm_alpha)"
     yield from flip("harm", harm / enough, f"the evidence of harm is {odds}")
     for name in rules.guards:
-        low, top = look.evidence.get(f"{name}_low", -1.0), look.evidence.get(f"{name}_high", 1.0)
-        least, rise = guards.harm_beyond(rules, name), (low + top) / 2
+        low, rise = look.evidence.get(f"{name}_low", -1.0), look.evidence.get(f"{name}_rise", 0.0)
+        least = guards.harm_beyond(rules, name)
         done = (rise - least) / (rise - low) if rise > least else 0.0  # all, when the whole interval lies beyond
         often = f"{guards.GUARD_WORDS[name]}, {guards.among(name)}by at least {low:+.3f}"
         yield from flip("faults", done, f"answers are more often {often}, of more than {least:g}")
     if not decides:
         return
     high = f"the gain may be up to {look.high:+.3f}, of {rules.min_effect:+g} (min_effect)"
-    yield from flip("futility", (1 - look.high) / (1 - rules.min_effect), high)
+    if _gain(look) <= rules.min_effect:
+        yield from flip("futility", (1 - look.high) / (1 - rules.min_effect), high)
     settled, most = look.n_champion + look.n_challenger, machine.hours_of(rules, state)
     yield from flip("users", settled / rules.max_users, f"{settled} users are settled of {rules.max_users} (max_users)")
     yield Flip(machine.Action.ABORT, min(1.0, hours / most), f"{hours:.1f} hours are over of {most:g} (max_hours)")
+
+
+def _gain(look: Look) -> float:
+    """As it was seen; 0 while an arm has nobody."""
+    champion, challenger = look.arms
+    if not champion.users or not challenger.users:
+        return 0.0
+    return challenger.up / challenger.users - champion.up / champion.users
 
 
 def _detectable(rules: RolloutSection, state: RolloutState, look: Look, trials: int) -> float | None:

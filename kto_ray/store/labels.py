@@ -15,13 +15,14 @@ from kto_ray.feedback.labels import examples as examples_of
 from kto_ray.feedback.labels import labels as labels_of
 from kto_ray.records.completions import Arm, Completion
 from kto_ray.records.examples import Example
-from kto_ray.records.feedback import Feedback, FeedbackKind, Held, Signal
+from kto_ray.records.feedback import Feedback
 from kto_ray.records.labels import Label, Verdict
 from kto_ray.records.trials import Votes
 from kto_ray.store import trials
 from kto_ray.store.among import among
-from kto_ray.store.mapping import completion_of, external_of, feedback_of
-from kto_ray.store.schema import completions, feedback, labels, rounds
+from kto_ray.store.mapping import completion_of, feedback_of
+from kto_ray.store.said import said
+from kto_ray.store.schema import SERVED, completions, feedback, labels, rounds
 from kto_ray.store.tallies import Tally
 
 CHUNK = 500  # completions of a query
@@ -102,7 +103,7 @@ def votes(tx: sa.Connection, now: float, window_s: float, new_users: bool) -> Vo
     these, as a test counts; who came since, too, where it does. None where the service has answered for less than two
     days, so that nobody can tell."""
     c, l = completions.c, labels.c  # noqa: E741
-    first = sa.select(c.created_at).where(c.arm != Arm.IMPORT.value).order_by(c.created_at).limit(1)
+    first = sa.select(c.created_at).where(SERVED).order_by(c.created_at).limit(1)
     began = tx.execute(first).scalar()
     if began is None or now - began < YOUNG_S:
         return None
@@ -134,24 +135,6 @@ def lock(tx: sa.Connection, completion_ids: Iterable[str]) -> None:
         tx.execute(query.with_for_update(key_share=True)).all()
 
 
-def _said(tx: sa.Connection, ids: Sequence[str]) -> dict[str, list[Feedback]]:
-    """What of the log makes labels, by completion."""
-    names = ("id", "seq", "created_at", "kind", "completion_id", "user", "value", "text", "withdrawn_at")
-    refs = ("external_system", "external_conversation", "external_message")
-    columns = (feedback.c[name] for name in (*names, "principal", "reviewer", "signal", "held", *refs))
-    said: dict[str, list[Feedback]] = {}
-    for row in tx.execute(sa.select(*columns).where(among(tx, feedback.c.completion_id, ids))).mappings():
-        changed = {
-            "kind": FeedbackKind(row["kind"]),
-            "signal": row["signal"] and Signal(row["signal"]),
-            "held": row["held"] and Held(row["held"]),
-            "external": external_of(row),
-        }
-        plain = {name: value for name, value in row.items() if name not in refs}
-        said.setdefault(row["completion_id"], []).append(Feedback(**{**plain, **changed}))
-    return said
-
-
 def _refresh(tx: sa.Connection, ids: Sequence[str]) -> Tally:
     c = completions.c
     # Locked, so that two transactions with feedback on one completion see each other's, one after the other. No key
@@ -159,7 +142,7 @@ def _refresh(tx: sa.Connection, ids: Sequence[str]) -> Tally:
     names = ("id", "text", "tool_calls", "status", "task", "forced", "rollout", "holdback", "arm", "user", "principal")
     query = sa.select(*(c[name] for name in names), c.seq).where(among(tx, c.id, ids))
     answers = tx.execute(query.order_by(c.id).with_for_update(key_share=True)).all()
-    events = _said(tx, ids)
+    events = said(tx, ids)
     ours = among(tx, labels.c.completion_id, ids)
     known = {
         (row.completion_id, row.user, row.verdict, row.seq): row.since

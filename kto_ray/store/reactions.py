@@ -8,11 +8,12 @@ row says when it is time, so that no event need leave a mark; one that is commit
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
 import sqlalchemy as sa
 
+from kto_ray.feedback.labels import labels as labels_of
 from kto_ray.records.completions import Arm
 from kto_ray.records.feedback import FeedbackKind, Held, Signal
 from kto_ray.records.labels import Verdict
@@ -21,12 +22,16 @@ from kto_ray.records.trials import REACTIONS, SOLICITED
 from kto_ray.store import exposed
 from kto_ray.store.among import among
 from kto_ray.store.exposed import challenger_of, of_stage
-from kto_ray.store.schema import UNREAD, completions, feedback, labels, trials
+from kto_ray.store.said import as_of, said
+from kto_ray.store.schema import UNREAD, completions, feedback, trials
 
 USERS = 1_000  # read in one go
+DAY_S = 86_400.0
 SIGNALS = (Signal.REGENERATED.value, Signal.DISAGREED.value)
 
-c, f, l, t = completions.c, feedback.c, labels.c, trials.c  # noqa: E741
+c, f, t = completions.c, feedback.c, trials.c
+# What decides who may judge an answer, and until when
+ANSWER = (c.id, c.seq, c.text, c.tool_calls, c.status, c.task, c.forced, c.user, c.principal, t.react_by)
 
 
 def unread(state: RolloutState, now: float) -> sa.Select[Any]:
@@ -62,44 +67,70 @@ def _done(tx: sa.Connection, state: RolloutState, users: Collection[str]) -> Ite
 
 def _signals(tx: sa.Connection, state: RolloutState, users: Collection[str]) -> Iterator[tuple[str, str]]:
     sent = (f.kind == FeedbackKind.SIGNAL.value) & f.signal.in_(SIGNALS) & f.completion_id.is_not(None)
-    stands = f.withdrawn_at.is_(None) & (f.held.is_(None) | (f.held == Held.RELEASED.value)) & ~f.reviewer
-    given = sa.select(f.completion_id, f.user, f.signal, f.created_at).where(among(tx, f.user, users), sent, stands)
-    signals = tx.execute(given).all()  # first, for they are few beside a test's answers
-    if not signals:
-        return
-    named = among(tx, c.id, {row.completion_id for row in signals}) & (c.rollout.concat("") == state.id)  # by id
-    query = sa.select(c.id, c.user, t.react_by).join_from(completions, trials, _theirs(state)).where(named)
-    due = {(row.id, row.user): row.react_by for row in tx.execute(query)}
+    stands = (f.held.is_(None) | (f.held == Held.RELEASED.value)) & ~f.reviewer
+    columns = (f.completion_id, f.user, f.signal, f.created_at, f.withdrawn_at)
+    signals = tx.execute(sa.select(*columns).where(among(tx, f.user, users), sent, stands, _lately(state))).all()
+    due = {row.id: row for row in _answers(tx, state, {row.completion_id for row in signals})}
     for row in signals:
-        if row.created_at <= due.get((row.completion_id, row.user), float("-inf")):
+        of = due.get(row.completion_id)
+        if of is None or of.user != row.user:
+            continue
+        if row.created_at <= of.react_by and (row.withdrawn_at is None or row.withdrawn_at > of.react_by):
             yield row.user, row.signal
 
 
 def _edits(tx: sa.Connection, state: RolloutState, users: Collection[str]) -> Iterator[tuple[str, str]]:
-    """An edit that stands and changes what is seen is a label."""
-    edited = (l.verdict == Verdict.EDIT.value) & ~l.reviewer & (l.at <= t.react_by)
-    query = sa.select(l.asker).join_from(labels, completions, l.completion_id == c.id)
-    theirs = (l.rollout == state.id) & (c.rollout == state.id) & among(tx, l.asker, users)
-    for user in tx.execute(query.join(trials, _theirs(state)).where(theirs, edited).distinct()).scalars():
-        yield user, "edited"
+    """An edit that stood and changes what is seen was a label."""
+    sent = (f.kind == FeedbackKind.EDIT.value) & f.completion_id.is_not(None) & ~f.reviewer
+    query = sa.select(f.completion_id).where(among(tx, f.user, users), sent, _lately(state))
+    edited = set(tx.execute(query).scalars())
+    for user, verdict in _verdicts(tx, _answers(tx, state, edited)).values():
+        if verdict is Verdict.EDIT:
+            yield user, "edited"
 
 
 def _ratings(tx: sa.Connection, state: RolloutState, users: Collection[str]) -> Iterator[tuple[str, str]]:
-    """Of the first answer that asked each for a thumb."""
-    asked = c.solicited & (c.rollout == state.id) & among(tx, c.user, users) & (c.created_at <= t.react_by)
-    own = (l.completion_id == c.id) & (l.user == c.user) & ~l.reviewer & (l.at <= t.react_by)
-    query = sa.select(c.seq, c.user, l.verdict).join_from(completions, trials, _theirs(state)).outerjoin(labels, own)
-    seen = set[str]()
+    """Of the first answer that asked each for a thumb: the end of an answer asks, so that of one which came to none
+    nobody saw it."""
+    ended = c.solicited & (c.status == "complete") & (c.rollout == state.id) & (c.created_at <= t.react_by)
+    query = sa.select(*ANSWER).join_from(completions, trials, _theirs(state)).where(ended, among(tx, c.user, users))
+    first = dict[str, Any]()
     # Ordered here: SQLite would go through the whole test in that order.
-    for row in sorted(tx.execute(query.where(asked)), key=lambda row: row.seq):
-        if row.user in seen:
-            continue
-        seen.add(row.user)
-        yield row.user, "solicited"
-        if row.verdict is not None:
-            yield row.user, "rated"
-        if row.verdict == Verdict.UP.value:
-            yield row.user, "rated_up"
+    for row in sorted(tx.execute(query), key=lambda row: row.seq):
+        first.setdefault(row.user, row)
+    verdicts = _verdicts(tx, list(first.values()))
+    for user, row in first.items():
+        yield user, "solicited"
+        if row.id in verdicts:
+            yield user, "rated"
+            if verdicts[row.id][1] is Verdict.UP:
+                yield user, "rated_up"
+
+
+def _lately(state: RolloutState) -> sa.ColumnElement[bool]:
+    """What is said of a stage's answers is said after it began, by clocks that are right to a day: nobody's whole past
+    is read."""
+    return f.created_at > state.stage_started_at - DAY_S
+
+
+def _answers(tx: sa.Connection, state: RolloutState, ids: Collection[str]) -> Sequence[Any]:
+    """Of completions, named by their ids, those in their users' trials, with when the time of these is over."""
+    if not ids:  # as mostly: few react beside a test's answers
+        return ()
+    named = among(tx, c.id, ids) & (c.rollout.concat("") == state.id)  # by id
+    return tx.execute(sa.select(*ANSWER).join_from(completions, trials, _theirs(state)).where(named)).all()
+
+
+def _verdicts(tx: sa.Connection, answers: Sequence[Any]) -> dict[str, tuple[str, Verdict]]:
+    """What users thought of their answers when their time was over, however late this is read: by answer, the user and
+    the verdict."""
+    events = said(tx, [answer.id for answer in answers]) if answers else {}
+    found = dict[str, tuple[str, Verdict]]()
+    for answer in answers:
+        for label in labels_of(answer, as_of(events.get(answer.id, ()), answer.react_by)):
+            if label.user == answer.user and not label.reviewer:
+                found[answer.id] = answer.user, label.verdict
+    return found
 
 
 def _theirs(state: RolloutState) -> sa.ColumnElement[bool]:

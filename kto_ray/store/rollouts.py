@@ -28,8 +28,9 @@ def put(tx: sa.Connection, state: RolloutState) -> None:
     if known is None or known.stage_started_at != state.stage_started_at:  # a stage's trials are its own
         columns["stage_started_seq"] = sequence.last(tx)
         tx.execute(voters.update().where(voters.c.rollout == state.id).values(due_at=None))
-        # Who is known when a test begins; when a week begins, of a holdback, which goes on for long
-        if known is None or state.kind is not RolloutKind.TEST:
+        # Who is known when a test begins, which may be long after it asked whether it should: nobody was exposed to it
+        # before; when a week begins, of a holdback, which goes on for long
+        if known is None or known.weight == 0 or state.kind is not RolloutKind.TEST:
             columns["started_seq"] = columns["stage_started_seq"]
     if not state.live:
         for table in (arrivals, voters):
@@ -59,6 +60,13 @@ def latest(tx: sa.Connection, number: int) -> list[RolloutState]:
     """The newest tests, oldest first."""
     query = sa.select(rollouts).where(_TESTS).order_by(rollouts.c.started_at.desc()).limit(number)
     return [_state(row) for row in tx.execute(query).mappings()][::-1]
+
+
+def last_asked(tx: sa.Connection) -> RolloutState | None:
+    """The newest test that asked a person before it began, for it could show too little."""
+    query = sa.select(rollouts).where(_TESTS, rollouts.c.watch.is_not(None)).order_by(rollouts.c.started_at.desc())
+    row = tx.execute(query.limit(1)).mappings().first()
+    return _state(row) if row else None
 
 
 def of_adapter(tx: sa.Connection, adapter: str) -> list[RolloutState]:

@@ -40,7 +40,7 @@ class Rules:
     slow_s: float  # a first token after this is a fault
     since: float = 0.0  # who got an answer before (seconds since the epoch) enters with the next one
     long_tokens: int | None = None  # more are a fault
-    react_s: float = 0.0  # after the first answer, in which a user may react
+    react_s: float = 0.0  # after the first answer, in which a user may react; 0: nobody is looked at for it
 
 
 def answered(tx: sa.Connection, come: Iterable[Completion]) -> None:
@@ -177,7 +177,7 @@ def _seen_before(tx: sa.Connection, users: Sequence[str], seq: int) -> set[str]:
 
 def _new_part(state: RolloutState, rules: Rules, answer: Any, known: bool) -> dict[str, Any]:
     """Of a user, by their first answer."""
-    reacts = known and state.kind is RolloutKind.TEST
+    reacts = known and state.kind is RolloutKind.TEST and rules.react_s > 0
     return {
         "rollout": state.id,
         "stage": state.stage,

@@ -6,6 +6,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -194,6 +195,15 @@ def _result(task: Task, now: float) -> Any:
     assert task.name == "examine"
     candidate = task.arguments[1]
     return GateReport(candidate.name, candidate.snapshot, now, GateDecision.PROMOTE_TO_CANARY, ("sane",), {})
+
+
+class AtOnce(ThreadPoolExecutor):
+    """In the thread that asks, so that a life is the same each time."""
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        future = Future[Any]()
+        future.set_result(fn(*args, **kwargs))
+        return future
 
 
 class Actor(Loop):
@@ -416,6 +426,7 @@ def life(plain: Store, told: Told, config: Config) -> Iterator[World]:
     with pytest.MonkeyPatch.context() as over:
         for module in ("step", "lease"):
             over.setattr(f"kto_ray.loop.{module}.time", clocks)
+        over.setattr("kto_ray.loop.clearing.ThreadPoolExecutor", AtOnce)
         over.setattr("kto_ray.loop.step.store_of", lambda *_, **__: told)
         over.setattr("kto_ray.loop.step.read_progress", lambda *_: _progress())
         over.setattr("kto_ray.store.clock.now", clocks.store)

@@ -66,3 +66,13 @@ def until(loop: Loop, store: Store, stage: Stage) -> Any:
         if newest is not None and newest.stage is stage:
             return newest
     raise AssertionError(f"{newest} has not come to {stage}")
+
+
+def cleared(loop: Loop) -> None:
+    """Until what is done beside the tick is done."""
+    for _ in range(1000):
+        loop._clearing.look()
+        if not loop._clearing._left:
+            return
+        time.sleep(0.01)
+    raise AssertionError(f"{loop._clearing._left} are not cleared")

@@ -74,6 +74,8 @@ Index(
     sqlite_where=completions.c.holdback.is_not(None),
     postgresql_where=completions.c.holdback.is_not(None),
 )
+SERVED = completions.c.arm != text("'import'")  # the service's own; as a query has it, or the index would not be used
+Index("ix_completions_served", completions.c.created_at, sqlite_where=SERVED, postgresql_where=SERVED)
 Index(
     "ix_completions_solicited",
     completions.c.rollout,

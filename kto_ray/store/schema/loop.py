@@ -118,7 +118,7 @@ rollouts = Table(
     Column("by_evidence", Boolean, nullable=False, server_default=true()),  # false where an operator ended it
     Column("rules", JSON(none_as_null=True)),  # the config section that it goes on under
     Column("kind", String(16), nullable=False, server_default="test"),
-    Column("watch", JSON(none_as_null=True)),  # of a holdback: the detector's state
+    Column("watch", JSON(none_as_null=True)),  # of a holdback: the detector's state; of a test: why it asked
     Column("status_at", Double),  # when it was last paused or resumed
     Column("asked", JSON, nullable=False, server_default="[]"),  # criteria of its stage on which a person was asked
 )

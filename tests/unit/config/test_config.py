@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 
 from kto_ray.config import Config, ConfigError, load_config
+from kto_ray.config.deciding import REACTIONS, RolloutSection
+from kto_ray.records import trials
 
 CONFIGS = sorted((Path(__file__).parents[3] / "configs").glob("*.yaml"))
 
@@ -87,6 +89,8 @@ def test_a_candidate_is_what_it_sets_over_the_kto_section_and_stays_so() -> None
         (("train.sharding=fsdp", "train.workers=2", "train.step=trl"), "only the exact step"),
         (("train.device=gpu", "train.workers=2", "train.gpus_per_worker=0.5"), "NCCL refuses two workers on one GPU"),
         (("loop.enabled=false", "kto.dora=true", "train.sharding=fsdp", "train.workers=2"), "whole base weights"),
+        (("loop.enabled=false", "loop.candidates.a.dora=true"), "loop.candidates.a has dora true"),
+        (("loop.enabled=false", "kto.dora=true", "loop.candidates.a={}"), "set loop.candidates.a.dora: false"),
     ],
 )
 def test_options_that_cannot_work_together_are_refused(overrides: tuple[str, ...], told: str) -> None:
@@ -198,6 +202,15 @@ def test_a_holdbacks_week_is_long_enough_to_settle_a_trial() -> None:
     assert load_config(None, ("rollout.settle_hours=167",)).rollout.holdback > 0
     off = ("rollout.holdback=0", "rollout.base_holdback=0")
     assert load_config(None, ("rollout.settle_hours=168", *off)).rollout.settle_hours == 168
+
+
+def test_a_guard_by_what_users_do_needs_the_time_in_which_they_do_it() -> None:
+    assert REACTIONS == trials.REACTIONS and RolloutSection().guards == trials.GUARDS
+    assert load_config(None, ("rollout.settle_hours=0",)).rollout.guards == trials.FAULTS
+    for guard in REACTIONS:
+        with pytest.raises(ConfigError, match=f"guards names {guard}, and settle_hours is 0: .*Raise settle_hours, or"):
+            load_config(None, ("rollout.settle_hours=0", f"rollout.guards=[failed, {guard}]"))
+    assert load_config(None, ("rollout.settle_hours=0", "rollout.guards=[slow]")).rollout.guards == ("slow",)
 
 
 def test_staff_are_named_as_the_store_does_and_get_what_there_is() -> None:

@@ -44,7 +44,7 @@ from kto_ray.records.rounds import (
 from kto_ray.records.training import Trained
 from kto_ray.store import adapters, evaluation, open_store, requests, rollouts, rounds, trainings
 from kto_ray.store.schema import metadata
-from tests.support.loop import Jobs, hold, labels
+from tests.support.loop import Jobs, cleared, hold, labels
 
 PASS, REJECT, UNSURE = GateDecision.PROMOTE_TO_CANARY, GateDecision.REJECT, GateDecision.INCONCLUSIVE
 APO = "loop.candidates.apo={loss_type: apo_zero_unpaired, learning_rate: 0.001}"
@@ -454,6 +454,7 @@ def test_the_job_of_a_candidate_that_is_late_is_stopped_and_the_next_one_trains(
         tx.exec_driver_sql("UPDATE rounds SET stage_started_at = 1")
     loop.step()
     loop.step()
+    cleared(loop)
     assert stopped == [("cancel", "round-1-kto"), ("clear", "round-1-kto")] and several.started[-1] == "round-1-apo"
     with store.read() as tx:
         current = rounds.current(tx)

@@ -368,8 +368,13 @@ def test_a_test_that_could_not_show_a_gain_asks_before_it_begins() -> None:
         r"asks for resume or abort before it begins: it could at best show a gain of 3\d\.\d points in the 13.0 days"
     )
     assert re.match(words, test.reason) and "at the present 10.0 voters a day" in test.reason
+    assert (
+        "`kto-ray rollout resume` begins it anyway" in test.reason and "rollout.max_detectable none asks" in test.reason
+    )
     begins = changed(replace(passed, votes=replace(BLIND, users=13_000)))[1][1]
     assert (begins.status, begins.weight) == (RolloutStatus.RUNNING, 0.1)
+    likewise = changed(replace(passed, accepted=test.watch["detectable"]))[1][1]
+    assert (likewise.status, likewise.watch) == (RolloutStatus.RUNNING, None), "a person let one like it begin"
     never = CONFIG.model_copy(update={"rollout": CONFIG.rollout.model_copy(update={"max_detectable": 1.0})})
     assert changed(replace(passed, votes=replace(BLIND, users=0)), never)[1][1].status is RolloutStatus.RUNNING
 
@@ -379,7 +384,7 @@ def test_a_test_that_asked_begins_when_it_is_resumed_and_else_ends_having_risked
     test = changed(passed)[1][1]
     state, nobody = OnTrial("s", V1, test.id), Standing(test.id, 0)
     waits = seen(state, trial=Trial(test, nobody, None), now=NOW + 168 * 3600 - 1)
-    assert decide(CONFIG, waits) is None, "nothing is looked at"
+    assert decide(CONFIG, replace(waits, new_labels=9999)) is None, "nothing is looked at, nor trained meanwhile"
     move, answer = obey(CONFIG, waits, Request(1, Act.RESUME, test.id))
     assert isinstance(move, Change) and isinstance(answer, Done)
     (begun,) = move.effects

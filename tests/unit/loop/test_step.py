@@ -36,7 +36,7 @@ from kto_ray.store import (
     tallies,
     trainings,
 )
-from tests.support.loop import V1, Jobs, hold, labels, until
+from tests.support.loop import V1, Jobs, cleared, hold, labels, until
 from tests.support.provenance import completion, thumb
 
 
@@ -235,6 +235,7 @@ def test_a_training_ends_when_somebody_in_its_snapshot_is_erased(
             Done("round 2 begins"),
         ]
         assert adapters.every(tx) == []
+    cleared(loop)
     assert stopped == ["learn", "round-1"] and jobs.started == ["seal", "learn", "seal"]
 
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 
 from kto_ray.config.deciding import RolloutSection
-from kto_ray.loop.trial import SPREAD_S, count, level_of
+from kto_ray.loop.trial import SPREAD_S, accepted, count, level_of
 from kto_ray.records.completions import Arm
 from kto_ray.records.requests import Act
-from kto_ray.records.rollouts import RolloutKind
+from kto_ray.records.rollouts import RolloutKind, RolloutState
 from kto_ray.records.users import unit_interval
 from kto_ray.rollout import machine
 from kto_ray.store import Store, completions, rollouts, trials
@@ -43,3 +43,29 @@ def test_users_are_watched_for_the_settling_time_and_in_a_canary_for_a_quarter_o
         with sqlite_store.read() as tx:
             [part] = trials.history(tx, "r1", state.stage)
         assert part.react_by == pytest.approx(came + hours * HOUR) and part.faults == ("long",)
+
+
+def test_the_last_answer_to_a_test_that_asked_holds_for_the_next(store: Store) -> None:
+    """Yes, by a test that was resumed; nobody's, and no, by those that ended before they began."""
+    section = RolloutSection()
+
+    def begins(name: str, at: float) -> RolloutState:
+        return machine.start(section, "policy@base", "policy@v1", name, "salt", 0.005, at)
+
+    def ended(act: Act | None, name: str, at: float, detectable: float | None) -> float | None:
+        state = begins(name, at)
+        if detectable is not None:
+            state = machine.ask_first(state, "few judge", at, detectable)
+        with store.write() as tx:
+            rollouts.put(tx, state)
+            if act is not None:
+                state = machine.apply(state, act, at + 1)
+                rollouts.put(tx, state)
+            rollouts.put(tx, machine.apply(state, Act.ABORT, at + 2))
+            return accepted(tx)
+
+    assert ended(None, "enough", 1.0, None) is None
+    assert ended(Act.RESUME, "yes", 10.0, 0.25) == 0.25
+    assert ended(None, "one like it", 20.0, None) == 0.25
+    assert ended(None, "no", 30.0, 0.4) is None
+    assert ended(Act.RESUME, "yes again", 40.0, 0.4) == 0.4

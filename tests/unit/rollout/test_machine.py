@@ -13,7 +13,7 @@ from scipy.stats import binom
 from kto_ray.config.deciding import RolloutSection, RolloutStage
 from kto_ray.records.requests import Act
 from kto_ray.records.rollouts import Look, RolloutState, RolloutStatus
-from kto_ray.records.trials import GUARDS, STYLES, Exposed, Settled, Standing
+from kto_ray.records.trials import FAULTS, GUARDS, STYLES, Exposed, Settled, Standing
 from kto_ray.rollout import evidence
 from kto_ray.rollout.machine import Action, advance, apply, decide, rules_of, start, step
 
@@ -27,7 +27,7 @@ RULES = RolloutSection(
     max_users=300,
     min_hours=1,
     max_hours=72,
-    settle_hours=0,
+    settle_hours=1,
 )
 LEVEL = 0.005
 CANARY = start(RULES, "policy@base", "policy@v1-aaaaaa", "r1", "salt", LEVEL, now=1000.0)
@@ -52,6 +52,10 @@ def test_it_starts_in_the_first_stage_under_rules_that_it_keeps() -> None:
     assert rules_of(other, CANARY) == RULES
     assert rules_of(other, replace(CANARY, rules=None)) == other
     assert rules_of(other, replace(CANARY, rules={"of": "another version"})) == other
+    assert CANARY.rules is not None
+    unnamed = {name: rule for name, rule in CANARY.rules.items() if name != "guards"}
+    then = rules_of(other, replace(CANARY, rules=unnamed))
+    assert then == RULES.model_copy(update={"guards": FAULTS[:4]}), "as a controller of before 0006 begins it"
     with pytest.raises(ValueError, match="both"):
         start(RULES, "policy@base", "policy@base", "r1", "salt", LEVEL, now=0.0)
 
@@ -84,6 +88,19 @@ def test_what_is_guarded_and_more_frequent_ends_every_stage(state: RolloutState,
 def test_the_guards_are_those_that_are_counted() -> None:
     assert RULES.guards == GUARDS
     assert set(GUARDS) <= set(Exposed.__slots__)
+
+
+def test_what_nobody_had_the_time_for_is_not_judged_and_said_so() -> None:
+    """Also of a test that began when it still was among the guards."""
+    at_once = RolloutSection(settle_hours=0)
+    assert at_once.guards == FAULTS
+    begun = start(at_once, "policy@base", "policy@v1-aaaaaa", "r1", "salt", LEVEL, now=1000.0)
+    assert begun.rules is not None
+    before = replace(begun, rules={**begun.rules, "guards": list(GUARDS)})
+    assert rules_of(RULES, before) == at_once
+    words = "; regenerated, disagreed, edited are not judged, for settle_hours is 0"
+    assert decide(at_once, begun, GAIN, LATER).reason.endswith(words)
+    assert words not in decide(RULES, CANARY, GAIN, LATER).reason
 
 
 def test_what_nobody_ever_does_holds_up_no_promotion() -> None:

@@ -237,6 +237,23 @@ def test_who_judged_of_late_counts_as_a_test_would_count_them(store: Store) -> N
         assert labels.votes(tx, 11.9 * DAY_S, 13 * DAY_S, new_users=True) is None, "too young to tell"
 
 
+def test_since_when_a_service_answers_is_found_without_a_walk_over_what_was_imported(store: Store) -> None:
+    with store.write() as tx:
+        completions.insert_all(tx, [completion(f"i{i}", arm=Arm.IMPORT, created_at=float(i)) for i in range(50)])
+        completions.insert(tx, completion("own", created_at=100.0))
+    asked = list[tuple[str, Any]]()
+    with store.read() as tx:
+        sa.event.listen(tx, "before_cursor_execute", lambda _, __, sql, values, *___: asked.append((sql, values)))
+        assert labels.votes(tx, 100.0 + 30 * DAY_S, DAY_S, new_users=True) == Votes(0, 0.5, 1.0)
+    (sql, values), *_ = asked
+    with store.read() as tx:
+        explain = "EXPLAIN QUERY PLAN" if store.sqlite else "EXPLAIN"
+        if not store.sqlite:
+            tx.exec_driver_sql("SET LOCAL enable_seqscan = off")  # which suits so few rows
+        plan = str(tx.exec_driver_sql(f"{explain} {sql}", values).all())
+    assert "ix_completions_served" in plan, plan
+
+
 def test_a_store_without_answers_of_its_own_cannot_tell_who_judges(store: Store) -> None:
     with store.write() as tx:
         completions.insert(tx, completion("imported", arm=Arm.IMPORT))

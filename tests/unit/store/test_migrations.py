@@ -19,16 +19,17 @@ from kto_ray.config.deciding import RolloutSection
 from kto_ray.records.completions import ExternalRef
 from kto_ray.records.keys import Principal, Scope
 from kto_ray.records.requests import Act
+from kto_ray.records.rollouts import RolloutKind
 from kto_ray.records.rounds import Awaiting, Candidate
 from kto_ray.records.trainings import TrainingRun
-from kto_ray.rollout import machine
+from kto_ray.rollout import base, machine
 from kto_ray.serve.gateway.whose import signed
-from kto_ray.store import Store, feedback, labels, open_store, rollouts, rounds, tallies, trainings, trials
+from kto_ray.store import Store, completions, feedback, labels, open_store, rollouts, rounds, tallies, trainings, trials
 from kto_ray.store.database import MIGRATIONS
 from kto_ray.store.recording import Recorded
 from kto_ray.store.schema import metadata
 from kto_ray.store.tallies import Tally
-from tests.support.rows import thumb
+from tests.support.rows import completion, thumb
 
 
 def migrate(store: Store, how: str, revision: str) -> None:
@@ -300,3 +301,26 @@ def test_a_test_that_goes_on_is_guarded_by_what_it_began_with(store: Store) -> N
         assert (found.challenger.known, found.challenger.observed) == (1, 0)
         [part] = trials.history(tx, "runs", 1)
         assert (part.react_by, part.reactions) == (None, None)
+
+
+def test_who_goes_back_finds_rules_that_it_knows_and_no_holdback_that_it_does_not(store: Store) -> None:
+    rules = RolloutSection()
+    began = machine.start(rules, "policy@base", "policy@v1", "runs", "salt", 0.005, 1.0)
+    on_base = base.start(rules, "policy@base", "on-base", "salt", 1.0)
+    assert on_base is not None
+    with store.write() as tx:
+        for state in (began, on_base):
+            rollouts.put(tx, state)
+        completions.insert(tx, replace(completion("c", user="ann"), holdback="on-base"))
+        assert tx.execute(sa.text("SELECT count(*) FROM arrivals")).scalar_one() == 1
+    migrate(store, "downgrade", "0005")
+    with store.read() as tx:
+        query = sa.text("SELECT id, status, rules FROM rollouts ORDER BY id").columns(rules=sa.JSON)
+        gone, runs = tx.execute(query).all()
+        assert (gone.id, gone.status, runs.status) == ("on-base", "aborted", "running")
+        new = {"guards", "max_style_rise", "long_tokens", "max_detectable", "base_holdback"}
+        assert began.rules is not None and set(runs.rules) == set(began.rules) - new
+        assert tx.execute(sa.text("SELECT count(*) FROM arrivals")).scalar_one() == 0
+    migrate(store, "upgrade", "head")
+    with store.read() as tx:
+        assert rollouts.live(tx, RolloutKind.BASE) is None, "another begins"

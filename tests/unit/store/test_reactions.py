@@ -110,6 +110,43 @@ def test_the_first_answer_that_asks_for_a_thumb_is_rated(store: Store) -> None:
     assert found.champion == Exposed(2, 2, observed=2, solicited=1)
 
 
+def test_an_answer_that_came_to_no_end_asked_nobody(store: Store) -> None:
+    with store.write() as tx:
+        rollouts.put(tx, STAGE)
+        asked(tx, "a1", ANN, solicited=True, status="failed")
+        asked(tx, "a2", ANN, solicited=True)
+        asked(tx, "c1", ART, solicited=True, status="aborted")
+    said(store, thumb("f", "a2", user=ANN, value=True))
+    assert told(store, 2 * DAY, RULES).challenger == Exposed(
+        2, 2, failed=1, aborted=1, observed=2, solicited=1, rated=1, rated_up=1
+    )
+
+
+def test_a_late_read_sees_what_stood_when_their_time_was_over(store: Store) -> None:
+    """Turned, taken back and said again since, while no controller looked."""
+    late, names = 100.0 + DAY + 1, {"a": ANN, "c": ART, "m": AMY, "b": BOB, "d": BEN}
+    with store.write() as tx:
+        rollouts.put(tx, STAGE)
+        for name, user in names.items():
+            asked(tx, name, user, solicited=True)
+    said(
+        store,
+        thumb("f-a", "a", user=ANN, value=True),
+        thumb("f-c", "c", user=ART, value=True),
+        edit("e-m", "m", AMY),
+        sent("s-b", "b", BOB),
+        edit("e-d", "d", BEN),
+    )
+    said(store, thumb("f-a2", "a", user=ANN, value=False, created_at=late), edit("e-a", "a", ANN, "Late.", late))
+    with store.write() as tx:
+        for event in ("f-c", "e-m", "s-b"):
+            feedback.withdraw(tx, event, late)
+        feedback.withdraw(tx, "e-d", late - 2)
+    found = told(store, 9 * DAY, RULES)
+    assert found.challenger == Exposed(3, 3, observed=3, edited=1, solicited=3, rated=3, rated_up=2)
+    assert found.champion == Exposed(2, 2, observed=2, regenerated=1, solicited=2)
+
+
 def test_nobody_is_read_who_does_not_count_nor_of_a_holdback(store: Store) -> None:
     week = replace(STAGE, id="h", kind=RolloutKind.HOLDBACK)
     with store.write() as tx:
@@ -122,6 +159,13 @@ def test_nobody_is_read_who_does_not_count_nor_of_a_holdback(store: Store) -> No
     found = told(store, 9 * DAY, replace(RULES, new_users=False))
     assert (found.challenger.users, found.challenger.known, found.challenger.observed) == (2, 1, 1)
     assert told(store, 9 * DAY, RULES, week).champion == Exposed(1, 1)
+
+
+def test_nobody_is_found_clean_who_had_no_time(store: Store) -> None:
+    with store.write() as tx:
+        rollouts.put(tx, STAGE)
+        asked(tx, "a", ANN)
+    assert told(store, 9 * DAY, replace(RULES, settle_s=0.0, react_s=0.0)).challenger == Exposed(1, 1)
 
 
 def test_a_stage_is_read_by_itself(store: Store) -> None:
@@ -225,8 +269,8 @@ def test_an_erasure_meanwhile_counts_nobody_twice_and_leaves_no_gap(store: Store
 def test_a_read_looks_at_the_users_that_are_due_and_not_at_a_whole_test(sqlite_store: Store) -> None:
     with sqlite_store.write() as tx:
         rollouts.put(tx, STAGE)
-        asked(tx, "a", ANN)
-    said(sqlite_store, sent("s", "a", ANN))
+        asked(tx, "a", ANN, solicited=True)
+    said(sqlite_store, sent("s", "a", ANN), edit("e", "a", ANN))
     with sqlite_store.write() as tx:
         trials.advance(tx, STAGE, RULES, 100.0)
     asked_for = list[tuple[str, Any]]()
@@ -236,5 +280,6 @@ def test_a_read_looks_at_the_users_that_are_due_and_not_at_a_whole_test(sqlite_s
     selects = [(sql, values) for sql, values in asked_for if sql.startswith("SELECT")]
     with sqlite_store.read() as tx:
         plans = [str(tx.exec_driver_sql(f"EXPLAIN QUERY PLAN {sql}", values).all()) for sql, values in selects]
-    assert len(plans) == 5 and not any("ix_completions_rollout" in plan for plan in plans), plans
+    assert len(plans) == 8 and not any("ix_completions_rollout" in plan for plan in plans), plans
+    assert not any("SCAN feedback" in plan or "SCAN completions" in plan for plan in plans), plans
     assert any("ix_completions_solicited" in plan for plan in plans), plans

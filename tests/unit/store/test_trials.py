@@ -110,6 +110,40 @@ def test_only_users_seen_before_the_test_count_unless_the_rules_say_so(store: St
     assert (found.challenger.users, found.challenger.known) == (2, 1)
 
 
+def test_who_came_while_a_test_waited_to_begin_was_there_before_it(store: Store) -> None:
+    section = RolloutSection(max_users=20)
+    begun = machine.start(section, "policy@base", "policy@v1", "r", STAGE.salt, 0.005, 1.0)
+    waits = machine.ask_first(replace(begun, weight=STAGE.weight), "few judge", 1.0)
+    halves = {**(waits.rules or {}), "stages": [{"name": "ab", "weight": STAGE.weight, "decides": True}]}
+    waits = replace(waits, rules=halves)
+    with store.write() as tx:
+        completions.insert(tx, completion("old", user=ANN))
+        rollouts.put(tx, waits)
+        asked(tx, "while", ART, arm=Arm.CHAMPION)
+        begins = machine.apply(waits, Act.RESUME, 50.0)
+        rollouts.put(tx, begins)
+        for user in (ANN, ART, AMY):
+            asked(tx, f"in-{user}", user)
+    found = told(store, 200.0, replace(RULES, new_users=False), begins)
+    assert (found.challenger.users, found.challenger.known) == (3, 2)
+
+
+def test_who_first_comes_in_a_pause_of_a_test_came_during_the_test(store: Store) -> None:
+    """Users are split then, too."""
+    paused = machine.apply(STAGE, Act.PAUSE, 2.0)
+    with store.write() as tx:
+        completions.insert(tx, completion("old", user=ANN))
+        for state in (STAGE, paused):
+            rollouts.put(tx, state)
+        asked(tx, "in-the-pause", ART)
+        resumed = machine.apply(paused, Act.RESUME, 150.0)
+        rollouts.put(tx, resumed)
+        for user in (ANN, ART):
+            asked(tx, f"in-{user}", user, at=200.0)
+    found = told(store, 300.0, replace(RULES, new_users=False), resumed)
+    assert (found.challenger.users, found.challenger.known) == (2, 1)
+
+
 def test_a_stage_has_its_own_trials_and_clock(store: Store) -> None:
     second = replace(STAGE, stage=1, stage_started_at=2.0)
     with store.write() as tx:

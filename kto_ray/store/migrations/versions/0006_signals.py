@@ -1,5 +1,7 @@
 """Guards of an A/B test by what users do and by more of what answers are; ratings that answers ask for."""
 
+import time
+
 import sqlalchemy as sa
 from alembic import op
 
@@ -12,7 +14,9 @@ COUNTS = (
     *("tool_error", "asked_back", "long", "observed", "regenerated", "disagreed", "edited"),
     *("solicited", "rated", "rated_up"),
 )
+UNKNOWN = ("guards", "max_style_rise", "long_tokens", "max_detectable", "base_holdback")  # rules, to who comes before
 BEFORE = ("failed", "aborted", "cut_off", "slow")
+TABLE = sa.table("rollouts", sa.column("id", sa.String), sa.column("rules", sa.JSON(none_as_null=True)))
 
 
 def upgrade() -> None:
@@ -33,6 +37,8 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
+    _forget_rules()
+    _end_base()
     op.drop_column("arrivals", "faults")
     for name in COUNTS:
         op.drop_column("exposures", name)
@@ -43,11 +49,27 @@ def downgrade() -> None:
     op.drop_column("completions", "solicited")
 
 
+def _forget_rules() -> None:
+    """A program that finds a rule which it does not know takes its config's for all of them."""
+    tx = op.get_bind()
+    for row in tx.execute(sa.select(TABLE).where(TABLE.c.rules.is_not(None))).all():
+        kept = {name: value for name, value in row.rules.items() if name not in UNKNOWN}
+        tx.execute(TABLE.update().where(TABLE.c.id == row.id).values(rules=kept))
+
+
+def _end_base() -> None:
+    """Nobody before knows of a holdback on the base model, which would count users for ever; another begins later."""
+    base = "SELECT id FROM rollouts WHERE kind = 'base'"
+    for table in ("arrivals", "voters"):
+        op.execute(f"DELETE FROM {table} WHERE rollout IN ({base})")
+    ended = sa.text("UPDATE rollouts SET status = 'aborted', ended_at = :now WHERE kind = 'base' AND ended_at IS NULL")
+    op.execute(ended.bindparams(now=time.time()))
+
+
 def _keep_guards() -> None:
     """A test goes on under the rules that it began with, which know of nothing else: of those who are in it already,
     nobody will ever know what they did."""
-    table = sa.table("rollouts", sa.column("id", sa.String), sa.column("rules", sa.JSON(none_as_null=True)))
     tx = op.get_bind()
-    for row in tx.execute(sa.select(table).where(table.c.rules.is_not(None))).all():
+    for row in tx.execute(sa.select(TABLE).where(TABLE.c.rules.is_not(None))).all():
         kept = {**row.rules, "guards": list(BEFORE)}
-        tx.execute(table.update().where(table.c.id == row.id).values(rules=kept))
+        tx.execute(TABLE.update().where(TABLE.c.id == row.id).values(rules=kept))
