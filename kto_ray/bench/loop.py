@@ -59,6 +59,11 @@ class Turnaround:
         """Of the whole to training and evaluation."""
         return self.whole_s / (self.train_s + self.gate_s)
 
+    @property
+    def ratio_of_steps(self) -> float:
+        """Likewise, where of training nothing counts but the steps: the start of its processes is the loop's."""
+        return self.whole_s / (self.steps_s + self.gate_s)
+
 
 def turnaround(thumb_at: float, found: Mapping[str, Any], token_at: float) -> Turnaround:
     """Of a round as the API shows it once it is in its A/B test; times are in seconds since the epoch. Pure."""
@@ -73,9 +78,9 @@ def turnaround(thumb_at: float, found: Mapping[str, Any], token_at: float) -> Tu
 
 def figures(rounds: list[Turnaround]) -> dict[str, Any]:
     """Medians of some rounds, and of their ratios."""
-    ratio = median(each.ratio for each in rounds)
-    parts = {name: median(getattr(each, name) for each in rounds) for name in (*PARTS, "steps_s", "whole_s")}
-    return {**parts, "ratio": ratio, "ratio_bar": BAR, "ratio_met": ratio <= BAR}
+    names = (*PARTS, "steps_s", "whole_s", "ratio", "ratio_of_steps")
+    medians = {name: median(getattr(each, name) for each in rounds) for name in names}
+    return {**medians, "ratio_bar": BAR, "ratio_met": medians["ratio"] <= BAR}
 
 
 def bench_loop(config: Config, labels: int, repeats: int, tell: Tell) -> dict[str, Any]:
@@ -93,7 +98,8 @@ def bench_loop(config: Config, labels: int, repeats: int, tell: Tell) -> dict[st
             with running(fresh, tell) as url:
                 rounds.append(asyncio.run(_measured(fresh, url, labels, number, tell)))
         tell(f"{rounds[-1].whole_s:.0f} s, {rounds[-1].ratio:.2f} of training and evaluation")
-    shown = [{**asdict(each), "whole_s": each.whole_s, "ratio": each.ratio} for each in rounds]
+    more = ("whole_s", "ratio", "ratio_of_steps")
+    shown = [asdict(each) | {name: getattr(each, name) for name in more} for each in rounds]
     return {"labels": labels, "dtype": config.model.dtype, "rounds": shown, **figures(rounds)}
 
 
@@ -161,9 +167,10 @@ async def _first_token(crowd: Crowd, adapter: str) -> float:
     stream = await crowd.openai.chat.completions.create(
         model=adapter, messages=[{"role": "user", "content": "Tell me about honey."}], max_tokens=16, stream=True
     )
-    async for chunk in stream:
-        if any(choice.delta.content for choice in chunk.choices):
-            return time.time()
+    async with stream:  # else it would be closed by whoever finds it, in the middle of its next event
+        async for chunk in stream:
+            if any(choice.delta.content for choice in chunk.choices):
+                return time.time()
     raise RuntimeError(f"{adapter} said nothing")
 
 
@@ -183,4 +190,5 @@ def table(report: Mapping[str, Any]) -> Table:
     shown.add_row("all", f"{report['whole_s']:.1f}", "")
     shown.add_row("of training, the optimizer's steps", f"{report['steps_s']:.1f}", "")
     shown.add_row("all, of training and evaluation", f"{report['ratio']:.2f}", f"bar {report['ratio_bar']:g}")
+    shown.add_row("all, of the steps and evaluation", f"{report['ratio_of_steps']:.2f}", "")
     return shown

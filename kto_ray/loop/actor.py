@@ -31,10 +31,13 @@ class Controller:
         self._thread.start()
 
     def _run(self) -> None:
+        more = False
         while True:
-            time.sleep(self._tick_s)
+            if not more:
+                time.sleep(self._tick_s)
+            more = False  # after an error, too, it rests
             try:
-                self._loop.step()
+                more = self._loop.step()
                 self._upkeep.look()
             except LostLease as lost:
                 self._tell(lost)

@@ -71,6 +71,13 @@ def overtaken(tx: sa.Connection, change: Change, live: Sequence[ReplicaReport], 
     return not {now.replica for now in replicas.live(tx, timeout_s)} <= {seen.replica for seen in live}
 
 
+def goes_on(before: Round | None, move: Move) -> bool:
+    """Whether a move brings a round to another stage, whose work may begin at once."""
+    after = move.round if isinstance(move, Change) else None
+    moved = before is not None and after is not None and after.in_progress and after.stage is not before.stage
+    return isinstance(move, Begin) or moved
+
+
 def perform(tx: sa.Connection, change: Change, now: float) -> None:
     for effect in change.effects:
         _perform(tx, effect, now)

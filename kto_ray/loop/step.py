@@ -26,7 +26,7 @@ from kto_ray.loop import trial, work
 from kto_ray.loop.clearing import Clearing
 from kto_ray.loop.decide import decide
 from kto_ray.loop.lease import Lease, LostLease
-from kto_ray.loop.moves import Begin, Change, Move, Start, overtaken, perform
+from kto_ray.loop.moves import Begin, Change, Move, Start, goes_on, overtaken, perform
 from kto_ray.loop.operators import obey
 from kto_ray.loop.seen import Failed, Job, Running, Seen
 from kto_ray.provenance.taint import tainted
@@ -36,17 +36,7 @@ from kto_ray.records.requests import Act, Request
 from kto_ray.records.rollouts import RolloutKind
 from kto_ray.records.rounds import Awaiting, Ended, Judging, Reloading, Round, Sealing, Stage, Training
 from kto_ray.records.training import TrainProgress
-from kto_ray.store import (
-    adapters,
-    joining,
-    quarantine,
-    replicas,
-    requests,
-    rounds,
-    snapshots,
-    store_of,
-    tallies,
-)
+from kto_ray.store import adapters, joining, quarantine, replicas, requests, rounds, snapshots, store_of, tallies
 from kto_ray.store.database import STARTED_S
 from kto_ray.train.job import read_progress
 
@@ -76,19 +66,19 @@ class Loop:
         self._watch = trial.Watch()
         self._joined = ""  # pending feedback has been looked at up to here
 
-    def step(self) -> None:
-        """Advance the loop by at most one move.
+    def step(self) -> bool:
+        """Advance the loop by at most one move; whether the next one need not wait (`goes_on`).
 
         Raises:
             LostLease: another controller holds the lease, and starts the stage's job anew.
         """
         try:
-            self._tick()
+            return self._tick()
         except LostLease:
             self._let_go()
             raise
 
-    def _tick(self) -> None:
+    def _tick(self) -> bool:
         if self._lease.hold():
             self._take_over()
         self._clearing.look()
@@ -117,7 +107,9 @@ class Loop:
             with self._act() as tx:
                 trial.count(tx, self._config.rollout, kind, now)
         seen = self._observe(with_job=True)
-        self._do(seen, decide(self._config, seen))
+        move = decide(self._config, seen)
+        self._do(seen, move)
+        return goes_on(seen.round, move)
 
     # ---- observe
 

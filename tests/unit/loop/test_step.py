@@ -66,6 +66,16 @@ def test_a_round_walks_to_its_test(loop: Loop, sqlite_store: Store, jobs: Jobs) 
         assert evaluation.get(tx, V1) is not None and rounds.new_labels(tx) == 0
 
 
+def test_a_stage_begins_as_soon_as_the_one_before_has_ended(loop: Loop, sqlite_store: Store, jobs: Jobs) -> None:
+    labels(sqlite_store)
+    told = [(loop.step(), len(jobs.started)) for _ in range(5)]
+    assert told == [(True, 0), (False, 1), (True, 1), (False, 2), (True, 2)], "begun; seal; sealed; learn; learnt"
+    assert not loop.step(), "no replica holds it yet"
+    hold(sqlite_store, V1)
+    jobs.results["examine"] = Failed("RayError: a node was lost", hopeless=False)
+    assert [loop.step() for _ in range(4)] == [True, False, False, False], "what failed is tried again a tick later"
+
+
 def test_another_controller_goes_on_where_one_was_killed(
     loop: Loop, config: Config, sqlite_store: Store, jobs: Jobs
 ) -> None:
@@ -304,3 +314,23 @@ def test_the_controller_says_when_its_loop_has_ended(config: Config, sqlite_stor
     controller._thread.join(timeout=10)
     with pytest.raises(RuntimeError, match="loop ended"):
         controller.check_health()
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_the_controller_rests_unless_there_is_more_to_do(
+    config: Config, sqlite_store: Store, jobs: Jobs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also after an error that came where there was more."""
+    away = sa.exc.OperationalError("SELECT 1", {}, Exception("the store is away"))
+    told, seen = iter([True, True, False, True, away]), []
+
+    def step(self: Loop) -> bool:
+        seen.append("step")
+        if isinstance(answer := next(told), Exception):
+            raise answer
+        return bool(answer)
+
+    monkeypatch.setattr(Loop, "step", step)
+    monkeypatch.setattr("kto_ray.loop.actor.time", Mock(sleep=lambda s: seen.append("rest"), monotonic=time.monotonic))
+    Controller(config, policy=None)._thread.join(timeout=10)
+    assert seen == ["rest", "step", "step", "step", "rest", "step", "step", "rest", "step"]
