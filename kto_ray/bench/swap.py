@@ -70,7 +70,7 @@ def bench_swap(config: Config, cycles: int, seconds: float, tell: Tell) -> dict[
     Args:
         config: serve.replicas hold the versions; kto's rank and target_modules decide how large one is.
         cycles: at least; a turn that has begun goes on to its end.
-        seconds: of a turn.
+        seconds: of a turn with swaps; one without is half as long.
 
     Raises:
         RuntimeError: a replica did not load or let go of a version in time, or a process of the benchmark failed.
@@ -121,7 +121,8 @@ def _under_load(config: Config, swapper: Swapper, cycles: int, seconds: float, t
     loads = Loads()
     while len(loads.swaps) < cycles:
         turn = replace(load, per_s=per_s, seed=len(loads.among))  # the same arrivals in both
-        loads.without.append(streamed(turn, "the load without swaps").refuse_failures())
+        alone = replace(turn, seconds=seconds / 2)
+        loads.without.append(streamed(alone, "the load without swaps").refuse_failures())
         with ThreadPoolExecutor(1) as pool:
             under = pool.submit(streamed, turn, "the load among swaps")
             loads.swaps += _cycles(swapper, seconds)

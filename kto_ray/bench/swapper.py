@@ -12,7 +12,8 @@ from kto_ray.records.adapters import CHALLENGER, CHAMPION
 from kto_ray.records.replicas import ReplicaReport, held_by_all
 from kto_ray.store import Store, adapters, replicas
 
-POLL_S = 0.02
+# Between two looks at what the replicas tell; looking takes from the same cores
+LOADING_POLL_S, LEAVING_POLL_S = 0.02, 0.2
 PATIENCE_S = 120.0
 
 
@@ -46,13 +47,14 @@ class Swapper:
         name = self._publish()
         published_at = time.monotonic()
         self._want(name, CHALLENGER)
-        self._until(lambda live: name in held_by_all(live), f"load {name}", name)
+        self._until(lambda live: name in held_by_all(live), f"load {name}", name, LOADING_POLL_S)
         serving_at = time.monotonic()
         with self._store.write() as tx:
             adapters.set_alias(tx, CHAMPION, name, time.time())
             adapters.set_alias(tx, CHALLENGER, None, time.time())
         flipped_at = time.monotonic()
-        self._until(lambda live: not any(before in replica.held for replica in live), f"let go of {before}", name)
+        gone = f"let go of {before}"
+        self._until(lambda live: not any(before in one.held for one in live), gone, name, LEAVING_POLL_S)
         return Swap(published_at - began, serving_at - published_at, time.monotonic() - flipped_at)
 
     def _publish(self) -> str:
@@ -68,7 +70,7 @@ class Swapper:
         with self._store.write() as tx:
             adapters.set_alias(tx, alias, name, time.time())
 
-    def _until(self, reached: Callable[[Sequence[ReplicaReport]], bool], what: str, name: str) -> None:
+    def _until(self, reached: Callable[[Sequence[ReplicaReport]], bool], what: str, name: str, poll_s: float) -> None:
         """What every replica says of itself; `name` is the version whose trouble is told."""
         section, deadline = self._config.serve, time.monotonic() + PATIENCE_S
         while time.monotonic() < deadline:
@@ -76,7 +78,7 @@ class Swapper:
                 live = replicas.live(tx, section.heartbeat_timeout_s)
             if len(live) == section.replicas and reached(live):
                 return
-            time.sleep(POLL_S)
+            time.sleep(poll_s)
         faults = "; ".join(replica.errors[name].reason for replica in live if name in replica.errors)
         raise RuntimeError(
             f"{len(live)} live replicas did not {what} within {PATIENCE_S:.0f} s: {faults or 'no fault'}"

@@ -127,7 +127,7 @@ def serve(
 def swap(
     run: Run,
     cycles: Annotated[int, typer.Option(min=1, help="Swaps, at least.")] = 100,
-    seconds: Annotated[float, typer.Option(min=10, help="Of each turn of the load, with swaps or without.")] = 60,
+    seconds: Annotated[float, typer.Option(min=10, help="Of each turn with swaps; one without is half as long.")] = 60,
     replicas: Annotated[int, typer.Option(min=1)] = 2,
 ) -> Told:
     """Versions come and go under streaming load: what fails, is cut off or answered by two, and what swaps cost."""

@@ -45,7 +45,7 @@ class ServeSection(Section):
     max_loras: int = Field(4, ge=4)  # champion, challenger, previous and one slot more, so none is evicted
     max_lora_rank: Literal[1, 8, 16, 32, 64, 128, 256, 320, 512] = 16  # those that vLLM takes
     max_output_tokens: int = Field(256, ge=1)  # when the client names no limit
-    reconcile_s: float = Field(1.0, gt=0)
+    reconcile_s: float = Field(0.25, gt=0)  # between two looks at what a replica is to hold
     heartbeat_timeout_s: float = Field(15.0, gt=0)  # a replica silent for longer is not counted as live
     drain_s: float = Field(2.0, ge=0)  # an unwanted adapter stays this long after its last request
     grace_s: float = Field(120.0, ge=1)  # that a gateway or replica which is to end goes on with its answers

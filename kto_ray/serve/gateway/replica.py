@@ -17,6 +17,11 @@ from kto_ray.store import store_of
 from kto_ray.store.database import DOOR, STARTED_S
 
 
+def split(together: str) -> list[str]:
+    """Events that came together; JSON has no line feed of its own, so that an empty line stands between two alone."""
+    return [f"{event}\n\n" for event in together.split("\n\n") if event] if together.startswith("data:") else [together]
+
+
 @serve.ingress()
 class Gateway:
     """One HTTP ingress replica. Its state is a view of the store, and a spool while that is away."""
@@ -35,8 +40,9 @@ class Gateway:
     async def _generate(self, body: Mapping[str, Any], adapter: str) -> AsyncGenerator[str, None]:
         events = self._policy.generate.remote(body, adapter)
         try:
-            async for event in events:
-                yield event
+            async for together in events:
+                for event in split(together):
+                    yield event
         except (asyncio.CancelledError, GeneratorExit):
             events.cancel()  # nobody reads on: the engine stops
             raise

@@ -8,11 +8,15 @@ is in no group, so no adapter's weights can reach it, not even as 0 * NaN.
 At the few rows of a decoding step a product costs what its call costs. vLLM's own layers call oneDNN with weights that
 were laid out for it before; so do these, which takes half the time of torch's. Few rows of several adapters are one
 product with the weights of all slots, and what is not of a row's own slot is set to zero in between.
+
+To lay out what was loaded takes as long as a forward pass or two, and chats wait meanwhile: so each pass lays out a few
+layers, and the others multiply with the weights as they lie until it is their turn.
 """
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from vllm import _custom_ops as ops
@@ -21,10 +25,12 @@ from vllm.lora.punica_wrapper.punica_cpu import PunicaWrapperCPU
 
 FEW = 64  # rows of a batch that take the weights of all slots at once
 NARROW = 512  # ranks of all slots together, beyond which that would be dear
+LAY_OUT_S = 0.004  # of a forward pass; what it begins, it ends
 SHAPES = 32  # numbers of rows for which oneDNN keeps its plans, as vLLM's own layers have it
 
 Product = Callable[[torch.Tensor], torch.Tensor]
 Products = tuple[Product, Product]  # with A, then with B
+T = TypeVar("T")
 
 vllm_activate = LoRAModelManager.activate_adapter
 
@@ -90,38 +96,80 @@ def product(weights: torch.Tensor) -> Product:
     return lambda x: ops.onednn_mm(handler, x, None)
 
 
+class Spare:
+    """The time of a forward pass that laying out weights may take."""
+
+    def __init__(self) -> None:
+        self.left_s = LAY_OUT_S
+
+    def renew(self) -> None:
+        self.left_s = LAY_OUT_S
+
+    def spend(self, work: Callable[[], T]) -> T | None:
+        """What `work` gives; None where no time is left in this pass."""
+        if self.left_s <= 0:
+            return None
+        began = time.perf_counter()
+        done = work()
+        self.left_s -= time.perf_counter() - began
+        return done
+
+
 class Layer:
     """The adapters of a layer, A (slots, ranks, in) and B (slots, out, ranks), as products in the model's dtype."""
 
-    def __init__(self, a: torch.Tensor, b: torch.Tensor, dtype: torch.dtype) -> None:
+    def __init__(self, a: torch.Tensor, b: torch.Tensor, dtype: torch.dtype, spare: Spare) -> None:
         self.a, self.b, self.dtype = a, b, dtype
         self.slots, self.ranks, _ = a.shape
+        self._spare = spare
         self._own: dict[int, Products] = {}
         self._all: Products | None = None
-        self._all_known = False
+        self._finite: dict[int, bool] = {}
+        self._changes: dict[int, bool] = {}
 
     def loaded(self, slot: int) -> None:
         """Other weights were written there."""
-        self._own.pop(slot, None)
-        self._all, self._all_known = None, False
+        for known in (self._own, self._finite, self._changes):
+            known.pop(slot, None)
+        self._all = None
+
+    def changes(self, slot: int) -> bool:
+        """Whether its adapter does anything to this layer; no adapter does to the head, which vLLM asks about too."""
+        if slot not in self._changes:
+            self._changes[slot] = bool(self.b[slot].any())
+        return self._changes[slot]
 
     def own(self, slot: int) -> Products:
-        if slot not in self._own:
-            self._own[slot] = product(self.a[slot].to(self.dtype)), product(self.b[slot].to(self.dtype))
-        return self._own[slot]
+        if slot in self._own:
+            return self._own[slot]
+        a, b = self.a[slot].to(self.dtype), self.b[slot].to(self.dtype)
+        laid_out = self._spare.spend(lambda: (product(a), product(b)))
+        if laid_out is None:
+            return lambda x: x @ a.t(), lambda x: x @ b.t()
+        self._own[slot] = laid_out
+        return laid_out
 
     def all(self) -> Products | None:
-        """With every slot's A and B; None where that would be dear, or where 0 times a weight is not 0."""
-        if not self._all_known:
-            self._all_known = True
-            if self.slots * self.ranks <= NARROW and self.a.isfinite().all() and self.b.isfinite().all():
-                a, b = self.a.flatten(0, 1), self.b.transpose(0, 1).flatten(1)
-                self._all = product(a.to(self.dtype)), product(b.to(self.dtype))
+        """With every slot's A and B; None where that would be dear, where 0 times a weight is not 0, or until they are
+        laid out."""
+        if self._all is None and self.slots * self.ranks <= NARROW:
+            self._all = self._spare.spend(self._lay_out_all)
         return self._all
+
+    def _lay_out_all(self) -> Products | None:
+        for slot in range(self.slots):
+            if slot not in self._finite:
+                self._finite[slot] = bool(self.a[slot].isfinite().all() and self.b[slot].isfinite().all())
+        if not all(self._finite.values()):
+            return None
+        a, b = self.a.flatten(0, 1), self.b.transpose(0, 1).flatten(1)
+        return product(a.to(self.dtype)), product(b.to(self.dtype))
 
     def add(self, y: torch.Tensor, x: torch.Tensor, rows: RowGroups, scale: float) -> None:
         """`y += scale * x @ A.T @ B.T` in place, each row with its own slot's. y is (rows, out), x (rows, in); adapter
         and model may pad the vocabulary differently."""
+        if not any(self.changes(slot) for slot, _ in rows.groups):
+            return
         x = x.to(self.dtype)
         width = min(y.shape[1], self.b.shape[1])
         y = y.narrow(1, 0, width)
@@ -149,6 +197,7 @@ class GroupedPunicaWrapper(PunicaWrapperCPU):  # type: ignore[misc]  # vLLM is n
         super().__init__(*args, **kwargs)
         self.token_rows = RowGroups(0, ())
         self.sampler_rows = RowGroups(0, ())
+        self.spare = Spare()
         self.layers: dict[torch.Tensor, Layer] = {}  # by the layer's first B; tensors compare by identity here
 
     def loaded(self, slot: int) -> None:
@@ -208,16 +257,21 @@ class GroupedPunicaWrapper(PunicaWrapperCPU):  # type: ignore[misc]  # vLLM is n
             return
         layer = self.layers.get(b_stacked[0])
         if layer is None:
-            layer = self.layers[b_stacked[0]] = Layer(*fused(a_stacked, b_stacked), y.dtype)
+            layer = self.layers[b_stacked[0]] = Layer(*fused(a_stacked, b_stacked), y.dtype, self.spare)
         layer.add(y.view(-1, y.shape[-1]), x.view(-1, x.shape[-1]), rows, scale)
 
 
 def activate_adapter(manager: LoRAModelManager, lora_id: int) -> bool:
-    """vLLM's, which writes an adapter's weights into a slot of every layer; then who made products of them is told."""
-    written = lora_id not in manager._active_adapters  # vLLM asks before each step, and writes where it is not yet
+    """vLLM's, which writes an adapter's weights into a slot of every layer; then who made products of them is told.
+
+    vLLM asks before each forward pass, of each adapter that it uses, and writes where it is not yet.
+    """
+    written = lora_id not in manager._active_adapters
     try:
         return bool(vllm_activate(manager, lora_id))
     finally:
+        for wrapper in manager.punica_wrapper_mapping.values():
+            wrapper.spare.renew()
         if written and lora_id in manager.lora_index_to_id:
             slot = manager.lora_index_to_id.index(lora_id)
             for wrapper in manager.punica_wrapper_mapping.values():

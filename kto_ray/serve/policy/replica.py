@@ -15,7 +15,7 @@ import json
 import logging
 import os
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
 from typing import Any
 
 import sqlalchemy as sa
@@ -30,6 +30,7 @@ from kto_ray.model import awaited
 from kto_ray.processor import precision
 from kto_ray.records.adapters import CHAMPION, AdapterVersion
 from kto_ray.records.replicas import ReplicaReport
+from kto_ray.serve.policy.bundled import bundled
 from kto_ray.serve.policy.engine import AdapterEngine
 from kto_ray.serve.policy.shelf import Shelf
 from kto_ray.store import adapters, leases, replicas, store_of
@@ -127,8 +128,8 @@ class Policy(LLMServer):
             adapter: the served name of the version, or of the base model.
 
         Yields:
-            `data: {...}` events when body["stream"], otherwise one JSON response; on a bad request one JSON object
-            with the single key "error" (OpenAI's shape, `code` is the HTTP status).
+            `data: {...}` events when body["stream"], those in one that come together; otherwise one JSON response. On a
+            bad request one JSON object with the single key "error" (OpenAI's shape, `code` is the HTTP status).
         """
         from ray.serve.llm.openai_api_models import ChatCompletionRequest
         from vllm.v1.engine.exceptions import EngineDeadError
@@ -142,12 +143,16 @@ class Policy(LLMServer):
             with self._shelf.using(adapter):  # before any await, so that an unload sees it
                 if adapter != self._config.base_name and adapter not in self._shelf.held:
                     await self._load_on_demand(adapter)
-                async for item in self.engine.chat(request):
-                    yield item if isinstance(item, str) else item.model_dump_json()
+                async for events in bundled(self._said(request)):
+                    yield events
         except AdapterUnavailable as error:
             yield _unavailable(str(error), "model")
         except EngineDeadError:  # Serve replaces this replica; until it knows, requests come here
             yield _unavailable("the engine of this replica has ended", None)
+
+    async def _said(self, request: Any) -> AsyncGenerator[str, None]:
+        async for item in self.engine.chat(request):
+            yield item if isinstance(item, str) else item.model_dump_json()
 
     async def check_health(self) -> None:
         await super().check_health()

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from kto_ray.config import Config
-from kto_ray.serve.gateway.replica import Gateway
+from kto_ray.serve.gateway.replica import Gateway, split
 from tests.support.engine import StandIn
 from tests.support.local import local
 
@@ -54,6 +54,12 @@ def test_a_chat_goes_to_the_policy_as_a_stream(tmp_path: Path) -> None:
     assert answer["choices"][0]["message"]["content"] == "The sky is blue."
     assert handle.streams and handle.engine.asked[0][1] == "policy@base"
     assert handle.cancelled == 0, "an answer that ended is not cut off"
+
+
+def test_events_that_came_together_are_taken_one_by_one() -> None:
+    one, other = 'data: {"text": "a\\n\\nb"}\n\n', "data: [DONE]\n\n"
+    assert split(one + other) == [one, other] and split(one) == [one]
+    assert split('{"whole": 1}') == ['{"whole": 1}']
 
 
 def test_an_answer_that_nobody_reads_on_is_cancelled(tmp_path: Path) -> None:

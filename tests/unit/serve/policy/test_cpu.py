@@ -181,6 +181,53 @@ def test_many_rows_are_computed_adapter_by_adapter_and_few_all_at_once(rows: int
     assert (layer._all is None) == bool(layer._own) == (rows > cpu_lora.FEW)
 
 
+def test_what_was_loaded_is_laid_out_over_several_passes_and_meant_by_all_of_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Each pass lays out one layer at least; the others compute the same without."""
+    monkeypatch.setattr(cpu_lora, "LAY_OUT_S", 1e-9)
+    layout = LAYOUTS["mixed"]
+    wrapper = both(layout)[1]
+    layers = [
+        (weights(RANK, WIDE, dtype=torch.float32), weights(24, RANK, dtype=torch.float32, free_last=False))
+        for _ in range(3)
+    ]
+
+    def passes() -> list[int]:
+        """How many layers have what laid out, after each of some passes."""
+        told = []
+        for _ in range(5):
+            wrapper.spare.renew()
+            for a, b in layers:
+                x, y = torch.randn(len(layout), WIDE), torch.zeros(len(layout), 24)
+                wrapper.add_lora_linear(y, x, (a,), (b,), 1.0, (24,))
+                for row, adapter in enumerate(layout):
+                    slot = IDS.index(adapter) if adapter else None
+                    expected = torch.zeros(24) if slot is None else x[row] @ a[slot, 0].T @ b[slot, 0].T
+                    torch.testing.assert_close(y[row], expected, rtol=1e-5, atol=1e-5)
+            told.append(sum(layer._all is not None for layer in wrapper.layers.values()))
+        return told
+
+    assert passes() == [1, 2, 3, 3, 3]
+    for a, b in layers:
+        a[1], b[1] = torch.randn_like(a[1]), torch.randn_like(b[1])
+    wrapper.loaded(1)
+    assert passes() == [1, 2, 3, 3, 3]
+
+
+def test_a_layer_that_no_adapter_changes_is_passed_over() -> None:
+    """As the head is: vLLM asks about it with other rows than were mapped where a prompt's tokens are scored."""
+    x, y = torch.randn(5, WIDE), torch.randn(5, 24)
+    a, b = weights(RANK, WIDE, dtype=torch.float32), torch.zeros(SLOTS, 1, 24, RANK)
+    wrapper, got = both([101, 102])[1], y.clone()
+    wrapper.add_lora_logits(got, x, a, b, 1.0)
+    assert torch.equal(got, y)
+    b[0] = 1.0
+    wrapper.loaded(0)
+    with pytest.raises(AssertionError, match="5 outputs, 5 inputs, 2 rows mapped"):
+        wrapper.add_lora_logits(got, x, a, b, 1.0)
+
+
 def test_who_made_products_is_told_of_what_vllm_loads(monkeypatch: pytest.MonkeyPatch) -> None:
     class Manager:
         lora_index_to_id: ClassVar = [7, None]
@@ -202,6 +249,7 @@ def test_who_made_products_is_told_of_what_vllm_loads(monkeypatch: pytest.Monkey
     x = torch.randn(1, WIDE)
 
     def added() -> torch.Tensor:
+        wrapper.spare.renew()
         y = torch.zeros(1, 24)
         wrapper.add_lora_linear(y, x, (a,), (b,), 1.0, (24,))
         return y
@@ -212,7 +260,9 @@ def test_who_made_products_is_told_of_what_vllm_loads(monkeypatch: pytest.Monkey
     torch.testing.assert_close(added(), 2 * before)
     (layer,) = wrapper.layers.values()
     manager._active_adapters[12], laid_out = None, layer._own[1]
+    wrapper.spare.left_s = 0.0
     assert not cpu_lora.activate_adapter(manager, 12) and layer._own[1] is laid_out, "vLLM asks before each step"
+    assert wrapper.spare.left_s == cpu_lora.LAY_OUT_S
     with pytest.raises(RuntimeError, match="cut off"):
         cpu_lora.activate_adapter(manager, 13)
     torch.testing.assert_close(added(), 4 * before)
