@@ -217,9 +217,9 @@ class Actor(Loop):
         super().__init__(config, policy=None)
         self._hold, self._lease.hold = self._lease.hold, self._and_look  # type: ignore[method-assign]
 
-    def step(self) -> None:
+    def step(self) -> bool:
         self._clocks.who, self.looks = self.who, False
-        super().step()
+        return super().step()
 
     def _and_look(self) -> bool:
         taken = self._hold()
