@@ -7,7 +7,8 @@ is in no group, so no adapter's weights can reach it, not even as 0 * NaN.
 
 At the few rows of a decoding step a product costs what its call costs. vLLM's own layers call oneDNN with weights that
 were laid out for it before; so do these, which takes half the time of torch's. Few rows of several adapters are one
-product with the weights of all slots, and what is not of a row's own slot is set to zero in between.
+product with the weights of all of them, and what is not of a row's own adapter is set to zero in between. And each line
+of Python counts that a layer runs.
 
 To lay out what was loaded takes as long as a forward pass or two, and chats wait meanwhile: so each pass lays out a few
 layers, and the others multiply with the weights as they lie until it is their turn.
@@ -23,14 +24,14 @@ from vllm import _custom_ops as ops
 from vllm.lora.model_manager import LoRAModelManager
 from vllm.lora.punica_wrapper.punica_cpu import PunicaWrapperCPU
 
-FEW = 64  # rows of a batch that take the weights of all slots at once
-NARROW = 512  # ranks of all slots together, beyond which that would be dear
+FEW = 64  # rows of a batch that take the weights of all its adapters at once
+NARROW = 512  # ranks of these adapters together, beyond which that would be dear
 LAY_OUT_S = 0.004  # of a forward pass; what it begins, it ends
 SHAPES = 32  # numbers of rows for which oneDNN keeps its plans, as vLLM's own layers have it
 
+T = TypeVar("T")
 Product = Callable[[torch.Tensor], torch.Tensor]
 Products = tuple[Product, Product]  # with A, then with B
-T = TypeVar("T")
 
 vllm_activate = LoRAModelManager.activate_adapter
 
@@ -42,14 +43,14 @@ class RowGroups:
     total: int
     groups: tuple[tuple[int, torch.Tensor | None], ...]
     slots: torch.Tensor | None = field(default=None, compare=False)
-    masks: dict[tuple[int, int], torch.Tensor] = field(default_factory=dict, compare=False)
+    masks: dict[tuple[tuple[int, ...], int], torch.Tensor] = field(default_factory=dict, compare=False)
 
-    def foreign(self, slots: int, ranks: int) -> torch.Tensor:
-        """(rows, slots * ranks): which columns are not of a row's own slot."""
+    def foreign(self, slots: tuple[int, ...], ranks: int) -> torch.Tensor:
+        """(rows, len(slots) * ranks): which columns are not of a row's own slot."""
         key = slots, ranks
         if key not in self.masks:
             assert self.slots is not None
-            self.masks[key] = self.slots[:, None] != torch.arange(slots).repeat_interleave(ranks)
+            self.masks[key] = self.slots[:, None] != torch.tensor(slots).repeat_interleave(ranks)
         return self.masks[key]
 
 
@@ -93,7 +94,15 @@ def product(weights: torch.Tensor) -> Product:
     except RuntimeError:  # not for this dtype on this processor: vLLM's own layers fall back likewise
         kept = weights.clone().t()
         return lambda x: x @ kept
-    return lambda x: ops.onednn_mm(handler, x, None)
+    call = torch.ops._C.onednn_mm.default
+
+    def times(x: torch.Tensor) -> torch.Tensor:
+        """As `ops.onednn_mm`, whose own lines take as long as a small product does."""
+        y = x.new_empty(len(x), handler.n)
+        call(y, x, None, handler.handler_tensor)
+        return y
+
+    return times
 
 
 class Spare:
@@ -122,72 +131,68 @@ class Layer:
         self.a, self.b, self.dtype = a, b, dtype
         self.slots, self.ranks, _ = a.shape
         self._spare = spare
-        self._own: dict[int, Products] = {}
-        self._all: Products | None = None
-        self._finite: dict[int, bool] = {}
-        self._changes: dict[int, bool] = {}
+        self._made: dict[tuple[int, ...], Products] = {}
+        self._holds: dict[int, tuple[bool, bool]] = {}
 
     def loaded(self, slot: int) -> None:
         """Other weights were written there."""
-        for known in (self._own, self._finite, self._changes):
-            known.pop(slot, None)
-        self._all = None
+        self._made = {slots: products for slots, products in self._made.items() if slot not in slots}
+        self._holds.pop(slot, None)
 
-    def changes(self, slot: int) -> bool:
-        """Whether its adapter does anything to this layer; no adapter does to the head, which vLLM asks about too."""
-        if slot not in self._changes:
-            self._changes[slot] = bool(self.b[slot].any())
-        return self._changes[slot]
+    def holds(self, slot: int) -> tuple[bool, bool]:
+        """Whether there are weights in a slot (vLLM leaves zeros for a layer that an adapter does not change), and
+        whether they are finite."""
+        if slot not in self._holds:
+            a, b = self.a[slot], self.b[slot]
+            self._holds[slot] = bool(b.any()), bool(a.isfinite().all() and b.isfinite().all())
+        return self._holds[slot]
 
-    def own(self, slot: int) -> Products:
-        if slot in self._own:
-            return self._own[slot]
-        a, b = self.a[slot].to(self.dtype), self.b[slot].to(self.dtype)
-        laid_out = self._spare.spend(lambda: (product(a), product(b)))
-        if laid_out is None:
-            return lambda x: x @ a.t(), lambda x: x @ b.t()
-        self._own[slot] = laid_out
-        return laid_out
+    def together(self, slots: tuple[int, ...]) -> bool:
+        """Whether one product may serve rows of all of them: not where that is dear, or 0 times a weight is not 0."""
+        return len(slots) * self.ranks <= NARROW and all(self.holds(slot)[1] for slot in slots)
 
-    def all(self) -> Products | None:
-        """With every slot's A and B; None where that would be dear, where 0 times a weight is not 0, or until they are
-        laid out."""
-        if self._all is None and self.slots * self.ranks <= NARROW:
-            self._all = self._spare.spend(self._lay_out_all)
-        return self._all
+    def products(self, slots: tuple[int, ...]) -> Products | None:
+        """With A and B of these slots side by side; None until they are laid out."""
+        if slots not in self._made and (made := self._spare.spend(lambda: self._lay_out(slots))) is not None:
+            if len(self._made) == 2 * self.slots:  # sets of adapters that meet in a batch are few, but for an attacker
+                self._made.clear()
+            self._made[slots] = made
+        return self._made.get(slots)
 
-    def _lay_out_all(self) -> Products | None:
-        for slot in range(self.slots):
-            if slot not in self._finite:
-                self._finite[slot] = bool(self.a[slot].isfinite().all() and self.b[slot].isfinite().all())
-        if not all(self._finite.values()):
-            return None
-        a, b = self.a.flatten(0, 1), self.b.transpose(0, 1).flatten(1)
+    def _lay_out(self, slots: tuple[int, ...]) -> Products:
+        of = list(slots)
+        a, b = self.a[of].flatten(0, 1), self.b[of].transpose(0, 1).flatten(1)
         return product(a.to(self.dtype)), product(b.to(self.dtype))
 
+    def _as_they_lie(self, slot: int) -> Products:
+        a, b = self.a[slot].to(self.dtype), self.b[slot].to(self.dtype)
+        return lambda x: x @ a.t(), lambda x: x @ b.t()
+
     def add(self, y: torch.Tensor, x: torch.Tensor, rows: RowGroups, scale: float) -> None:
-        """`y += scale * x @ A.T @ B.T` in place, each row with its own slot's. y is (rows, out), x (rows, in); adapter
-        and model may pad the vocabulary differently."""
-        if not any(self.changes(slot) for slot, _ in rows.groups):
+        """`y += scale * x @ A.T @ B.T` in place, each row with its own slot's. y is (rows, out), x (rows, in)."""
+        groups = [group for group in rows.groups if self.holds(group[0])[0]]
+        if not groups:
             return
         x = x.to(self.dtype)
-        width = min(y.shape[1], self.b.shape[1])
-        y = y.narrow(1, 0, width)
-        first, index = rows.groups[0]
-        if index is None:
-            down, up = self.own(first)
-            y.add_(up(down(x)).narrow(1, 0, width), alpha=scale)
-            return
-        assert len(y) == len(x) == rows.total, f"{len(y)} outputs, {len(x)} inputs, {rows.total} rows mapped"
-        if rows.total <= FEW and (products := self.all()):
+        if y.shape[1] > self.b.shape[1]:  # model and adapter may pad the vocabulary differently
+            y = y.narrow(1, 0, self.b.shape[1])
+        slots = tuple(slot for slot, _ in groups)
+        alone = groups[0][1] is None
+        assert alone or len(y) == len(x) == rows.total, f"{len(y)} outputs, {len(x)} inputs, {rows.total} rows mapped"
+        if (alone or (rows.total <= FEW and self.together(slots))) and (products := self.products(slots)):
             down, up = products
-            shrunk = down(x).masked_fill_(rows.foreign(self.slots, self.ranks), 0)  # what overflowed there, too
-            y.add_(up(shrunk).narrow(1, 0, width), alpha=scale)
+            shrunk = down(x)
+            if not alone:
+                shrunk.masked_fill_(rows.foreign(slots, self.ranks), 0)  # what overflowed there, too
+            delta = up(shrunk)
+            y.add_(delta if delta.shape == y.shape else delta[:, : y.shape[1]], alpha=scale)
             return
-        for slot, index in rows.groups:
-            assert index is not None
-            down, up = self.own(slot)
-            y.index_add_(0, index, up(down(x.index_select(0, index))).narrow(1, 0, width), alpha=scale)
+        for slot, index in groups:
+            down, up = self.products((slot,)) or self._as_they_lie(slot)
+            if index is None:
+                y.add_(up(down(x))[:, : y.shape[1]], alpha=scale)
+            else:
+                y.index_add_(0, index, up(down(x.index_select(0, index)))[:, : y.shape[1]], alpha=scale)
 
 
 class GroupedPunicaWrapper(PunicaWrapperCPU):  # type: ignore[misc]  # vLLM is not followed by mypy
@@ -241,6 +246,8 @@ class GroupedPunicaWrapper(PunicaWrapperCPU):  # type: ignore[misc]  # vLLM is n
         if self.token_rows.groups and not add_inputs:
             y[:, :width] = 0
         for slot, index in self.token_rows.groups:
+            if not b_all[slot].any():  # an adapter without an embedding of its own
+                continue
             rows = torch.arange(len(x)) if index is None else index
             y[:, :width].index_add_(0, rows, x[rows].to(y.dtype) @ b_all[slot, :width].t().to(y.dtype))
 
@@ -258,7 +265,7 @@ class GroupedPunicaWrapper(PunicaWrapperCPU):  # type: ignore[misc]  # vLLM is n
         layer = self.layers.get(b_stacked[0])
         if layer is None:
             layer = self.layers[b_stacked[0]] = Layer(*fused(a_stacked, b_stacked), y.dtype, self.spare)
-        layer.add(y.view(-1, y.shape[-1]), x.view(-1, x.shape[-1]), rows, scale)
+        layer.add(y, x, rows, scale)
 
 
 def activate_adapter(manager: LoRAModelManager, lora_id: int) -> bool:
@@ -272,6 +279,11 @@ def activate_adapter(manager: LoRAModelManager, lora_id: int) -> bool:
     finally:
         for wrapper in manager.punica_wrapper_mapping.values():
             wrapper.spare.renew()
+        if written:
+            for layer in manager.modules.values():
+                # Torch finds a module's own modules only after all else has failed, and a layer asks for this one
+                # eight times a step: that takes as long as its two products of a few rows.
+                vars(layer)["base_layer"] = layer.base_layer
         if written and lora_id in manager.lora_index_to_id:
             slot = manager.lora_index_to_id.index(lora_id)
             for wrapper in manager.punica_wrapper_mapping.values():

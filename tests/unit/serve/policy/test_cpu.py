@@ -44,6 +44,12 @@ dtypes = pytest.mark.parametrize(("dtype", "tolerance"), DTYPES.items(), ids=["f
 
 
 @pytest.fixture(autouse=True)
+def time_to_lay_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Enough in one pass, whatever else runs here; what is done with less has a test of its own."""
+    monkeypatch.setattr(cpu_lora, "LAY_OUT_S", 60.0)
+
+
+@pytest.fixture(autouse=True)
 def _seeded_inference() -> Iterator[None]:
     torch.manual_seed(0)
     with torch.inference_mode():  # as in the engine
@@ -178,7 +184,7 @@ def test_many_rows_are_computed_adapter_by_adapter_and_few_all_at_once(rows: int
     ours.add_lora_linear(y, x, (a,), (b,), 1.0, (24,))
     torch.testing.assert_close(y, expected, rtol=1e-5, atol=1e-5)
     (layer,) = ours.layers.values()
-    assert (layer._all is None) == bool(layer._own) == (rows > cpu_lora.FEW)
+    assert set(layer._made) == ({(0,), (2,)} if rows > cpu_lora.FEW else {(0, 2)})
 
 
 def test_what_was_loaded_is_laid_out_over_several_passes_and_meant_by_all_of_them(
@@ -205,7 +211,7 @@ def test_what_was_loaded_is_laid_out_over_several_passes_and_meant_by_all_of_the
                     slot = IDS.index(adapter) if adapter else None
                     expected = torch.zeros(24) if slot is None else x[row] @ a[slot, 0].T @ b[slot, 0].T
                     torch.testing.assert_close(y[row], expected, rtol=1e-5, atol=1e-5)
-            told.append(sum(layer._all is not None for layer in wrapper.layers.values()))
+            told.append(sum(bool(layer._made) for layer in wrapper.layers.values()))
         return told
 
     assert passes() == [1, 2, 3, 3, 3]
@@ -233,6 +239,7 @@ def test_who_made_products_is_told_of_what_vllm_loads(monkeypatch: pytest.Monkey
         lora_index_to_id: ClassVar = [7, None]
         punica_wrapper_mapping: ClassVar = {"model": both([101])[1]}
         _active_adapters: ClassVar = {7: None}
+        modules: ClassVar = {"o_proj": torch.nn.Module()}
 
     def write(manager: Any, adapter: int) -> bool:
         if adapter in manager._active_adapters:
@@ -254,14 +261,19 @@ def test_who_made_products_is_told_of_what_vllm_loads(monkeypatch: pytest.Monkey
         wrapper.add_lora_linear(y, x, (a,), (b,), 1.0, (24,))
         return y
 
+    module = manager.modules["o_proj"]
+    module.base_layer = torch.nn.Identity()
     remap(wrapper, [102])
     before = added()
     assert cpu_lora.activate_adapter(manager, 12)
     torch.testing.assert_close(added(), 2 * before)
+    assert vars(module)["base_layer"] is dict(module.named_children())["base_layer"], (
+        "found at once, and still a module"
+    )
     (layer,) = wrapper.layers.values()
-    manager._active_adapters[12], laid_out = None, layer._own[1]
+    manager._active_adapters[12], laid_out = None, layer._made[1,]
     wrapper.spare.left_s = 0.0
-    assert not cpu_lora.activate_adapter(manager, 12) and layer._own[1] is laid_out, "vLLM asks before each step"
+    assert not cpu_lora.activate_adapter(manager, 12) and layer._made[1,] is laid_out, "vLLM asks before each step"
     assert wrapper.spare.left_s == cpu_lora.LAY_OUT_S
     with pytest.raises(RuntimeError, match="cut off"):
         cpu_lora.activate_adapter(manager, 13)
@@ -295,6 +307,48 @@ def test_loads_remaps_and_slot_changes_after_the_first_forward_are_seen(widths: 
     for wrapper in wrappers:  # the same mapping, other slots
         remap(wrapper, [0, 102, 101], ids=[102, 101, None, None])
     agree()
+
+
+@pytest.mark.parametrize("layout", [[101, 0, 103, 102], [103, 0], [103, 103]])
+def test_a_layer_that_an_adapter_leaves_alone_costs_it_nothing_until_one_that_changes_it_comes(layout: Any) -> None:
+    a, b = weights(RANK, WIDE, dtype=torch.float32), weights(24, RANK, dtype=torch.float32)
+    a[2] = b[2] = 0  # as vLLM writes 103, which has no weights for this layer
+    wrappers = both(layout)
+    x, embedded, before = torch.randn(len(layout), WIDE), torch.randn(len(layout), RANK), torch.randn(len(layout), 24)
+
+    def agree() -> torch.Tensor:
+        results = []
+        for wrapper in wrappers:
+            y, z = before.clone(), before.clone()
+            wrapper.add_lora_linear(y, x, (a,), (b,), 1.0, (24,))
+            wrapper.add_lora_embedding(z, embedded, b)
+            results.append(torch.cat([y, z], 1))
+        torch.testing.assert_close(results[1], results[0], rtol=1e-5, atol=1e-5)
+        return results[1]
+
+    left_alone = [adapter in (0, 103) for adapter in layout]
+    assert (agree() == torch.cat([before, before], 1)).all(dim=1).tolist() == left_alone
+    (layer,) = wrappers[1].layers.values()
+    assert set(layer._made) == ({(0, 1)} if 101 in layout else set())
+    a[2], b[2] = torch.randn(RANK, WIDE), torch.randn(24, RANK)
+    wrappers[1].loaded(2)
+    assert (agree() == torch.cat([before, before], 1)).all(dim=1).tolist() == [adapter == 0 for adapter in layout]
+
+
+def test_products_of_adapters_that_met_once_are_not_kept_for_ever() -> None:
+    a, b = weights(RANK, WIDE, dtype=torch.float32, free_last=False), weights(24, RANK, dtype=torch.float32)
+    b[-1] = b[0]
+    wrapper = both([101])[1]
+    kept = []
+    for met in range(1, 2**SLOTS):  # every set of adapters
+        met_ids = [11 + slot for slot in range(SLOTS) if met >> slot & 1]
+        remap(wrapper, [*met_ids, 0], ids=[11, 12, 13, 14])
+        wrapper.add_lora_linear(
+            torch.zeros(len(met_ids) + 1, 24), torch.ones(len(met_ids) + 1, WIDE), (a,), (b,), 1, (24,)
+        )
+        (layer,) = wrapper.layers.values()
+        kept.append(len(layer._made))
+    assert max(kept) == 2 * SLOTS < len(kept)
 
 
 def test_empty_batch_and_unknown_rows() -> None:
