@@ -362,3 +362,14 @@ def test_the_signing_key_is_rotated_while_it_serves(run: Steered) -> None:
         promote(run, fresh)
         answers_come(run, asking, fresh)
     settled(run)
+
+
+def test_an_engine_that_is_killed_takes_its_replica_with_it(run: Steered) -> None:
+    """Alive, the replica would refuse faster than the other one answers, until Serve had looked three times."""
+    with callers(run) as asking:
+        victim = run.live[0]
+        engines = run.processes("VLLM::EngineCore")
+        [engine] = [one for one in engines if victim["pid"] in (above.pid for above in one.parents())]
+        asking.killed()
+        kill(engine.pid)
+        settled(run, without=(victim["replica"],))

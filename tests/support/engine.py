@@ -7,6 +7,7 @@ import asyncio
 import json
 import re
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from types import SimpleNamespace
 from typing import Any
 from zlib import crc32
 
@@ -134,6 +135,7 @@ def adapter_engine(refuses: tuple[str, ...] = ()) -> Any:
             self.refuses = refuses
             self.fault: Exception | None = None
             self.load_s = 0.0
+            self._engine_client = SimpleNamespace(errored=False)
 
         async def load_adapter(self, name: str, directory: str) -> None:
             await asyncio.sleep(self.load_s)

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import logging
+import os
 from pathlib import Path
 
 from ray.llm._internal.serve.core.configs.llm_config import DiskMultiplexConfig
 from ray.llm._internal.serve.engines.vllm.vllm_engine import VLLMEngine
+
+log = logging.getLogger(__name__)
 
 
 class AdapterEngine(VLLMEngine):
@@ -23,6 +27,16 @@ class AdapterEngine(VLLMEngine):
         here = Path(self.llm_config.get_engine_config().actual_hf_model_id).is_dir()
         self.llm_config.get_or_create_callback().ctx.run_init_node = not here
         await super().start()
+
+    def die_if_dead(self) -> None:
+        """End this process where vLLM's have ended, which nothing starts again.
+
+        A dead engine refuses faster than others answer, so that requests flock to it until Serve has looked three times
+        in vain. A dead process is left at the first of them, and another replica answers that.
+        """
+        if self._engine_client.errored:
+            log.critical("the engine has ended, and so does its replica")
+            os._exit(1)
 
     async def load_adapter(self, name: str, directory: str) -> None:
         """Load a LoRA adapter and hold it under `name`.

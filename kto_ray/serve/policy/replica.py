@@ -30,6 +30,7 @@ from kto_ray.model import awaited
 from kto_ray.processor import precision
 from kto_ray.records.adapters import CHAMPION, AdapterVersion
 from kto_ray.records.replicas import ReplicaReport
+from kto_ray.serve.policy import refusals
 from kto_ray.serve.policy.bundled import bundled
 from kto_ray.serve.policy.engine import AdapterEngine
 from kto_ray.serve.policy.shelf import Shelf
@@ -40,6 +41,7 @@ from kto_ray.store.faults import first_line
 log = logging.getLogger(__name__)
 
 STREAM_TOKENS = 4  # of a chunk, on a CPU
+DEAD_S = 0.1  # that a dead engine may go unnoticed where nobody asks it for anything
 TELL_S = 1.0  # between two reports where nothing has changed; what has is told at once, for a flip waits for it
 # Of replicas: one event loop for Serve's router and our code, for handing messages over takes from the model.
 ONE_LOOP = {"RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "0", "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0"}
@@ -110,12 +112,14 @@ class Policy(LLMServer):
         self._shelf = Shelf(config, self.engine, self._probe)
         self._replica = serve.get_replica_context().replica_id.unique_id
         await self._probe(config.base_name)
+        watch = asyncio.create_task(self._die_with_engine())  # also before it is ready: nobody else looks then
         await self._survive(self._sweep)
         await self._hold_champion()
         if self._shelf.faults:
             await asyncio.sleep(config.serve.drain_s)  # the gateways read what it lacks before they ask it for anything
         look_s = config.serve.reconcile_s
         self._tasks = [
+            watch,
             asyncio.create_task(self._forever(lambda: asyncio.sleep(look_s), self._reconcile)),
             asyncio.create_task(self._forever(lambda: self._shelf.change(TELL_S), self._tell)),
         ]
@@ -137,7 +141,7 @@ class Policy(LLMServer):
         try:
             request = ChatCompletionRequest(**{**body, "model": adapter})
         except ValidationError as error:
-            yield _bad_request(error)
+            yield refusals.bad_request(error)
             return
         try:
             with self._shelf.using(adapter):  # before any await, so that an unload sees it
@@ -146,12 +150,14 @@ class Policy(LLMServer):
                 async for events in bundled(self._said(request)):
                     yield events
         except AdapterUnavailable as error:
-            yield _unavailable(str(error), "model")
-        except EngineDeadError:  # Serve replaces this replica; until it knows, requests come here
-            yield _unavailable("the engine of this replica has ended", None)
+            yield refusals.unavailable(str(error))
+        except EngineDeadError:
+            self.engine.die_if_dead()
+            raise
 
     async def _said(self, request: Any) -> AsyncGenerator[str, None]:
         async for item in self.engine.chat(request):
+            self.engine.die_if_dead()  # what it says is its own failure, and no answer
             yield item if isinstance(item, str) else item.model_dump_json()
 
     async def check_health(self) -> None:
@@ -232,6 +238,11 @@ class Policy(LLMServer):
         """What killed processes left in the cache."""
         await asyncio.to_thread(lambda: sweep(self._desired()))
 
+    async def _die_with_engine(self) -> None:
+        while True:
+            self.engine.die_if_dead()
+            await asyncio.sleep(DEAD_S)
+
     async def _reconcile(self) -> None:
         await self._shelf.follow(await asyncio.to_thread(self._desired))
 
@@ -279,15 +290,3 @@ class Policy(LLMServer):
 
 class AdapterUnavailable(RuntimeError):
     """A request named an adapter that this replica cannot hold."""
-
-
-def _unavailable(message: str, param: str | None) -> str:
-    """Another replica may answer."""
-    return json.dumps({"error": {"message": message, "type": "server_error", "param": param, "code": 503}})
-
-
-def _bad_request(error: ValidationError) -> str:
-    first = error.errors()[0]
-    param = ".".join(str(part) for part in first["loc"]) or None
-    message = f"{param or 'request'}: {first['msg']}"
-    return json.dumps({"error": {"message": message, "type": "invalid_request_error", "param": param, "code": 400}})

@@ -320,16 +320,37 @@ def test_an_outage_or_a_fault_of_ours_ends_no_reconciling(
     asyncio.run(act())
 
 
-def test_a_dead_engine_is_told_as_what_another_replica_may_answer(config: Config, sqlite_store: Store) -> None:
+class Ended(BaseException):
+    """In place of a process that ends."""
+
+
+def ends(status: int) -> None:
+    raise Ended(status)
+
+
+@pytest.mark.parametrize("how", ["asked", "raises", "idle"])
+def test_a_dead_engine_takes_its_replica_with_it(
+    config: Config, sqlite_store: Store, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    """So that another one answers what it was asked: it says nothing itself."""
     from vllm.v1.engine.exceptions import EngineDeadError
 
     async def act() -> None:
         replica = policy(config, sqlite_store)
-        replica.engine.fault = EngineDeadError()
-        (answer,) = [item async for item in replica.generate(HI, config.base_name)]
-        assert json.loads(answer)["error"]["code"] == 503
+        watch = asyncio.create_task(replica._die_with_engine())
+        await asyncio.sleep(0.2)
+        assert not watch.done()
+        replica.engine._engine_client.errored = True
+        if how == "idle":
+            await watch
+        if how == "raises":
+            replica.engine.fault = EngineDeadError()
+        answers = [item async for item in replica.generate(HI, config.base_name)]
+        raise AssertionError(answers)
 
-    asyncio.run(act())
+    monkeypatch.setattr("os._exit", ends)
+    with pytest.raises(Ended):
+        asyncio.run(act())
 
 
 def test_the_engine_is_set_up_from_the_config() -> None:
