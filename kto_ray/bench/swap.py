@@ -40,7 +40,7 @@ QUESTIONS = 16
 MAX_TOKENS = 24
 SHARE = 0.7  # of the capacity
 AT_ONCE = 16  # streams a replica, that find the capacity
-TIE_NATS = 1.0  # by which bf16 and the rest of a batch may turn a near-tie
+TIE_NATS = 0.5  # by which bf16 and the rest of a batch may turn a near-tie
 BARS = {"failed": 0, "truncated": 0, "mixed": 0, "first_p99_ratio": 1.2, "serving_s": 2.0}  # at most
 AIM_SERVING_S = 0.5
 Tell = Callable[[str], None]
@@ -178,9 +178,9 @@ def figures(loads: Loads, said: Sequence[Said | None], gaps: Mapping[Said, Seque
     """Of the answers among swaps, which `said` names one by one."""
     streams = [stream for load in loads.among for stream in load.streams]
     whole = [one for one in said if one is not None]
-    worst = [max(gaps[one]) for one in whole]
+    worst = [max(gaps[one], default=0.0) for one in whole]
     # A second half that the next version made
-    seen = [max(gaps[_of_next(one)][len(one.answer_ids) // 2 :]) > TIE_NATS for one in whole]
+    seen = [max(gaps[_of_next(one)][len(one.answer_ids) // 2 :], default=0.0) > TIE_NATS for one in whole]
     first = {
         name: percentile([s.first_ms for load in of for s in load.streams if s.first_ms is not None], 0.99)
         for name, of in (("without", loads.without), ("among", loads.among))
