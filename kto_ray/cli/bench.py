@@ -186,7 +186,8 @@ def chat(
     return bench.bench_chat(run.settings, users, seconds, run.tell), bench.table
 
 
-@benchmark("live", "model.max_model_len=512", "data.max_length=256")
+# Prompts enough for a p99 of users in three windows, and no hour of them.
+@benchmark("live", "model.max_model_len=512", "data.max_length=256", "gate.guard_prompts=64")
 def live(
     run: Run,
     per_s: Annotated[float, typer.Option(min=0.05, help="Requests of users a second.")] = 1.0,

@@ -4,20 +4,22 @@ the other is let go, and the round tells both."""
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
 
-from kto_ray.store import completions
+from kto_ray.records.completions import Arm, Completion
+from kto_ray.records.feedback import Feedback, FeedbackKind
+from kto_ray.store import completions, feedback
 from tests.support.service import Service, Traffic, service
 
 pytestmark = [pytest.mark.integration, pytest.mark.slow]
 
-EAGER, TIMID = {"learning_rate": 5e-4}, {"learning_rate": 1e-6, "loss_type": "apo_zero_unpaired"}
+EAGER, TIMID = {"learning_rate": 5e-4}, {"learning_rate": 1e-12, "loss_type": "apo_zero_unpaired"}
 TWO = f"loop.candidates={json.dumps({'eager': EAGER, 'timid': TIMID})}"
-USERS = 96
+USERS = 64
 
 
 @pytest.fixture(scope="module")
@@ -27,22 +29,33 @@ def run(tmp_path_factory: pytest.TempPathFactory, free_port: Any) -> Iterator[Se
 
 
 def teach(run: Service) -> None:
-    """Users like what is said of rivers and dislike what is said of roads, at one length: who learns gains."""
-
-    def one(i: int) -> None:
-        liked = i % 2 == 0
-        question = f"Name {i + 2} things about {'rivers' if liked else 'roads'}."
-        answer = run.chat(question, user=f"user-{i}", max_tokens=16)
-        assert run.thumb(answer.raise_for_status().json()["id"], liked).status_code == 201
-
-    with ThreadPoolExecutor(16) as pool:
-        list(pool.map(one, range(USERS)))
+    """Users like who likes things, in answers of one length: whoever learns at all tells them apart."""
+    now = time.time()
+    with run.store.write() as tx:
+        for i in range(USERS):
+            liked = i % 2 == 0
+            row = Completion(
+                id=f"c{i}",
+                created_at=now,
+                model="policy",
+                adapter="policy@base",
+                arm=Arm.CHAMPION,
+                messages=({"role": "user", "content": f"What do you say of place number {i}?"},),
+                text=f"I really {'love' if liked else 'hate'} number {i}.",
+                finish_reason="stop",
+                prompt_tokens=0,
+                completion_tokens=0,
+                user=f"user-{i}",
+            )
+            completions.insert(tx, row)
+            feedback.record(tx, Feedback(f"f{i}", now, FeedbackKind.THUMB, row.id, row.user, value=liked))
 
 
 def test_both_are_trained_and_judged_and_the_best_meets_users(run: Service) -> None:
     teach(run)
+    assert run.wait_stage("reload", "rollout", "done", timeout_s=420)["stage"] != "done", run.get("/v1/loop")["rounds"]
     with Traffic(run) as traffic:
-        ended = run.wait_stage("done", timeout_s=480)
+        ended = run.wait_stage("done", timeout_s=150)
     assert (ended["outcome"], traffic.failures) == ("promoted", []), ended
     eager, timid = told = ended["candidates"]
     assert [(one["name"], one["kto"]) for one in told] == [("eager", EAGER), ("timid", TIMID)]
