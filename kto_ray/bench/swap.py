@@ -5,6 +5,9 @@ one before, at once. Streams come meanwhile, as often as 70% of what the service
 same service under the same load without swaps; the two take turns. Afterwards an engine of its own reads every answer
 with the weights of the version that it names (`inside/swap.py`), and with those of the next one, which should have said
 something else: else nobody could tell.
+
+No prompt's cache is kept in either turn. The questions are few, so that the answers can be examined; with the cache, a
+new version would be charged for reading each of them once, which users who ask something new do not notice.
 """
 
 from __future__ import annotations
@@ -77,7 +80,8 @@ def bench_swap(config: Config, cycles: int, seconds: float, tell: Tell) -> dict[
     """
     with tempfile.TemporaryDirectory() as folder:
         home, loop = str(Path(folder) / "home"), config.loop.model_copy(update={"enabled": False})
-        fresh = config.model_copy(update={"home": home, "loop": loop})
+        serve = config.serve.model_copy(update={"engine": {"enable_prefix_caching": False, **config.serve.engine}})
+        fresh = config.model_copy(update={"home": home, "loop": loop, "serve": serve})
         weights = [make(fresh, Path(folder) / str(i), seed=i) for i in range(WEIGHTS)]
         store = open_store(fresh.database_url)
         swapper = Swapper(fresh, store, weights)
