@@ -77,6 +77,8 @@ def _answer(config: Config, seen: Seen, act: Act, target: str | None) -> tuple[M
     if target is not None and target != adapter:
         return None, Refused(f"{act} is meant for {target}; the candidate that waits is {adapter}")
     if act is Act.APPROVE:
+        if stale := candidates.outdated(seen, current):  # the champion may have changed in this very tick
+            return Change(stale, (Point(CHALLENGER, None),), stale.in_words), Refused(stale.in_words)
         if not seen.all_hold(adapter):
             return None, Refused(f"not every live replica holds {adapter} yet")
         return candidates.begin_test(config, seen, current, adapter), Done(f"the A/B test of {adapter} begins")
