@@ -174,6 +174,31 @@ def test_operators_are_answered_by_the_controller(api: Api) -> None:
     assert unknown.status_code == 404 and "promote, abort" in unknown.json()["error"]["message"]
 
 
+OF_OTHERS = [
+    ("/v1/rollout/promote", "candidate", "takes the parameter rollout alone, got 'candidate'"),
+    ("/v1/rollout/abort", "champion", "takes the parameter rollout alone"),
+    ("/v1/rollout/pause", "rolout", "takes the parameter rollout alone, got 'rolout'"),
+    ("/v1/rollout/approve", "rollout", "takes the parameter candidate alone"),
+    ("/v1/rollout/rollback", "rollout", "takes the parameter champion alone"),
+    ("/v1/loop/abort", "rollout", "takes the parameter round alone"),
+    ("/v1/loop/run", "round", "takes no parameter, got 'round'"),
+]
+
+
+NAMED = {"/v1/rollout/rollback": {"champion": "policy@base"}}
+
+
+@pytest.mark.parametrize(("path", "name", "words"), OF_OTHERS)
+def test_an_act_passes_over_no_parameter_that_is_not_its_own(api: Api, path: str, name: str, words: str) -> None:
+    """It might narrow what is meant, and the act would be done on something else."""
+    a_test(api)
+    told = api.client.post(path, params={**NAMED.get(path, {}), name: "x"})
+    error = told.json()["error"]
+    assert (told.status_code, error["param"]) == (422, name) and f"POST {path} {words}" in error["message"]
+    with api.store.read() as tx:
+        assert requests.asked(tx) == []
+
+
 def test_without_a_controller_a_request_is_left_for_it(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("kto_ray.serve.gateway.loop.ANSWER_S", 0.2)
     a_test(api)

@@ -160,6 +160,23 @@ def test_nothing_is_asked_of_a_service_that_does_not_run(tmp_path: Path) -> None
     assert "no service runs here" in run("status", "--set", f"home={tmp_path}").stdout
 
 
+@pytest.mark.parametrize(
+    ("asked", "words"),
+    [
+        (("rollout", "promote", "--candidate", "policy@v9"), "promote takes --rollout, and not --candidate (got 'pol"),
+        (("rollout", "rollback", "--leave", "v1", "--rollout", "zz"), "rollback takes --leave, and not --rollout"),
+        (("rollout", "approve", "--rollout", "zz"), "approve takes --candidate, and not --rollout"),
+        (("rollout", "replay", "--leave", "v1"), "replay takes --rollout, and not --leave"),
+        (("rollout", "--candidate", "v1"), "get takes no --candidate"),
+        (("loop", "run", "--round", "3"), "run takes no --round"),
+        (("loop", "stop"), "loop 'stop' does not exist; use run or abort"),
+    ],
+)
+def test_an_act_passes_over_no_option_that_is_not_its_own(asked: tuple[str, ...], words: str, tmp_path: Path) -> None:
+    told = CliRunner().invoke(app, [*asked, "--set", f"home={tmp_path}"])
+    assert isinstance(told.exception, ValueError) and words in str(told.exception)
+
+
 def test_status_says_who_answers_for_a_champion_that_cannot_be_loaded(tmp_path: Path) -> None:
     best = "policy@v2-bbbbbb"
     store = open_store(f"sqlite:///{tmp_path}/kto.db")
