@@ -38,9 +38,9 @@ def obey(config: Config, seen: Seen, request: Request) -> tuple[Move, Answer]:
 
 def _steer(config: Config, seen: Seen, act: Act, target: str | None) -> tuple[Move, Answer]:
     if target == NONE:
-        return None, Refused(f"there was no rollout to {act} when it was asked")
+        return None, Refused(f"there was no rollout to {act} when it was asked; {_stands(seen)}")
     if seen.trial is None or not seen.trial.state.live:
-        return None, Refused(f"there is no rollout to {act}")
+        return None, Refused(f"there is no rollout to {act}; {_stands(seen)}")
     state = seen.trial.state
     if target is not None and target != state.id:
         return None, Refused(f"{act} is meant for rollout {target}; the one in progress is {state.id}")
@@ -54,9 +54,21 @@ def _steer(config: Config, seen: Seen, act: Act, target: str | None) -> tuple[Mo
     return Change(None, (changed,)) if changed.live else verdict.settle(config, seen, changed), told
 
 
+def _stands(seen: Seen) -> str:
+    """Where the loop stands, and what acts there."""
+    test = seen.trial.state if seen.trial is not None and seen.trial.state.live else None
+    steers = f"kto-ray rollout promote, abort, pause and resume act on rollout {test.id}" if test is not None else ""
+    if seen.round is None:
+        return steers or "no round is in progress: kto-ray loop run (POST /v1/loop/run) begins one"
+    waits = isinstance(seen.round.state, Awaiting)
+    steers = "kto-ray rollout approve and reject act on its candidate" if waits else steers
+    ends = "kto-ray loop abort (POST /v1/loop/abort) ends it"
+    return f"round {seen.round.id} is in stage {seen.round.stage}: {f'{steers}, ' if steers else ''}{ends}"
+
+
 def _run(config: Config, seen: Seen) -> tuple[Move, Answer]:
     if seen.round is not None:
-        return None, Refused(f"round {seen.round.id} is in stage {seen.round.stage}; one round at a time")
+        return None, Refused(f"one round at a time; {_stands(seen)}")
     if any(config.with_kto(one.kto).kto.dora for one in candidates.planned(config)):
         words = "kto.dora is true, and vLLM cannot serve a DoRA adapter; kto-ray train and evaluate work"
         return None, Refused(words)
@@ -69,10 +81,10 @@ def _run(config: Config, seen: Seen) -> tuple[Move, Answer]:
 def _answer(config: Config, seen: Seen, act: Act, target: str | None) -> tuple[Move, Answer]:
     """What a person says of a candidate that waits: its test begins, or its round ends."""
     if target == NONE:
-        return None, Refused(f"there was no candidate to {act} when it was asked")
+        return None, Refused(f"there was no candidate to {act} when it was asked; {_stands(seen)}")
     current = seen.round
     if current is None or not isinstance(current.state, Awaiting):
-        return None, Refused(f"there is no candidate to {act}")
+        return None, Refused(f"there is no candidate to {act}; {_stands(seen)}")
     adapter = current.state.adapter
     if target is not None and target != adapter:
         return None, Refused(f"{act} is meant for {target}; the candidate that waits is {adapter}")

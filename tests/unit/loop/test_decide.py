@@ -17,9 +17,9 @@ from kto_ray.loop.seen import Failed, Running, Seen, Trial
 from kto_ray.records.adapters import AdapterVersion
 from kto_ray.records.evaluation import GateDecision, GateReport
 from kto_ray.records.replicas import LoadFault, ReplicaReport
-from kto_ray.records.requests import Act, Done, Refused, Request
+from kto_ray.records.requests import NONE, Act, Done, Refused, Request
 from kto_ray.records.rollouts import Look, RolloutState, RolloutStatus
-from kto_ray.records.rounds import Ended, Judging, Loading, OnTrial, Outcome, Round, Sealing, State, Training
+from kto_ray.records.rounds import Awaiting, Ended, Judging, Loading, OnTrial, Outcome, Round, Sealing, State, Training
 from kto_ray.records.training import Trained, TrainProgress
 from kto_ray.records.trainings import TrainingRun as Run
 from kto_ray.records.trials import Exposed, Settled, Standing, Votes
@@ -457,7 +457,7 @@ def refused(found: Seen, act: Act, config: Config = CONFIG, target: str | None =
 
 def test_a_round_is_run_now_unless_there_is_a_reason() -> None:
     assert obey(CONFIG, seen(), asks(Act.RUN)) == (Begin(), Done("round 1 begins"))
-    assert refused(seen(Sealing()), Act.RUN) == "round 1 is in stage snapshot; one round at a time"
+    assert refused(seen(Sealing()), Act.RUN).startswith("one round at a time; round 1 is in stage snapshot: ")
     assert refused(seen(labels=0), Act.RUN) == "there is no feedback to learn from"
     dora = CONFIG.model_copy(update={"kto": CONFIG.kto.model_copy(update={"dora": True})})
     assert "DoRA" in refused(seen(), Act.RUN, dora)
@@ -465,9 +465,28 @@ def test_a_round_is_run_now_unless_there_is_a_reason() -> None:
 
 @pytest.mark.parametrize("act", [Act.PROMOTE, Act.ABORT, Act.PAUSE, Act.RESUME])
 def test_there_must_be_a_rollout_to_steer(act: Act) -> None:
-    assert refused(seen(), act) == f"there is no rollout to {act}"
+    words = f"there is no rollout to {act}; no round is in progress: kto-ray loop run (POST /v1/loop/run) begins one"
+    assert refused(seen(), act) == words
     ended = Trial(replace(TEST, status=RolloutStatus.ABORTED), NOTHING, None)
-    assert refused(seen(trial=ended), act) == f"there is no rollout to {act}"
+    assert refused(seen(trial=ended), act) == words
+
+
+ENDS = "kto-ray loop abort (POST /v1/loop/abort) ends it"
+
+
+@pytest.mark.parametrize("target", [None, NONE])
+def test_whoever_acts_at_the_wrong_stage_learns_where_the_round_stands_and_what_acts_there(target: str | None) -> None:
+    for state in (Sealing(), Training("s"), Loading("s", V1), Judging("s", V1)):
+        for act in (Act.PROMOTE, Act.APPROVE):
+            told = refused(seen(state), act, target=target)
+            assert told.endswith(f"; round 1 is in stage {state.stage}: {ENDS}")
+    told = refused(seen(Awaiting("s", V1)), Act.ABORT, target=target)
+    acts = "kto-ray rollout approve and reject act on its candidate"
+    assert told.endswith(f"; round 1 is in stage approval: {acts}, {ENDS}")
+    told = refused(in_test(), Act.APPROVE, target=target)
+    acts = f"kto-ray rollout promote, abort, pause and resume act on rollout {TEST.id}"
+    assert told.endswith(f"; round 1 is in stage rollout: {acts}, {ENDS}")
+    assert refused(replace(in_test(), round=None), Act.REJECT, target=target).endswith(f"; {acts}")
 
 
 def test_a_rollout_is_steered() -> None:

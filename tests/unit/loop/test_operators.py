@@ -158,7 +158,9 @@ def test_an_act_is_not_for_what_begins_after_it_was_asked(
     loop.step()
     with sqlite_store.read() as tx:
         assert rollouts.live(tx) is not None
-        assert requests.answered(tx, asked[0]) == Refused("there was no rollout to promote when it was asked")
+        refused = requests.answered(tx, asked[0])
+    assert isinstance(refused, Refused)
+    assert refused.words.startswith("there was no rollout to promote when it was asked; round 1 is in stage rollout")
 
 
 def test_an_end_is_not_for_the_round_that_begins_next(loop: Loop, sqlite_store: Store, jobs: Jobs) -> None:
