@@ -11,8 +11,9 @@ from kto_ray.loop.moves import Begin, Change, Effect, Move, Point
 from kto_ray.loop.seen import Seen
 from kto_ray.records.adapters import CHALLENGER, CHAMPION, PREVIOUS
 from kto_ray.records.requests import NONE, Act, Answer, Done, Refused, Request
+from kto_ray.records.rollouts import RolloutState
 from kto_ray.records.rounds import Awaiting, Judging, Loading, Outcome, Reloading, Round, Training
-from kto_ray.rollout import machine
+from kto_ray.rollout import holdback, machine
 
 
 def obey(config: Config, seen: Seen, request: Request) -> tuple[Move, Answer]:
@@ -149,18 +150,22 @@ def _forget(config: Config, seen: Seen) -> tuple[Move, Answer]:
     if not effects:
         return None, Done("nothing in progress or in service learnt from what was erased")
     words = [f"round {ended.id} ends"] if ended else []
+    words += [f"rollout {e.id} ends" for e in effects if isinstance(e, RolloutState)]
     words += [f"{e.alias} is {e.adapter or 'nobody'}" for e in effects if isinstance(e, Point)]
     return Change(ended, tuple(effects), "; ".join(words)), Done("; ".join(words))
 
 
 def _retired(config: Config, seen: Seen) -> list[Effect]:
     """Where the aliases point that are at a tainted adapter: the champion's at the previous one if that may serve, and
-    else at the base model."""
+    else at the base model. The test and the holdback end that have one in an arm."""
     effects: list[Effect] = []
     test = seen.trial.state if seen.trial is not None and seen.trial.state.live else None
     if test is not None and {test.champion, test.challenger} & seen.tainted:
         effects.append(replace(machine.apply(test, Act.ABORT, seen.now), reason=ERASED))
         effects.append(Point(CHALLENGER, None))
+    held = seen.holdback.state if seen.holdback is not None else None
+    if held is not None and {held.champion, held.challenger} & seen.tainted:
+        effects.append(holdback.ended(held, ERASED, seen.now))
     previous = seen.aliases.get(PREVIOUS)
     if seen.aliases[CHAMPION] in seen.tainted:
         sound = previous is not None and previous not in seen.tainted and seen.all_hold(previous)

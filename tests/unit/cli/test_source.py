@@ -74,7 +74,9 @@ def test_a_service_of_another_store_is_not_asked(config: Config, sqlite_store: S
     other = load_config(None, (f"home={tmp_path}/other", f"http.port={config.http.port}"))
     with served(config, sqlite_store, StandIn()):
         assert not Source(other).running
-        with pytest.raises(ValueError, match=r"no service of .*/other.* to rollout pause; start it with `kto-ray serve`"):
+        with pytest.raises(
+            ValueError, match=r"no service of .*/other.* to rollout pause; start it with `kto-ray serve`"
+        ):
             Source(other).ask("rollout", "pause")
 
 

@@ -599,6 +599,21 @@ def test_a_test_goes_on_unless_what_learnt_from_erased_rows_is_to_retire() -> No
     assert (test.status, test.reason) == (RolloutStatus.ABORTED, ERASED)
 
 
+@pytest.mark.parametrize("retired", [V1, "policy@v2"])
+def test_a_holdback_ends_of_which_an_arm_is_to_retire(retired: str) -> None:
+    """Else it would go on of nobody, once the replicas let the adapter go."""
+    back = holdback.start(CONFIG.rollout, "policy@v2", V1, "holdback-1", "salt", 1.0)
+    assert back is not None
+    found = seen(aliases={"champion": "policy@v2", "previous": V1}, holdback=Trial(back, NOTHING, None))
+    _, effects, words = forgotten(replace(found, tainted=frozenset({retired})), "retire")
+    [ended] = [effect for effect in effects if isinstance(effect, RolloutState)]
+    assert (ended.id, ended.status, ended.reason, ended.ended_at) == (back.id, RolloutStatus.ABORTED, ERASED, NOW)
+    assert words.startswith("rollout holdback-1 ends; ")
+    assert forgotten(replace(found, tainted=frozenset({retired})), "list")[1] == ()
+    other = forgotten(replace(found, tainted=frozenset({"policy@v9"})), "retire")
+    assert other == (None, (), "nothing in progress or in service learnt from what was erased")
+
+
 def test_sealing_begins_anew_by_itself() -> None:
     assert forgotten(seen(Sealing(), tainted=frozenset({"s"})), "retire")[:2] == (None, ())
 
