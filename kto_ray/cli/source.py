@@ -10,7 +10,7 @@ from urllib.parse import quote, urlencode
 
 import httpx
 
-from kto_ray.cli.common import read_store
+from kto_ray.cli.common import read_store, store_there
 from kto_ray.config import Config
 
 if TYPE_CHECKING:
@@ -61,9 +61,8 @@ class Source:
         if self.running:
             return self._got(self._asked("GET", f"/v1/lineage/{quote(name, safe='')}"))
         from kto_ray.provenance.lineage import lineage
-        from kto_ray.store import store_of
 
-        store = store_of(self._config)
+        store = store_there(self._config)
         try:
             return asdict(lineage(store, self._config, name))
         finally:
