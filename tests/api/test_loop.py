@@ -7,11 +7,13 @@ from typing import Any
 
 import pytest
 
+from kto_ray.config import load_config
 from kto_ray.records.adapters import AdapterVersion
 from kto_ray.records.evaluation import GateDecision
 from kto_ray.records.rollouts import Look, RolloutState, RolloutStatus
 from kto_ray.records.rounds import Awaiting, Candidate, Loading, Outcome, Training, Tried
 from kto_ray.records.trainings import TrainingRun
+from kto_ray.status.rounds import loop as page
 from kto_ray.store import adapters, requests, rollouts, rounds, trainings
 from tests.api.conftest import Api
 
@@ -32,6 +34,17 @@ def test_the_loop_says_what_it_waits_for(api: Api) -> None:
     told = api.client.get("/v1/loop").json()
     assert told["round"] is None and told["rounds"] == [] and told["completions"] == 0
     assert told["next"] == "a round starts at 200 new labels; 0 so far"
+
+
+def test_the_loop_says_that_it_has_done_its_rounds(api: Api) -> None:
+    """Whoever began them."""
+    config = load_config(None, (f"home={api.config.home}", "loop.max_rounds=1"))
+    with api.store.write() as tx:
+        assert page(tx, config).next == "a round starts at 200 new labels; 0 so far"
+        rounds.update(tx, rounds.insert(tx, 5.0).ended(Outcome.FAILED, "snapshot: no", 7.0))
+        told = page(tx, config).next
+    words = "no round starts by itself after 1 (loop.max_rounds), and there have been 1; POST /v1/loop/run starts one"
+    assert told == words
 
 
 def test_rounds_are_told_with_their_training_and_one_with_every_step(api: Api) -> None:

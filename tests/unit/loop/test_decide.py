@@ -81,6 +81,7 @@ def test_a_loop_that_is_off_or_has_done_its_rounds_begins_none(off: dict[str, An
     config = CONFIG.model_copy(update={"loop": CONFIG.loop.model_copy(update=off)})
     last = Round(3, Ended(Outcome.PROMOTED, None, 1.0), 0.0, 1.0)
     assert decide(config, seen(new_labels=900, ended=last)) is None
+    assert obey(config, seen(ended=last), asks(Act.RUN)) == (Begin(), Done("round 4 begins")), "a person may"
 
 
 @pytest.mark.parametrize("state", [Sealing(), Training("s"), Judging("s", V1)])
