@@ -1,4 +1,4 @@
-"""Adapter versions, and the A/B test between two of them."""
+"""Adapter versions, the A/B test between two of them, and the rounds that make them."""
 
 from __future__ import annotations
 
@@ -23,9 +23,11 @@ from kto_ray.cli.common import (
 )
 from kto_ray.cli.source import Source
 from kto_ray.config import Config
+from kto_ray.records.requests import MEANS, Act
 
 app = typer.Typer()
-STEERED = ("approve", "reject", "promote", "abort", "pause", "resume", "rollback")
+STEERED = tuple(act.value for act in MEANS if act is not Act.END)
+OPTIONS = {"rollout": "--rollout", "candidate": "--candidate", "champion": "--leave"}  # by what they mean
 
 
 @app.command("adapters", rich_help_panel=RUN)
@@ -87,7 +89,11 @@ def rollout(
         ),
     ] = "get",
     rollout_id: Annotated[
-        str | None, typer.Option("--rollout", help="The one that is meant; without it, the one in progress.")
+        str | None,
+        typer.Option(
+            "--rollout",
+            help="For promote, abort, pause, resume, replay: the one that is meant; without it, the one in progress.",
+        ),
     ] = None,
     leave: Annotated[
         str | None, typer.Option(help="For rollback: the champion to leave, as `adapters` names it.")
@@ -105,27 +111,73 @@ def rollout(
     Changes are asked of the controller, which answers.
     """
     settings = settings_of(config, set_)
+    if action not in ("get", "replay", *STEERED):
+        raise ValueError(f"rollout {action!r} does not exist; use get, replay or one of: {', '.join(STEERED)}")
+    meant = {"rollout": rollout_id, "candidate": candidate, "champion": leave}
+    _check_options(action, meant)
     source = Source(settings)
     if action == "get":
         out.print_json(data=source.rollout()["rollout"], default=str)
         return
     if action == "replay":
-        replayed = source.replayed(rollout_id)
-        if as_json:
-            tell({"stages": [asdict(stage) for stage in replayed]}, as_json)
-        for stage in [] if as_json else replayed:
-            when = "never" if stage.at is None else datetime.fromtimestamp(stage.at, UTC).isoformat(" ", "seconds")
-            out.print(plain(f"{stage.stage}: {stage.action}, {when}: {stage.reason}"), soft_wrap=True)
+        _replay(source, rollout_id, as_json)
         return
-    if action not in STEERED:
-        raise ValueError(f"rollout {action!r} does not exist; use get, replay or one of: {', '.join(STEERED)}")
-    if action == "rollback" and leave is None:
+    if action == Act.ROLLBACK and leave is None:
         champion = source.adapters()["aliases"]["champion"]
         raise ValueError(
             f"a rollback names the champion to leave, so that asked twice it is done once: --leave {champion}"
         )
+    _ask(source, "rollout", action, as_json, **meant)
+
+
+@app.command(rich_help_panel=RUN)
+def loop(
+    action: Annotated[str, typer.Argument(help="run: begin a round now. abort: end the one in progress.")],
+    round_: Annotated[
+        int | None,
+        typer.Option("--round", min=1, help="For abort: the one that is meant; without it, the one in progress."),
+    ] = None,
+    as_json: AsJson = False,
+    config: ConfigFile = None,
+    set_: Overrides = None,
+) -> None:
+    """Begin a round of the loop now, or end the one in progress in whatever stage it is.
+
+    Asked of the controller, which answers. `kto-ray status` shows where the loop stands.
+    """
+    settings = settings_of(config, set_)
+    if action not in ("run", "abort"):
+        raise ValueError(f"loop {action!r} does not exist; use run or abort (`kto-ray status` shows where it stands)")
+    if action == "run" and round_ is not None:
+        raise ValueError("loop run takes no --round: it begins the next one")
+    _ask(Source(settings), "loop", action, as_json, round=None if round_ is None else str(round_))
+
+
+def _check_options(action: str, meant: dict[str, str | None]) -> None:
+    """What an act would pass over might narrow what is meant.
+
+    Raises:
+        ValueError: an option that is not the act's.
+    """
+    own = "rollout" if action == "replay" else MEANS[Act(action)] if action in STEERED else None
+    for name, value in meant.items():
+        if value is not None and name != own:
+            takes = f"{OPTIONS[own]}, and not" if own is not None else "no"
+            raise ValueError(f"rollout {action} takes {takes} {OPTIONS[name]} (got {value!r})")
+
+
+def _replay(source: Source, rollout_id: str | None, as_json: bool) -> None:
+    replayed = source.replayed(rollout_id)
+    if as_json:
+        tell({"stages": [asdict(stage) for stage in replayed]}, as_json)
+    for stage in [] if as_json else replayed:
+        when = "never" if stage.at is None else datetime.fromtimestamp(stage.at, UTC).isoformat(" ", "seconds")
+        out.print(plain(f"{stage.stage}: {stage.action}, {when}: {stage.reason}"), soft_wrap=True)
+
+
+def _ask(source: Source, noun: str, action: str, as_json: bool, **meant: str | None) -> None:
     with step("asking the controller"):
-        told, done = source.steer(action, rollout=rollout_id, champion=leave, candidate=candidate)
+        told, done = source.ask(noun, action, **meant)
     tell(told, as_json)
     if not done:
         raise typer.Exit(1)

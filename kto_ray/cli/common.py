@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout
-from typing import Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 from rich.console import Console
 
 from kto_ray.config import Config, load_config
+
+if TYPE_CHECKING:
+    from kto_ray.store import Store
 
 T = TypeVar("T")
 
@@ -76,10 +80,28 @@ def warn_of_emulation(config: Config) -> None:
             err.print(f"[yellow]warning[/] {name} is {of.dtype}, {plain(of.why)}; auto is faster", soft_wrap=True)
 
 
-def read_store(config: Config, query: Callable[[Any], T]) -> T:
+def store_there(config: Config) -> Store:
+    """The store, for what has nothing to do with one that is new.
+
+    Raises:
+        ValueError: there is none, as of a home that is mistyped.
+    """
+    import sqlalchemy as sa
+
     from kto_ray.store import store_of
 
-    store = store_of(config)
+    url = sa.make_url(config.database_url)
+    if url.get_backend_name() == "sqlite" and url.database and not os.path.exists(url.database):
+        name, value = ("home", config.home) if config.store_url is None else ("store_url", config.store_url)
+        raise ValueError(
+            f"there is no store at {url.database!r} ({name}={value!r}); name where yours is by --set {name}=..., or "
+            "make one there by `kto-ray serve`"
+        )
+    return store_of(config)
+
+
+def read_store(config: Config, query: Callable[[Any], T]) -> T:
+    store = store_there(config)
     with store.read() as tx:
         result = query(tx)
     store.close()

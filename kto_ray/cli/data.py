@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from kto_ray.cli.common import AsJson, ConfigFile, Overrides, out, settings_of, step, tell
+from kto_ray.cli.common import AsJson, ConfigFile, Overrides, out, settings_of, step, store_there, tell
 
 app = typer.Typer(no_args_is_help=True, help="Look at snapshots; archive what is old.")
 
@@ -48,10 +48,9 @@ def data_archive(as_json: AsJson = False, config: ConfigFile = None, set_: Overr
         )
     with step("archiving"):
         from kto_ray.provenance.retention import keep
-        from kto_ray.store import store_of
         from kto_ray.store.custody import Busy
 
-        store = store_of(settings)
+        store = store_there(settings)
         try:
             kept = keep(store, settings, time.time())
         except Busy as error:

@@ -9,7 +9,18 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.table import Table
 
-from kto_ray.cli.common import AsJson, ConfigFile, Overrides, err, out, plain, read_store, settings_of, tell
+from kto_ray.cli.common import (
+    AsJson,
+    ConfigFile,
+    Overrides,
+    err,
+    out,
+    plain,
+    read_store,
+    settings_of,
+    store_there,
+    tell,
+)
 from kto_ray.config import Config
 
 if TYPE_CHECKING:
@@ -146,13 +157,13 @@ def _decide(
     released: bool, ids: list[str] | None, why: str | None, user: str | None, as_json: bool, settings: Config
 ) -> None:
     """A transaction a few hundred events, so that nobody waits long for it."""
-    from kto_ray.store import quarantine, store_of
+    from kto_ray.store import quarantine
 
     if bool(ids) == (why is not None or user is not None):
         raise ValueError("name either ids of feedback, or --why and --user; `kto-ray feedback held` shows them")
     act = quarantine.release if released else quarantine.drop
     reason = _reason(why)
-    store = store_of(settings)
+    store = store_there(settings)
     changed = 0
     if ids:
         with store.write() as tx:

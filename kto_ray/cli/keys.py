@@ -11,7 +11,18 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from kto_ray.cli.common import AsJson, ConfigFile, Overrides, err, out, plain, read_store, settings_of, tell
+from kto_ray.cli.common import (
+    AsJson,
+    ConfigFile,
+    Overrides,
+    err,
+    out,
+    plain,
+    read_store,
+    settings_of,
+    store_there,
+    tell,
+)
 from kto_ray.config.platform import NAME
 from kto_ray.records.keys import Key, Scope
 
@@ -79,9 +90,9 @@ def keys_revoke(
 ) -> None:
     """End a key. Every gateway refuses it within a second."""
     settings = settings_of(config, set_)
-    from kto_ray.store import keys, store_of
+    from kto_ray.store import keys
 
-    store = store_of(settings)
+    store = store_there(settings)
     with store.write() as tx:
         found = keys.revoke(tx, key, time.time())
     store.close()

@@ -19,6 +19,7 @@ from kto_ray.cli.common import (
     ray_up,
     settings_of,
     step,
+    store_there,
     tell,
 )
 from kto_ray.cli.source import Source
@@ -62,11 +63,10 @@ def erase(
     settings = settings_of(config, set_)
     with step("looking in the store and in every snapshot"):
         from kto_ray.provenance import erasure
-        from kto_ray.store import store_of
         from kto_ray.store.custody import Busy
 
         subject = _subject(user, completion)
-        store = store_of(settings)
+        store = store_there(settings)
         with store.read() as tx:
             reach = erasure.reach_of(tx, settings, subject)
     if dry_run:

@@ -10,7 +10,7 @@ from urllib.parse import quote, urlencode
 
 import httpx
 
-from kto_ray.cli.common import read_store
+from kto_ray.cli.common import read_store, store_there
 from kto_ray.config import Config
 
 if TYPE_CHECKING:
@@ -61,9 +61,8 @@ class Source:
         if self.running:
             return self._got(self._asked("GET", f"/v1/lineage/{quote(name, safe='')}"))
         from kto_ray.provenance.lineage import lineage
-        from kto_ray.store import store_of
 
-        store = store_of(self._config)
+        store = store_there(self._config)
         try:
             return asdict(lineage(store, self._config, name))
         finally:
@@ -75,20 +74,20 @@ class Source:
 
         return read_store(self._config, lambda tx: rollouts.replayed(tx, self._config, rollout))
 
-    def steer(self, action: str, **meant: str | None) -> tuple[Shown, bool]:
-        """Ask the controller for an act on the `rollout` or `candidate` that is meant, or a rollback from a `champion`;
-        what it answered, and whether it was done.
+    def ask(self, noun: str, action: str, **meant: str | None) -> tuple[Shown, bool]:
+        """Ask the controller for an act on a rollout or the loop, by what is `meant` (`records.requests.MEANS`); what
+        it answered, and whether it was done.
 
         Raises:
             ValueError: no service runs.
         """
         if not self.running:
             raise ValueError(
-                f"no service of {self._config.home!r} answers on {self._http.base_url} to {action}; start it with "
-                "`kto-ray serve`"
+                f"no service of {self._config.home!r} answers on {self._http.base_url} to {noun} {action}; start it "
+                "with `kto-ray serve`"
             )
         query = urlencode({name: value for name, value in meant.items() if value is not None})
-        answer = self._asked("POST", f"/v1/rollout/{action}?{query}")
+        answer = self._asked("POST", f"/v1/{noun}/{action}?{query}")
         if answer.status_code == 409:
             return {"action": action, "result": answer.json()["error"]["message"]}, False
         return self._got(answer), answer.status_code == 200

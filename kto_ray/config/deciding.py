@@ -200,7 +200,8 @@ class LoopSection(Section):
     snapshot_hours: float = Field(6.0, gt=0)
     train_hours: float = Field(72.0, gt=0)
     gate_hours: float = Field(6.0, gt=0)
-    max_rounds: int | None = Field(None, ge=1)  # rounds that start by themselves; None for ever
+    # Once there have been so many, those included that a person began, no round starts by itself. None: for ever
+    max_rounds: int | None = Field(None, ge=1)
     # Each round trains and judges these, one after the other on one snapshot, and the best that passes the gate meets
     # users: what is set over the `kto` section, by name. Empty: one candidate, by that section
     candidates: dict[str, CandidateSection] = Field({})

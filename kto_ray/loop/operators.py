@@ -11,8 +11,9 @@ from kto_ray.loop.moves import Begin, Change, Effect, Move, Point
 from kto_ray.loop.seen import Seen
 from kto_ray.records.adapters import CHALLENGER, CHAMPION, PREVIOUS
 from kto_ray.records.requests import NONE, Act, Answer, Done, Refused, Request
+from kto_ray.records.rollouts import RolloutState
 from kto_ray.records.rounds import Awaiting, Judging, Loading, Outcome, Reloading, Round, Training
-from kto_ray.rollout import machine
+from kto_ray.rollout import holdback, machine
 
 
 def obey(config: Config, seen: Seen, request: Request) -> tuple[Move, Answer]:
@@ -38,9 +39,9 @@ def obey(config: Config, seen: Seen, request: Request) -> tuple[Move, Answer]:
 
 def _steer(config: Config, seen: Seen, act: Act, target: str | None) -> tuple[Move, Answer]:
     if target == NONE:
-        return None, Refused(f"there was no rollout to {act} when it was asked")
+        return None, Refused(f"there was no rollout to {act} when it was asked; {_stands(seen)}")
     if seen.trial is None or not seen.trial.state.live:
-        return None, Refused(f"there is no rollout to {act}")
+        return None, Refused(f"there is no rollout to {act}; {_stands(seen)}")
     state = seen.trial.state
     if target is not None and target != state.id:
         return None, Refused(f"{act} is meant for rollout {target}; the one in progress is {state.id}")
@@ -54,9 +55,21 @@ def _steer(config: Config, seen: Seen, act: Act, target: str | None) -> tuple[Mo
     return Change(None, (changed,)) if changed.live else verdict.settle(config, seen, changed), told
 
 
+def _stands(seen: Seen) -> str:
+    """Where the loop stands, and what acts there."""
+    test = seen.trial.state if seen.trial is not None and seen.trial.state.live else None
+    steers = f"kto-ray rollout promote, abort, pause and resume act on rollout {test.id}" if test is not None else ""
+    if seen.round is None:
+        return steers or "no round is in progress: kto-ray loop run (POST /v1/loop/run) begins one"
+    waits = isinstance(seen.round.state, Awaiting)
+    steers = "kto-ray rollout approve and reject act on its candidate" if waits else steers
+    ends = "kto-ray loop abort (POST /v1/loop/abort) ends it"
+    return f"round {seen.round.id} is in stage {seen.round.stage}: {f'{steers}, ' if steers else ''}{ends}"
+
+
 def _run(config: Config, seen: Seen) -> tuple[Move, Answer]:
     if seen.round is not None:
-        return None, Refused(f"round {seen.round.id} is in stage {seen.round.stage}; one round at a time")
+        return None, Refused(f"one round at a time; {_stands(seen)}")
     if any(config.with_kto(one.kto).kto.dora for one in candidates.planned(config)):
         words = "kto.dora is true, and vLLM cannot serve a DoRA adapter; kto-ray train and evaluate work"
         return None, Refused(words)
@@ -69,14 +82,16 @@ def _run(config: Config, seen: Seen) -> tuple[Move, Answer]:
 def _answer(config: Config, seen: Seen, act: Act, target: str | None) -> tuple[Move, Answer]:
     """What a person says of a candidate that waits: its test begins, or its round ends."""
     if target == NONE:
-        return None, Refused(f"there was no candidate to {act} when it was asked")
+        return None, Refused(f"there was no candidate to {act} when it was asked; {_stands(seen)}")
     current = seen.round
     if current is None or not isinstance(current.state, Awaiting):
-        return None, Refused(f"there is no candidate to {act}")
+        return None, Refused(f"there is no candidate to {act}; {_stands(seen)}")
     adapter = current.state.adapter
     if target is not None and target != adapter:
         return None, Refused(f"{act} is meant for {target}; the candidate that waits is {adapter}")
     if act is Act.APPROVE:
+        if stale := candidates.outdated(seen, current):  # the champion may have changed in this very tick
+            return Change(stale, (Point(CHALLENGER, None),), stale.in_words), Refused(stale.in_words)
         if not seen.all_hold(adapter):
             return None, Refused(f"not every live replica holds {adapter} yet")
         return candidates.begin_test(config, seen, current, adapter), Done(f"the A/B test of {adapter} begins")
@@ -135,18 +150,22 @@ def _forget(config: Config, seen: Seen) -> tuple[Move, Answer]:
     if not effects:
         return None, Done("nothing in progress or in service learnt from what was erased")
     words = [f"round {ended.id} ends"] if ended else []
+    words += [f"rollout {e.id} ends" for e in effects if isinstance(e, RolloutState)]
     words += [f"{e.alias} is {e.adapter or 'nobody'}" for e in effects if isinstance(e, Point)]
     return Change(ended, tuple(effects), "; ".join(words)), Done("; ".join(words))
 
 
 def _retired(config: Config, seen: Seen) -> list[Effect]:
     """Where the aliases point that are at a tainted adapter: the champion's at the previous one if that may serve, and
-    else at the base model."""
+    else at the base model. The test and the holdback end that have one in an arm."""
     effects: list[Effect] = []
     test = seen.trial.state if seen.trial is not None and seen.trial.state.live else None
     if test is not None and {test.champion, test.challenger} & seen.tainted:
         effects.append(replace(machine.apply(test, Act.ABORT, seen.now), reason=ERASED))
         effects.append(Point(CHALLENGER, None))
+    held = seen.holdback.state if seen.holdback is not None else None
+    if held is not None and {held.champion, held.challenger} & seen.tainted:
+        effects.append(holdback.ended(held, ERASED, seen.now))
     previous = seen.aliases.get(PREVIOUS)
     if seen.aliases[CHAMPION] in seen.tainted:
         sound = previous is not None and previous not in seen.tainted and seen.all_hold(previous)

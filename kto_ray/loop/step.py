@@ -56,7 +56,7 @@ class Loop:
         self._policy = policy
         self._store = store_of(config, wait_s=STARTED_S)
         self._lease = Lease(self._store)
-        self._job: tuple[tuple[str, Stage, int], ray.ObjectRef] | None = None
+        self._job: tuple[_Key, ray.ObjectRef] | None = None
         self._rests_until = float("-inf")  # after a job that did not reach its storage
         self._shown: TrainProgress | None = None
         self._reader = ThreadPoolExecutor(1, thread_name_prefix="progress")
@@ -138,18 +138,18 @@ class Loop:
         if current is None:
             return seen
         if with_job:
-            seen = replace(seen, job=self._look(current))
+            seen = replace(seen, job=self._look(seen, current))
         asked = isinstance(current.state, Awaiting) and not with_job  # an operator may approve
         loaded = isinstance(current.state, Reloading) and seen.all_hold(current.state.adapter)
         if isinstance(seen.job, GateReport) or loaded or asked:  # a test may begin
             seen = replace(seen, votes=trial.votes_of(self._store, config.rollout, now))
         return seen
 
-    def _look(self, current: Round) -> Job:
+    def _look(self, seen: Seen, current: Round) -> Job:
         """Where the job of the round's stage stands; what came of it is told once. Whoever cannot persist that starts
         the job anew: what it did is found again, and what stood in the way may be another's now, as an adapter's
         number."""
-        if self._job is None or self._job[0] != _key(current):
+        if self._job is None or self._job[0] != _key(seen, current):
             return None
         ref = self._job[1]
         done, _ = ray.wait([ref], timeout=0)
@@ -192,14 +192,15 @@ class Loop:
                 assert seen.round is not None
                 if time.monotonic() < self._rests_until:
                     return
+                self._let_go()  # of a gate that compares with a former champion
                 with self._act():  # nobody takes the lease before Ray has the job
-                    self._job = (_key(seen.round), self._start(seen, seen.round))
+                    self._job = (_key(seen, seen.round), self._start(seen, seen.round))
             case Change():
                 with self._act() as tx:
                     if self._overtaken(tx, move, seen):
                         return
                     perform(tx, move, seen.now)
-                self._stop_job(seen.round, move.round)  # of one that ends by its deadline
+                self._stop_job(seen, move.round)  # of one that ends by its deadline
                 if isinstance(seen.job, Failed) and seen.job.away:
                     self._rests_until = time.monotonic() + REST_S
                 if isinstance(seen.job, Running):
@@ -221,14 +222,14 @@ class Loop:
                 perform(tx, move, seen.now)
             requests.answer(tx, request.id, answer, seen.now)
         if isinstance(move, Change):
-            self._stop_job(seen.round, move.round)
+            self._stop_job(seen, move.round)
 
-    def _stop_job(self, before: Round | None, after: Round | None) -> None:
+    def _stop_job(self, seen: Seen, after: Round | None) -> None:
         """Where the round has left its job's stage, or its candidate, nobody waits for it any more."""
-        if before is None or after is None or _key(after) == _key(before):
+        if seen.round is None or after is None or _key(seen, after) == _key(seen, seen.round):
             return
         self._let_go()
-        self._clearing.add(sorted(_cut_short(after) - _cut_short(before)))
+        self._clearing.add(sorted(_cut_short(after) - _cut_short(seen.round)))
 
     def _let_go(self) -> None:
         if self._job is not None:
@@ -279,9 +280,14 @@ class Loop:
         return overtaken(tx, change, seen.live, self._config.serve.heartbeat_timeout_s)
 
 
-def _key(current: Round) -> tuple[str, Stage, int]:
-    """Of a job: the round and its candidate, the stage and the attempt."""
-    return current.run, current.stage, current.attempts
+_Key = tuple[str, Stage, int, str | None]
+
+
+def _key(seen: Seen, current: Round) -> _Key:
+    """Of a job: the round and its candidate, the stage and the attempt; at the gate also the champion that it compares
+    with, for once there is another, what it finds would be said of the wrong one."""
+    against = seen.aliases[CHAMPION] if current.stage is Stage.GATE else None
+    return current.run, current.stage, current.attempts, against
 
 
 def _cut_short(current: Round) -> set[str]:

@@ -38,7 +38,8 @@ def held_by_all(live: Sequence[ReplicaReport]) -> frozenset[str]:
 
 def champions_answer(champion: str, previous: str | None, base: str, live: Sequence[ReplicaReport]) -> str:
     """Who answers where the champion is asked for: itself, unless a live replica says that it cannot load it. Then the
-    previous champion if every live replica holds that, else the base model.
+    `previous` champion if every live replica holds that, else the base model. None: there is none, or it was left for
+    being worse.
 
     A replica that says nothing of the champion is asked for it all the same, for it loads what it is asked for.
     """

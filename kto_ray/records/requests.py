@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import enum
+from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,3 +52,18 @@ class Act(enum.StrEnum):
     ROLLBACK = "rollback"
     END = "end"  # the round in progress, whatever its stage
     FORGET = "forget"  # let go of what holds, or learnt from, rows that were erased; asked by an erasure alone
+
+
+# What an act's target is, by the name of the parameter that gives it; none where it has no target.
+MEANS: Mapping[Act, str] = MappingProxyType(
+    {
+        Act.APPROVE: "candidate",
+        Act.REJECT: "candidate",
+        Act.PROMOTE: "rollout",
+        Act.ABORT: "rollout",
+        Act.PAUSE: "rollout",
+        Act.RESUME: "rollout",
+        Act.ROLLBACK: "champion",
+        Act.END: "round",
+    }
+)

@@ -34,7 +34,9 @@ def to_strangers(told: Readiness) -> Readiness:
 def readiness(tx: sa.Connection, config: Config) -> Readiness:
     live = replicas.live(tx, config.serve.heartbeat_timeout_s)
     aliases = adapters.aliases(tx, config.base_name)
-    champion = aliases[CHAMPION]
-    answers = champions_answer(champion, aliases.get(PREVIOUS), config.base_name, live)
+    champion, previous = aliases[CHAMPION], aliases.get(PREVIOUS)
+    if previous is not None and adapters.was_left(tx, previous, champion):
+        previous = None
+    answers = champions_answer(champion, previous, config.base_name, live)
     holding = [replica for replica in live if answers in (config.base_name, *replica.held)]
     return Readiness(bool(holding), tuple(live), champion, answers)

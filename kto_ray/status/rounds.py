@@ -109,7 +109,7 @@ def loop(tx: sa.Connection, config: Config) -> LoopPage:
         feedback=_feedback(tx, tally),
         completions=tally.completions,
         min_labels=config.loop.min_labels,
-        next=_next(config, found[-1] if current else None, new),
+        next=_next(config, found[-1] if found else None, new),
     )
 
 
@@ -134,14 +134,18 @@ def one(tx: sa.Connection, number: int) -> ShownRound | None:
     return _shown(found, runs | ({found.run: own} if own else {}))
 
 
-def _next(config: Config, current: Round | None, new: int) -> str:
-    if current is not None:
-        if isinstance(current.state, Awaiting):
-            return waiting(config, current, current.state.adapter)
-        return NEXT[current.stage]
-    if not config.loop.enabled:
+def _next(config: Config, newest: Round | None, new: int) -> str:
+    if newest is not None and newest.in_progress:
+        if isinstance(newest.state, Awaiting):
+            return waiting(config, newest, newest.state.adapter)
+        return NEXT[newest.stage]
+    section, begun = config.loop, newest.id if newest is not None else 0
+    if not section.enabled:
         return "the loop is off (loop.enabled: false); POST /v1/loop/run starts a round"
-    return f"a round starts at {config.loop.min_labels} new labels; {new} so far"
+    if section.max_rounds is not None and begun >= section.max_rounds:
+        words = f"no round starts by itself after {section.max_rounds} (loop.max_rounds), and there have been {begun}"
+        return f"{words}; POST /v1/loop/run starts one"
+    return f"a round starts at {section.min_labels} new labels; {new} so far"
 
 
 def waiting(config: Config, current: Round, adapter: str) -> str:

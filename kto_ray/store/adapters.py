@@ -53,6 +53,14 @@ def desired(tx: sa.Connection) -> list[AdapterVersion]:
     return [AdapterVersion(**row) for row in tx.execute(query).mappings()]
 
 
+def was_left(tx: sa.Connection, previous: str, champion: str) -> bool:
+    """Whether the previous champion is one that a rollback or an alarm left, and not the one before a promotion, which
+    is always of a newer version than what it replaces."""
+    number = sa.select(adapters.c.number).where(adapters.c.name == champion).scalar_subquery()
+    newer = sa.select(adapters.c.name).where(adapters.c.name == previous, adapters.c.number > number)
+    return tx.execute(newer).first() is not None
+
+
 def count(tx: sa.Connection) -> int:
     return int(tx.execute(sa.select(sa.func.count()).select_from(adapters)).scalar_one())
 

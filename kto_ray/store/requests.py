@@ -4,22 +4,19 @@ from __future__ import annotations
 
 import sqlalchemy as sa
 
-from kto_ray.records.requests import NONE, Act, Answer, Done, Refused, Request
+from kto_ray.records.requests import MEANS, NONE, Act, Answer, Done, Refused, Request
 from kto_ray.records.rounds import Awaiting
 from kto_ray.store import clock, rollouts, rounds
 from kto_ray.store.schema import requests
-
-ON_ROLLOUT = (Act.PROMOTE, Act.ABORT, Act.PAUSE, Act.RESUME)
-ON_CANDIDATE = (Act.APPROVE, Act.REJECT)
 
 
 def ask(tx: sa.Connection, act: Act, now: float, target: str | None = None, expires_s: float | None = None) -> int:
     """Leave a request for the controller; returns its id. What it means is what stands now: a rollout's act, or a
     round's end, without a target is meant for the one in progress, and an approval for the candidate that waits."""
-    if target is None and act in ON_ROLLOUT:
+    if target is None and MEANS.get(act) == "rollout":
         live = rollouts.live(tx)
         target = live.id if live is not None else NONE
-    elif target is None and act in ON_CANDIDATE:
+    elif target is None and MEANS.get(act) == "candidate":
         state = current.state if (current := rounds.current(tx)) else None
         target = state.adapter if isinstance(state, Awaiting) else NONE
     elif target is None and act is Act.END:

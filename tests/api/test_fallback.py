@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from ray.exceptions import RayActorError
 
+from kto_ray.records.adapters import AdapterVersion
 from kto_ray.records.completions import Arm
 from kto_ray.records.replicas import LoadFault, ReplicaReport
 from kto_ray.records.rollouts import RolloutState, RolloutStatus
@@ -125,6 +126,23 @@ def test_the_base_answers_where_not_all_hold_the_previous_champion(api: Api) -> 
     live(api, LACKS_BEST, ReplicaReport("r3", "node", 3, (NEW,), errors=LACKS))
     assert users_of(api) == {BASE: {(Arm.PINNED, None)}, NEW: {(Arm.PINNED, None)}}
     assert api.client.get("/readyz").json()["ready"]
+
+
+def test_who_was_left_for_the_champion_does_not_answer_in_its_place(api: Api) -> None:
+    """After a rollback, or the holdback's alarm, the previous champion is the one that was left."""
+    with api.store.write() as tx:
+        for number, name in enumerate((OLD, BEST), start=1):
+            adapters.insert(tx, AdapterVersion(name, number, 1.0, "u", "0" * 64, None, None, BASE, 8))
+    live(api, LACKS_BEST)
+    assert answered(api, user="ann", model="policy@champion")[0] == OLD, "it was promoted over that one"
+    with api.store.write() as tx:
+        adapters.set_alias(tx, "champion", OLD, 2.0)
+        adapters.set_alias(tx, "previous", BEST, 2.0)
+    fault = {OLD: LoadFault("its file has changed", refused=True)}
+    live(api, ReplicaReport("r2", "node", 2, (BEST, NEW), errors=fault))
+    assert answered(api, user="ann", model="policy@champion")[0] == BASE
+    told = api.client.get("/readyz").json()
+    assert (told["ready"], told["champion"], told["answers"]) == (True, OLD, BASE)
 
 
 def test_a_replica_that_says_nothing_of_the_champion_is_asked_for_it(api: Api) -> None:

@@ -7,11 +7,13 @@ from typing import Any
 
 import pytest
 
+from kto_ray.config import load_config
 from kto_ray.records.adapters import AdapterVersion
 from kto_ray.records.evaluation import GateDecision
 from kto_ray.records.rollouts import Look, RolloutState, RolloutStatus
 from kto_ray.records.rounds import Awaiting, Candidate, Loading, Outcome, Training, Tried
 from kto_ray.records.trainings import TrainingRun
+from kto_ray.status.rounds import loop as page
 from kto_ray.store import adapters, requests, rollouts, rounds, trainings
 from tests.api.conftest import Api
 
@@ -32,6 +34,17 @@ def test_the_loop_says_what_it_waits_for(api: Api) -> None:
     told = api.client.get("/v1/loop").json()
     assert told["round"] is None and told["rounds"] == [] and told["completions"] == 0
     assert told["next"] == "a round starts at 200 new labels; 0 so far"
+
+
+def test_the_loop_says_that_it_has_done_its_rounds(api: Api) -> None:
+    """Whoever began them."""
+    config = load_config(None, (f"home={api.config.home}", "loop.max_rounds=1"))
+    with api.store.write() as tx:
+        assert page(tx, config).next == "a round starts at 200 new labels; 0 so far"
+        rounds.update(tx, rounds.insert(tx, 5.0).ended(Outcome.FAILED, "snapshot: no", 7.0))
+        told = page(tx, config).next
+    words = "no round starts by itself after 1 (loop.max_rounds), and there have been 1; POST /v1/loop/run starts one"
+    assert told == words
 
 
 def test_rounds_are_told_with_their_training_and_one_with_every_step(api: Api) -> None:
@@ -172,6 +185,31 @@ def test_operators_are_answered_by_the_controller(api: Api) -> None:
     assert api.client.get("/v1/loop").json()["rounds"][0]["outcome"] == "aborted"
     unknown = api.client.post("/v1/rollout/explode")
     assert unknown.status_code == 404 and "promote, abort" in unknown.json()["error"]["message"]
+
+
+OF_OTHERS = [
+    ("/v1/rollout/promote", "candidate", "takes the parameter rollout alone, got 'candidate'"),
+    ("/v1/rollout/abort", "champion", "takes the parameter rollout alone"),
+    ("/v1/rollout/pause", "rolout", "takes the parameter rollout alone, got 'rolout'"),
+    ("/v1/rollout/approve", "rollout", "takes the parameter candidate alone"),
+    ("/v1/rollout/rollback", "rollout", "takes the parameter champion alone"),
+    ("/v1/loop/abort", "rollout", "takes the parameter round alone"),
+    ("/v1/loop/run", "round", "takes no parameter, got 'round'"),
+]
+
+
+NAMED = {"/v1/rollout/rollback": {"champion": "policy@base"}}
+
+
+@pytest.mark.parametrize(("path", "name", "words"), OF_OTHERS)
+def test_an_act_passes_over_no_parameter_that_is_not_its_own(api: Api, path: str, name: str, words: str) -> None:
+    """It might narrow what is meant, and the act would be done on something else."""
+    a_test(api)
+    told = api.client.post(path, params={**NAMED.get(path, {}), name: "x"})
+    error = told.json()["error"]
+    assert (told.status_code, error["param"]) == (422, name) and f"POST {path} {words}" in error["message"]
+    with api.store.read() as tx:
+        assert requests.asked(tx) == []
 
 
 def test_without_a_controller_a_request_is_left_for_it(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -49,6 +49,16 @@ def an_operator_goes_back(world: World) -> None:
     world.settle()
 
 
+def an_operator_goes_back_at_the_gate(world: World) -> None:
+    """While the candidate is compared with the champion that goes: it is compared with the one that comes back."""
+    _with_a_champion(world)
+    world.say_something(8)
+    while "examine" not in [started[0] for started in world.cluster.started]:
+        world.tick()
+    world.ask(Act.ROLLBACK, "policy@v1")
+    world.settle()
+
+
 def the_holdback_goes_back(world: World) -> None:
     """By itself, in the midst of the next test."""
     _with_a_champion(world)

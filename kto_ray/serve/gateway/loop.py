@@ -7,16 +7,16 @@ import time
 from dataclasses import asdict, dataclass
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Path, Query
+from fastapi import APIRouter, Path, Query, Request
 from fastapi.responses import JSONResponse, Response
 
-from kto_ray.records.requests import Act, Refused
+from kto_ray.records.requests import MEANS, Act, Refused
 from kto_ray.serve.gateway.door import Door
 from kto_ray.serve.gateway.errors import ApiError, short
 from kto_ray.status import adapters, rollouts, rounds
 from kto_ray.store import requests
 
-ON_ROLLOUTS = (*requests.ON_CANDIDATE, *requests.ON_ROLLOUT, Act.ROLLBACK)
+ON_ROLLOUTS = tuple(act for act in MEANS if act is not Act.END)
 EXPIRES_S = 60.0  # a request that no controller took by then is not done any more
 ANSWER_S = 10.0  # that a client waits for the controller
 
@@ -48,11 +48,13 @@ def router(door: Door) -> APIRouter:
         return found
 
     @routes.post("/v1/loop/run", response_model=Acted, responses=LATER)
-    async def run() -> Response:
+    async def run(request: Request) -> Response:
+        _takes(request, Act.RUN)
         return await _ask(door, Act.RUN)
 
     @routes.post("/v1/loop/abort", response_model=Acted, responses=LATER)
-    async def abort(round: Annotated[int | None, Query(ge=1, le=2**31 - 1)] = None) -> Response:
+    async def abort(request: Request, round: Annotated[int | None, Query(ge=1, le=2**31 - 1)] = None) -> Response:
+        _takes(request, Act.END)
         return await _ask(door, Act.END, None if round is None else str(round))
 
     @routes.get("/v1/adapters")
@@ -65,25 +67,37 @@ def router(door: Door) -> APIRouter:
 
     @routes.post("/v1/rollout/{action}", response_model=Acted, responses=LATER)
     async def steer(
+        request: Request,
         action: str,
         rollout: Annotated[str | None, Query(max_length=64)] = None,
         champion: Annotated[str | None, Query(max_length=255)] = None,
         candidate: Annotated[str | None, Query(max_length=255)] = None,
     ) -> Response:
-        """`rollout` is the one that is meant, `candidate` the adapter that approve and reject mean, `champion` the one
-        that a rollback leaves: it must be named."""
+        """`rollout` is the one that promote, abort, pause and resume mean, `candidate` the adapter that approve and
+        reject mean, `champion` the one that a rollback leaves: it must be named. An act takes its own alone."""
         if action not in ON_ROLLOUTS:
             raise ApiError(404, f"rollout action {short(action)} does not exist; use one of: {', '.join(ON_ROLLOUTS)}")
-        if action in requests.ON_CANDIDATE:
-            return await _ask(door, Act(action), candidate)
-        if action != Act.ROLLBACK:
-            return await _ask(door, Act(action), rollout)
-        if champion is None:
+        act = Act(action)
+        _takes(request, act)
+        if act is Act.ROLLBACK and champion is None:
             words = "a rollback names the champion to leave (?champion=NAME), so that asked twice it is done once"
             raise ApiError(422, words, param="champion")
-        return await _ask(door, Act.ROLLBACK, champion)
+        return await _ask(door, act, {"rollout": rollout, "champion": champion, "candidate": candidate}[MEANS[act]])
 
     return routes
+
+
+def _takes(request: Request, act: Act) -> None:
+    """Passing over what narrows an act would do something else than what was meant.
+
+    Raises:
+        ApiError: 422, a parameter that is not the act's.
+    """
+    own = MEANS.get(act)
+    for name in request.query_params:
+        if name != own:
+            takes = f"takes the parameter {own} alone" if own is not None else "takes no parameter"
+            raise ApiError(422, f"POST {request.url.path} {takes}, got {short(name)}", param=name[:80])
 
 
 async def _ask(door: Door, act: Act, target: str | None = None) -> Response:

@@ -33,6 +33,11 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([*KTO_RAY, *arguments], capture_output=True, text=True, timeout=120)
 
 
+def made(home: Path) -> None:
+    """A store that is empty."""
+    open_store(f"sqlite:///{home}/kto.db").close()
+
+
 def test_help_imports_nothing_heavy() -> None:
     code = "import sys, kto_ray.cli; print(sorted({'torch', 'ray', 'vllm', 'transformers', 'trl'} & set(sys.modules)))"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -45,7 +50,35 @@ def test_a_typo_in_the_config_is_told_in_one_line(tmp_path: Path) -> None:
     assert told.returncode == 2 and "did you mean 'beta'" in told.stderr and "Traceback" not in told.stderr
 
 
-def test_status_of_an_empty_home(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "asked",
+    [
+        ("status",),
+        ("rollout", "get"),
+        ("rollout", "replay"),
+        ("adapters",),
+        ("lineage", "ann"),
+        ("feedback", "held"),
+        ("feedback", "drop", "f1"),
+        ("feedback", "export", "{}/out.jsonl"),
+        ("keys", "list"),
+        ("keys", "revoke", "k1"),
+        ("evaluate", "policy@v1"),
+        ("erase", "ann", "--yes"),
+        ("data", "archive", "--set", "retention.completions_days=9"),
+    ],
+)
+def test_where_there_is_no_store_a_command_that_reads_makes_none(asked: tuple[str, ...], tmp_path: Path) -> None:
+    """As of a home that is mistyped."""
+    home = tmp_path / "typo"
+    told = CliRunner().invoke(app, [*(each.format(tmp_path) for each in asked), "--set", f"home={home}"])
+    words = f"there is no store at '{home}/kto.db' (home='{home}'); name where yours is by --set home="
+    assert isinstance(told.exception, ValueError) and str(told.exception).startswith(words)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_status_of_an_empty_store(tmp_path: Path) -> None:
+    made(tmp_path)
     told = run("status", "--json", "--set", f"home={tmp_path}")
     assert told.returncode == 0
     state = json.loads(told.stdout)
@@ -157,7 +190,25 @@ def test_a_home_that_another_service_uses_is_told_before_anything_starts(tmp_pat
 def test_nothing_is_asked_of_a_service_that_does_not_run(tmp_path: Path) -> None:
     told = run("rollout", "promote", "--set", f"home={tmp_path}")
     assert told.returncode == 2 and "start it with `kto-ray serve`" in told.stderr
+    made(tmp_path)
     assert "no service runs here" in run("status", "--set", f"home={tmp_path}").stdout
+
+
+@pytest.mark.parametrize(
+    ("asked", "words"),
+    [
+        (("rollout", "promote", "--candidate", "policy@v9"), "promote takes --rollout, and not --candidate (got 'pol"),
+        (("rollout", "rollback", "--leave", "v1", "--rollout", "zz"), "rollback takes --leave, and not --rollout"),
+        (("rollout", "approve", "--rollout", "zz"), "approve takes --candidate, and not --rollout"),
+        (("rollout", "replay", "--leave", "v1"), "replay takes --rollout, and not --leave"),
+        (("rollout", "--candidate", "v1"), "get takes no --candidate"),
+        (("loop", "run", "--round", "3"), "run takes no --round"),
+        (("loop", "stop"), "loop 'stop' does not exist; use run or abort"),
+    ],
+)
+def test_an_act_passes_over_no_option_that_is_not_its_own(asked: tuple[str, ...], words: str, tmp_path: Path) -> None:
+    told = CliRunner().invoke(app, [*asked, "--set", f"home={tmp_path}"])
+    assert isinstance(told.exception, ValueError) and words in str(told.exception)
 
 
 def test_status_says_who_answers_for_a_champion_that_cannot_be_loaded(tmp_path: Path) -> None:
@@ -177,6 +228,7 @@ def test_a_file_that_is_no_database_and_one_that_cannot_be_written(tmp_path: Pat
     (tmp_path / "kto.db").write_text("this is a note, and not a database\n" * 40)
     told = run("status", "--set", f"home={tmp_path}")
     assert told.returncode == 2 and "file is not a database" in told.stderr
+    made(tmp_path / "home")
     told = run("feedback", "export", f"{tmp_path}/none/x", "--set", f"home={tmp_path}/home")
     assert told.returncode == 2 and "none/x" in told.stderr and "cannot be written" in told.stderr
 
@@ -190,6 +242,7 @@ def test_doctor_tells_of_a_missing_package_what_mends_it(tmp_path: Path) -> None
 
 
 def test_unknown_adapter_and_actions(tmp_path: Path) -> None:
+    made(tmp_path)
     home = f"home={tmp_path}"
     assert "not in the store" in run("adapters", "show", "policy@v9", "--set", home).stderr
     assert "not in the store" in run("evaluate", "policy@v9", "--set", home).stderr

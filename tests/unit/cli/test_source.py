@@ -27,6 +27,7 @@ from kto_ray.store import Store, adapters, completions, keys, replicas, rollouts
 from tests.conftest import FreePort
 from tests.support.adapters import write
 from tests.support.engine import StandIn
+from tests.support.loop import labels
 from tests.support.provenance import completion
 from tests.support.rows import manifest
 from tests.support.served import served
@@ -73,8 +74,10 @@ def test_a_service_of_another_store_is_not_asked(config: Config, sqlite_store: S
     other = load_config(None, (f"home={tmp_path}/other", f"http.port={config.http.port}"))
     with served(config, sqlite_store, StandIn()):
         assert not Source(other).running
-        with pytest.raises(ValueError, match=r"no service of .*/other.* to pause; start it with `kto-ray serve`"):
-            Source(other).steer("pause")
+        with pytest.raises(
+            ValueError, match=r"no service of .*/other.* to rollout pause; start it with `kto-ray serve`"
+        ):
+            Source(other).ask("rollout", "pause")
 
 
 @pytest.mark.parametrize("name", ["ann#1", "ann?x=1", "team/../ann", "a%41", "Zoë & co"])
@@ -120,6 +123,32 @@ def test_an_act_that_was_not_done_is_told_and_exits_1(
         thread.join()
     words = "refused: there was no rollout to pause when it was asked" if answers else "has not handled it yet"
     assert told.exit_code == code and words in json.loads(told.stdout)["result"]
+
+
+def test_a_round_is_begun_and_ended(config: Config, sqlite_store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    loop, ended = Loop(config, policy=None), threading.Event()
+    monkeypatch.setattr("kto_ray.loop.work.start", lambda *_: "job")
+    monkeypatch.setattr("kto_ray.loop.work.cancel", lambda _: None)
+    monkeypatch.setattr("ray.wait", lambda refs, timeout: ([], refs))
+    labels(sqlite_store, 1)
+
+    def run() -> None:
+        while not ended.wait(0.05):
+            loop.step()
+
+    thread = threading.Thread(target=run)
+    settings = ["--set", f"home={config.home}", "--set", f"http.port={config.http.port}", "--json"]
+    with served(config, sqlite_store, StandIn()):
+        thread.start()
+        asked = (["run"], ["run"], ["abort", "--round", "2"], ["abort", "--round", "1"])
+        told = [CliRunner().invoke(app, ["loop", *each, *settings]) for each in asked]
+        ended.set()
+    thread.join()
+    results = [json.loads(each.stdout)["result"] for each in told]
+    assert [each.exit_code for each in told] == [0, 1, 1, 0]
+    assert results[0] == "round 1 begins" and "round 1 is in stage snapshot" in results[1]
+    assert "it is meant for round 2" in results[2]
+    assert results[3] == "round 1 ended by an operator in stage snapshot"
 
 
 def test_status_tells_of_the_holdback(config: Config, sqlite_store: Store) -> None:
@@ -221,9 +250,13 @@ def test_a_service_that_asks_for_a_key_gets_it_from_the_environment(
         asked = Source(config)
         assert asked.running and asked.loop()["completions"] == 0 and asked.readiness()["replicas"] != []
         monkeypatch.setattr("kto_ray.serve.gateway.loop.ANSWER_S", 0.01)
-        assert asked.steer("pause")[0]["action"] == "pause"
+        assert asked.ask("rollout", "pause")[0]["action"] == "pause"
         monkeypatch.setenv("KTO_RAY_KEY", theirs)
-        for act in (Source(config).loop, lambda: Source(config).lineage("x"), lambda: Source(config).steer("pause")):
+        for act in (
+            Source(config).loop,
+            lambda: Source(config).lineage("x"),
+            lambda: Source(config).ask("rollout", "pause"),
+        ):
             with pytest.raises(ValueError, match=r"needs a key with the scope admin; .*KTO_RAY_KEY"):
                 act()
         monkeypatch.delenv("KTO_RAY_KEY")
@@ -240,7 +273,7 @@ def test_a_service_that_goes_away_is_told(config: Config, sqlite_store: Store) -
 
 def test_nobody_to_steer_is_told(config: Config) -> None:
     with pytest.raises(ValueError, match="start it with `kto-ray serve`"):
-        Source(config).steer("promote")
+        Source(config).ask("rollout", "promote")
 
 
 def _as_json(told: object) -> object:

@@ -286,9 +286,10 @@ def test_its_round_ends_once_it_is_rejected() -> None:
 @pytest.mark.parametrize("act", [Act.APPROVE, Act.REJECT])
 def test_an_answer_is_only_for_the_candidate_that_waits(act: Act) -> None:
     assert asked(act, V2) == (None, Refused(f"{act} is meant for {V2}; the candidate that waits is {V1}"))
-    assert asked(act, NONE) == (None, Refused(f"there was no candidate to {act} when it was asked"))
-    training = seen(Training("s"), after())
-    assert obey(ASKING, training, Request(1, act, V1)) == (None, Refused(f"there is no candidate to {act}"))
+    move, answer = asked(act, NONE)
+    assert move is None and answer.words.startswith(f"there was no candidate to {act} when it was asked; round 7 is in")
+    move, answer = obey(ASKING, seen(Training("s"), after()), Request(1, act, V1))
+    assert move is None and answer.words.startswith(f"there is no candidate to {act}; round 7 is in stage train: ")
 
 
 def test_what_a_replica_lacks_is_not_approved_yet() -> None:

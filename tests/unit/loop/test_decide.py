@@ -17,9 +17,9 @@ from kto_ray.loop.seen import Failed, Running, Seen, Trial
 from kto_ray.records.adapters import AdapterVersion
 from kto_ray.records.evaluation import GateDecision, GateReport
 from kto_ray.records.replicas import LoadFault, ReplicaReport
-from kto_ray.records.requests import Act, Done, Refused, Request
+from kto_ray.records.requests import NONE, Act, Done, Refused, Request
 from kto_ray.records.rollouts import Look, RolloutState, RolloutStatus
-from kto_ray.records.rounds import Ended, Judging, Loading, OnTrial, Outcome, Round, Sealing, State, Training
+from kto_ray.records.rounds import Awaiting, Ended, Judging, Loading, OnTrial, Outcome, Round, Sealing, State, Training
 from kto_ray.records.training import Trained, TrainProgress
 from kto_ray.records.trainings import TrainingRun as Run
 from kto_ray.records.trials import Exposed, Settled, Standing, Votes
@@ -81,6 +81,7 @@ def test_a_loop_that_is_off_or_has_done_its_rounds_begins_none(off: dict[str, An
     config = CONFIG.model_copy(update={"loop": CONFIG.loop.model_copy(update=off)})
     last = Round(3, Ended(Outcome.PROMOTED, None, 1.0), 0.0, 1.0)
     assert decide(config, seen(new_labels=900, ended=last)) is None
+    assert obey(config, seen(ended=last), asks(Act.RUN)) == (Begin(), Done("round 4 begins")), "a person may"
 
 
 @pytest.mark.parametrize("state", [Sealing(), Training("s"), Judging("s", V1)])
@@ -457,7 +458,7 @@ def refused(found: Seen, act: Act, config: Config = CONFIG, target: str | None =
 
 def test_a_round_is_run_now_unless_there_is_a_reason() -> None:
     assert obey(CONFIG, seen(), asks(Act.RUN)) == (Begin(), Done("round 1 begins"))
-    assert refused(seen(Sealing()), Act.RUN) == "round 1 is in stage snapshot; one round at a time"
+    assert refused(seen(Sealing()), Act.RUN).startswith("one round at a time; round 1 is in stage snapshot: ")
     assert refused(seen(labels=0), Act.RUN) == "there is no feedback to learn from"
     dora = CONFIG.model_copy(update={"kto": CONFIG.kto.model_copy(update={"dora": True})})
     assert "DoRA" in refused(seen(), Act.RUN, dora)
@@ -465,9 +466,28 @@ def test_a_round_is_run_now_unless_there_is_a_reason() -> None:
 
 @pytest.mark.parametrize("act", [Act.PROMOTE, Act.ABORT, Act.PAUSE, Act.RESUME])
 def test_there_must_be_a_rollout_to_steer(act: Act) -> None:
-    assert refused(seen(), act) == f"there is no rollout to {act}"
+    words = f"there is no rollout to {act}; no round is in progress: kto-ray loop run (POST /v1/loop/run) begins one"
+    assert refused(seen(), act) == words
     ended = Trial(replace(TEST, status=RolloutStatus.ABORTED), NOTHING, None)
-    assert refused(seen(trial=ended), act) == f"there is no rollout to {act}"
+    assert refused(seen(trial=ended), act) == words
+
+
+ENDS = "kto-ray loop abort (POST /v1/loop/abort) ends it"
+
+
+@pytest.mark.parametrize("target", [None, NONE])
+def test_whoever_acts_at_the_wrong_stage_learns_where_the_round_stands_and_what_acts_there(target: str | None) -> None:
+    for state in (Sealing(), Training("s"), Loading("s", V1), Judging("s", V1)):
+        for act in (Act.PROMOTE, Act.APPROVE):
+            told = refused(seen(state), act, target=target)
+            assert told.endswith(f"; round 1 is in stage {state.stage}: {ENDS}")
+    told = refused(seen(Awaiting("s", V1)), Act.ABORT, target=target)
+    acts = "kto-ray rollout approve and reject act on its candidate"
+    assert told.endswith(f"; round 1 is in stage approval: {acts}, {ENDS}")
+    told = refused(in_test(), Act.APPROVE, target=target)
+    acts = f"kto-ray rollout promote, abort, pause and resume act on rollout {TEST.id}"
+    assert told.endswith(f"; round 1 is in stage rollout: {acts}, {ENDS}")
+    assert refused(replace(in_test(), round=None), Act.REJECT, target=target).endswith(f"; {acts}")
 
 
 def test_a_rollout_is_steered() -> None:
@@ -578,6 +598,21 @@ def test_a_test_goes_on_unless_what_learnt_from_erased_rows_is_to_retire() -> No
     after, (test, point), _ = forgotten(testing, "retire")
     assert (after, point) == (None, Point("challenger", None))
     assert (test.status, test.reason) == (RolloutStatus.ABORTED, ERASED)
+
+
+@pytest.mark.parametrize("retired", [V1, "policy@v2"])
+def test_a_holdback_ends_of_which_an_arm_is_to_retire(retired: str) -> None:
+    """Else it would go on of nobody, once the replicas let the adapter go."""
+    back = holdback.start(CONFIG.rollout, "policy@v2", V1, "holdback-1", "salt", 1.0)
+    assert back is not None
+    found = seen(aliases={"champion": "policy@v2", "previous": V1}, holdback=Trial(back, NOTHING, None))
+    _, effects, words = forgotten(replace(found, tainted=frozenset({retired})), "retire")
+    [ended] = [effect for effect in effects if isinstance(effect, RolloutState)]
+    assert (ended.id, ended.status, ended.reason, ended.ended_at) == (back.id, RolloutStatus.ABORTED, ERASED, NOW)
+    assert words.startswith("rollout holdback-1 ends; ")
+    assert forgotten(replace(found, tainted=frozenset({retired})), "list")[1] == ()
+    other = forgotten(replace(found, tainted=frozenset({"policy@v9"})), "retire")
+    assert other == (None, (), "nothing in progress or in service learnt from what was erased")
 
 
 def test_sealing_begins_anew_by_itself() -> None:

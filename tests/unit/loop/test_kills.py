@@ -17,6 +17,7 @@ from tests.support.stories import (
     a_round_is_promoted,
     an_operator_ends_a_training,
     an_operator_goes_back,
+    an_operator_goes_back_at_the_gate,
     in_a_row,
     settings,
     the_holdback_goes_back,
@@ -26,6 +27,7 @@ STORIES: tuple[Story, ...] = (
     a_round_is_promoted,
     a_challenger_does_harm,
     an_operator_goes_back,
+    an_operator_goes_back_at_the_gate,
     the_holdback_goes_back,
     an_operator_ends_a_training,
 )
@@ -60,7 +62,7 @@ def lived(
 def test_killed_at_any_moment_the_next_controller_comes_to_the_same_end(
     store: Store, tmp_path: Path, story: Story
 ) -> None:
-    if not store.sqlite and story in (a_round_is_promoted, the_holdback_goes_back):
+    if not store.sqlite and story in (a_round_is_promoted, an_operator_goes_back_at_the_gate, the_holdback_goes_back):
         pytest.skip("the shorter ones are told there")
     config, told = settings(tmp_path), Told(store.url)
     whole, moments, end = lived(store, told, config, story)
@@ -74,3 +76,14 @@ def test_killed_at_any_moment_the_next_controller_comes_to_the_same_end(
         jobs = killed.cluster.started
         assert in_a_row(jobs) == whole.cluster.started and len(jobs) <= len(whole.cluster.started) + 1, when
         assert not killed.cluster.placed, f"{when}: workers of a training hold what others may not have"
+
+
+def test_nothing_comes_of_a_gate_that_compared_with_a_former_champion(sqlite_store: Store, tmp_path: Path) -> None:
+    told = Told(sqlite_store.url)
+    world, _, end = lived(sqlite_store, told, settings(tmp_path), an_operator_goes_back_at_the_gate)
+    with_the_former = ["policy@v1" in job for job in world.cluster.started if job[0] == "examine"]
+    assert with_the_former == [True, False] and not world.cluster.running, "started anew, and the first cancelled"
+    [[candidate]] = [known["candidates"] for known in end["rounds"]]
+    assert candidate["tried"]["against"] == "policy@base"
+    tests = [(t["champion"], t["challenger"], t["status"]) for t in end["rollouts"] if t["kind"] == "test"]
+    assert tests == [("policy@base", "policy@v2", "running")]

@@ -86,6 +86,29 @@ def test_a_promotion_may_be_rolled_back_in_the_tick_that_made_it(loop: Loop, sql
         assert adapters.aliases(tx, "policy@base") == {"champion": "policy@base", "previous": V1}
 
 
+def test_who_passed_against_the_champion_that_was_just_left_is_not_approved(
+    config: Config, sqlite_store: Store, jobs: Jobs
+) -> None:
+    """Both are asked before one tick."""
+    asking = config.model_copy(update={"loop": config.loop.model_copy(update={"require_approval": True})})
+    loop, v0 = Loop(asking, policy=None), "policy@v0-000000"
+    with sqlite_store.write() as tx:
+        adapters.set_alias(tx, "champion", v0, 1.0)
+        adapters.set_alias(tx, "previous", "policy@base", 1.0)
+    labels(sqlite_store)
+    hold(sqlite_store, v0, V1)
+    until(loop, sqlite_store, Stage.APPROVAL)
+    left, approved = asked_in_one_tick(loop, sqlite_store, (Act.ROLLBACK, v0), (Act.APPROVE, V1))
+    words = f"{V1} passed against {v0}, and the champion is policy@base by now"
+    assert isinstance(left, Done) and approved == Refused(f"round 1 ends: inconclusive ({words})")
+    with sqlite_store.read() as tx:
+        newest = rounds.newest(tx)
+        assert newest is not None and isinstance(newest.state, Ended)
+        assert (newest.state.outcome, newest.state.reason) == (Outcome.INCONCLUSIVE, words)
+        assert adapters.aliases(tx, "policy@base") == {"champion": "policy@base", "previous": v0}
+        assert rollouts.live(tx) is None
+
+
 def test_an_abort_ends_the_round_at_once(loop: Loop, sqlite_store: Store, jobs: Jobs) -> None:
     in_its_test(loop, sqlite_store)
     aborted, refused = asked_in_one_tick(loop, sqlite_store, (Act.ABORT, None), (Act.PROMOTE, None))
@@ -135,7 +158,9 @@ def test_an_act_is_not_for_what_begins_after_it_was_asked(
     loop.step()
     with sqlite_store.read() as tx:
         assert rollouts.live(tx) is not None
-        assert requests.answered(tx, asked[0]) == Refused("there was no rollout to promote when it was asked")
+        refused = requests.answered(tx, asked[0])
+    assert isinstance(refused, Refused)
+    assert refused.words.startswith("there was no rollout to promote when it was asked; round 1 is in stage rollout")
 
 
 def test_an_end_is_not_for_the_round_that_begins_next(loop: Loop, sqlite_store: Store, jobs: Jobs) -> None:
