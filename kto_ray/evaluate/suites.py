@@ -144,7 +144,7 @@ def read_suite(file: str) -> tuple[Item, ...]:
         ) from None
     except (ValueError, yaml.YAMLError) as error:  # the first of dates that are none, too
         raise ValueError(f"the suite {file!r} of gate.suites cannot be read: it is no YAML: {error}") from None
-    if not isinstance(found, list) or not found:
+    if root is None or not isinstance(found, list) or not found:
         raise ValueError(
             f"the suite {file!r} must be a list of items with prompt and check, got {type(found).__name__}; write each "
             "as `- {prompt: Hi, check: {not_empty: true}}`"

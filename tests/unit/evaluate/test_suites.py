@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from kto_ray.config import load_config
 from kto_ray.config.deciding import GateSection
 from kto_ray.evaluate.suites import guard_items, guard_messages, read_suite
 
@@ -157,3 +158,13 @@ def test_an_edited_suite_is_read_again(tmp_path: Path) -> None:
     assert len(guard_items(section)) == 201
     suite_of(tmp_path / "own.yaml", 2)
     assert len(guard_items(section)) == 202
+
+
+def test_no_service_starts_with_a_suite_that_is_not_there() -> None:
+    from kto_ray.app import build, running
+
+    with pytest.raises(ValueError, match="gate.suites cannot be read"):
+        build({"set": ["gate.suites=[/nowhere/x.yaml]"]})
+    config = load_config(None, ("gate.suites=[/nowhere/x.yaml]",))
+    with pytest.raises(ValueError, match="gate.suites cannot be read"), running(config, print):
+        pass
