@@ -163,8 +163,8 @@ def test_an_edited_suite_is_read_again(tmp_path: Path) -> None:
 def test_no_service_starts_with_a_suite_that_is_not_there() -> None:
     from kto_ray.app import build, running
 
-    with pytest.raises(ValueError, match="gate.suites cannot be read"):
+    with pytest.raises(ValueError, match=r"gate\.suites cannot be read"):
         build({"set": ["gate.suites=[/nowhere/x.yaml]"]})
     config = load_config(None, ("gate.suites=[/nowhere/x.yaml]",))
-    with pytest.raises(ValueError, match="gate.suites cannot be read"), running(config, print):
+    with pytest.raises(ValueError, match=r"gate\.suites cannot be read"), running(config, print):
         pass
