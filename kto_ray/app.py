@@ -35,7 +35,10 @@ def build(args: dict[str, Any]) -> Any:
     Args:
         args: `config` (a YAML file) and `set` (a list of a.b=c overrides), both optional.
     """
+    from kto_ray.evaluate.suites import guard_items
+
     config = load_config(args.get("config"), tuple(args.get("set", ())))
+    guard_items(config.gate)  # faulty suites are told here: in a round they would cost it its labels
     store_of(config, wait_s=math.inf).close()  # Serve builds an application once: one that failed stays failed
     return application(config)
 
@@ -136,11 +139,13 @@ def running(config: Config, tell: Callable[[str], None]) -> Iterator[str]:
     processes in the middle of requests. To be called from the main thread.
 
     Raises:
-        ValueError: the port or the home is taken, the model is not there or the store cannot be opened.
+        ValueError: the port or the home is taken, the model or a suite is not there or the store cannot be opened.
         RuntimeError: the service did not become ready; the message is Serve's.
     """
+    from kto_ray.evaluate.suites import guard_items
     from kto_ray.model import is_prepared, resolve_model
 
+    guard_items(config.gate)
     check_port(config)
     store_of(config).close()  # fails here, where a person sees it
     if config.ray.address is None:

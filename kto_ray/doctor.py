@@ -40,6 +40,7 @@ def examine(config: Config) -> list[Check]:
         _no_torchvision(),
         _model(config),
         _store(config),
+        _suites(config),
         _port(config),
         *(_speed(config, dtype) if measured else ()),
     ]
@@ -105,6 +106,15 @@ def _store(config: Config) -> Check:
     except ValueError as error:
         return Check("store", False, str(error))
     return Check("store", True, "opened, and of this version")
+
+
+def _suites(config: Config) -> Check:
+    from kto_ray.evaluate.suites import guard_items
+
+    try:
+        return Check("suites", True, f"{len(guard_items(config.gate))} guard prompts")
+    except ValueError as error:
+        return Check("suites", False, str(error))
 
 
 def _port(config: Config) -> Check:

@@ -10,18 +10,21 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, Field, ValidationError
 from safetensors import SafetensorError, deserialize
 
+from kto_ray.adapters.shapes import A, layers_of, refuse_senseless
 from kto_ray.adapters.signature import SIGNATURE, believed
+from kto_ray.config.learning import MAX_ALPHA
 from kto_ray.paths import ADAPTER_CONFIG, ADAPTER_MANIFEST, ADAPTER_WEIGHTS
 from kto_ray.records.adapters import AdapterVersion
 
 M = TypeVar("M", bound=BaseModel)
+Alpha = Annotated[float, Field(gt=0, le=MAX_ALPHA, allow_inf_nan=False, strict=True)]
 
 FILES = (ADAPTER_CONFIG, ADAPTER_WEIGHTS)
 # Of the JSON at the head of safetensors: 200 bytes tell a tensor, so this is more than 100,000 of them
@@ -57,7 +60,10 @@ class _Settings(BaseModel):
 
     peft_type: Literal["LORA"]
     r: int = Field(ge=1, strict=True)
-    rank_pattern: dict[str, int] | None = None
+    lora_alpha: Alpha
+    rank_pattern: dict[str, Annotated[int, Field(ge=1, strict=True)]] | None = None
+    alpha_pattern: dict[str, Alpha] | None = None
+    use_dora: bool = Field(False, strict=True)
     target_modules: str | list[str] | None = None
     modules_to_save: list[str] | None = None
 
@@ -138,17 +144,20 @@ def sound(uri: str, config: bytes, weights: bytes, max_rank: int) -> AdapterFile
 
     Raises:
         ValueError: one is no JSON or no safetensors, holds NaN or Inf, has a rank above `max_rank`, or brings more than
-            low ranks.
+            low ranks; or the two do not fit together.
     """
     settings = _parsed(_Settings, uri, ADAPTER_CONFIG, _json(uri, ADAPTER_CONFIG, config))
     tensors = _tensors(uri, weights)
     _refuse_whole_modules(uri, settings, tensors)
-    rank = max([settings.r, *(settings.rank_pattern or {}).values(), *_lora_ranks(tensors)])
+    layers = layers_of(uri, tensors)
+    ranks = {settings.r, *(settings.rank_pattern or {}).values()}
+    rank = max(ranks | {parts[A][0] for parts in layers.values() if A in parts})
     if rank > max_rank:
         raise ValueError(
             f"adapter {uri!r} has rank {rank}, the servers load at most {max_rank} (serve.max_lora_rank): "
             "raise that, or train with a lower kto.rank"
         )
+    refuse_senseless(uri, layers, ranks, settings.use_dora)
     return AdapterFiles(config=config, weights=weights, rank=rank)
 
 
@@ -218,11 +227,6 @@ def _finite(data: bytes, dtype: str) -> bool:
     storage, exponent = FLOATS[dtype]
     bits: NDArray[Any] = np.frombuffer(data, dtype=storage)
     return not bool(np.any((bits & exponent) == exponent))
-
-
-def _lora_ranks(tensors: dict[str, tuple[int, ...]]) -> list[int]:
-    """lora_A is (rank, in), lora_B (out, rank)."""
-    return [shape[0] for name, shape in tensors.items() if ".lora_A." in name]
 
 
 def _refuse_whole_modules(uri: str, settings: _Settings, tensors: dict[str, tuple[int, ...]]) -> None:

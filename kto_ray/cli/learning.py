@@ -46,12 +46,15 @@ def train(
         _repeat(settings, repeat, as_json)
         return
     from kto_ray.data.seal import seal
+    from kto_ray.evaluate.suites import guard_items
     from kto_ray.paths import Paths
     from kto_ray.store import store_of
     from kto_ray.train.targets import check_targets
 
     store_of(settings).close()  # migrates, and fails here, before anything heavy
     check_targets(settings)
+    if settings.embedded:  # elsewhere the suites lie where jobs run
+        guard_items(settings.gate)
     freezing = "freezing the feedback into a snapshot"
     with ray_up(settings):
         with step(freezing) as now:

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from kto_ray.config.base import Section
+from kto_ray.config.base import Hours, Section
 
 SignalName = Literal["regenerated", "copied", "stopped", "disagreed"]
 
@@ -16,7 +16,7 @@ class FeedbackSection(Section):
     waits for `kto-ray feedback release` or `drop`, and neither trains nor counts meanwhile."""
 
     idempotency_days: float = Field(7.0, gt=0)  # that an Idempotency-Key lasts; then it is free again
-    token_hours: float = Field(24.0, gt=0)  # that the token of an answer lasts, by which a browser judges it
+    token_hours: Hours = Field(24.0, gt=0)  # that the token of an answer lasts, by which a browser judges it
     pending_days: float = Field(30.0, gt=0)  # that feedback waits for its completion; then it is an orphan for good
     # Which turns a judgement of a whole conversation speaks of. last: it is mostly pressed under the last answer, and
     # all would make many labels of one act, on answers that nobody looked at again

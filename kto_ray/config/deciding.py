@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field, field_validator, model_validator
 
-from kto_ray.config.base import Section, Share
+from kto_ray.config.base import Hours, Section, Share
 from kto_ray.config.judging import JudgeSection
 from kto_ray.config.learning import CandidateSection
 
@@ -37,9 +38,9 @@ class GateSection(Section):
     min_holdout: int = Field(20, ge=2)  # held-out rows, of both classes together
     min_holdout_users: int = Field(15, ge=2)  # whose rows these are: of fewer, the bootstrap's interval is too narrow
     max_holdout: int = Field(1000, ge=20)  # rows that are scored; a fixed random subset of more
-    min_auc: Share = 0.5  # the interval's lower end must lie above it
+    min_auc: Annotated[float, Field(ge=0, lt=1)] = 0.5  # the interval's lower end must lie above it
     # AUC over the champion's (the base model's is 0.5), within strata of like answer length: the same
-    min_auc_gain: Annotated[float, Field(ge=-1, le=1)] = 0.0
+    min_auc_gain: Annotated[float, Field(ge=-1, lt=1)] = 0.0
     length_strata: int = Field(5, ge=1)
     # How far from one half the AUC of length alone must surely lie for length to be what users judge by; then there are
     # no strata, in which such a taste could not be seen
@@ -53,13 +54,14 @@ class GateSection(Section):
     max_empty: Share = 0.05
     max_truncated_rise: Share = 0.25  # rise of the truncated share over the champion's
     guard_max_tokens: int = Field(64, ge=8)
-    guard_prompts: int = Field(200, ge=2)  # that both are asked, of all suites; fewer are a fixed, even choice of them
+    # Of ours, that both are asked; fewer are a fixed, even choice of them. A team's own are asked all, with them
+    guard_prompts: int = Field(200, ge=2)
     # Of these under way together. They yield to what users ask, but all that runs shares the processor
     guard_at_once: int = Field(4, ge=1)
     suites: tuple[str, ...] = ()  # YAML files of a team's own prompts with checks, as evaluate/suites.py says
     suite_level: Annotated[float, Field(gt=0, lt=0.5)] = 0.05  # of both exact tests on the checks
     # The share of checks by which it may fail more than the champion; that it does not must be shown. 16 prompts
-    # show 0.2 at best
+    # show 0.18 at best
     suite_margin: Annotated[float, Field(gt=0, lt=1)] = 0.1
     judge: JudgeSection | None = None
 
@@ -69,14 +71,61 @@ class GateSection(Section):
         """The gate runs in a worker, which has a directory of its own."""
         return tuple(str(Path(file).expanduser().absolute()) for file in files)
 
+    @model_validator(mode="after")
+    def _bounds_fit(self) -> GateSection:
+        for least, most in (
+            ("min_holdout", "max_holdout"),
+            ("min_holdout_users", "max_holdout"),
+            ("min_length_ratio", "max_length_ratio"),
+        ):
+            if (low := getattr(self, least)) > (high := getattr(self, most)):
+                raise ValueError(
+                    f"{least} is {low:g}, and {most} {high:g}: no candidate could pass; lower {least} or raise {most}"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _enough_is_asked(self) -> GateSection:
+        """How many prompts a team's own suites have, only their files tell: evaluate/suites.py."""
+        if not self.suites:
+            self.demand_checks(self.guard_prompts)
+        if self.judge is None or self.judge.min_win_rate is None:
+            return self
+        pairs = self.judge.prompts if self.suites else min(self.judge.prompts, self.guard_prompts)
+        shown = ((1 - self.confidence) / 2) ** (1 / pairs)  # Clopper and Pearson's lower end where all are won
+        if self.judge.min_win_rate > shown:
+            raise ValueError(
+                f"judge.min_win_rate is {self.judge.min_win_rate:g}, and who wins all of {pairs} prompts is shown to "
+                f"win {math.floor(1000 * shown) / 1000:g} of them: no candidate could pass; lower it, or raise "
+                "judge.prompts or guard_prompts"
+            )
+        return self
+
+    def demand_checks(self, checks: int) -> None:
+        """Make sure that so many checks can show `suite_margin`. The exact test's p-value of a candidate that loses and
+        wins none is at least (1 - margin)^checks, the chance that one which fails more by the margin is as lucky.
+
+        Raises:
+            ValueError: they cannot.
+        """
+        if (1 - self.suite_margin) ** checks <= self.suite_level:
+            return
+        fewest = math.ceil(math.log(self.suite_level) / math.log1p(-self.suite_margin))
+        margin = math.ceil(100 * (1 - self.suite_level ** (1 / checks))) / 100
+        raise ValueError(
+            f"{checks} guard prompts cannot show that a candidate fails no more than suite_margin "
+            f"{self.suite_margin:g} of them, not even one that fails none: no candidate as good as the champion could "
+            f"pass; set guard_prompts to {fewest} or more, or suite_margin to {margin:g} or more"
+        )
+
 
 class RolloutStage(Section):
-    name: str
+    name: str = Field(min_length=1)
     weight: Annotated[float, Field(gt=0, lt=1)]  # the challenger's share of users
     decides: bool = False  # only a deciding stage may promote; the others only watch for harm
     # A watching stage ends, if it saw no harm, after so many of the challenger's users got an answer, or so many hours
     exposed: int = Field(200, ge=1)
-    hours: float = Field(4.0, gt=0)
+    hours: Hours = Field(4.0, gt=0)
 
 
 class RolloutSection(Section):
@@ -94,15 +143,15 @@ class RolloutSection(Section):
     min_effect: Annotated[float, Field(ge=0, lt=1)] = 0.0  # the gain that must be exceeded
     # A user's trial is settled so long after their first answer in the deciding stage: what stands then counts for
     # good. 0: with the first judgement, and nobody has the time for what `guards` would see of reactions
-    settle_hours: float = Field(24.0, ge=0)
+    settle_hours: Hours = Field(24.0, ge=0)
     # Whether users count who came since the test began. Names are free: true where an application vouches for them
     new_users: bool = False
     min_users: int = Field(100, ge=1)  # settled trials of each arm before the deciding stage may promote
     max_users: int = Field(20_000, ge=20)  # settled trials of both arms; then the deciding stage ends
-    min_hours: float = Field(48.0, ge=0)  # of the deciding stage
+    min_hours: Hours = Field(48.0, ge=0)  # of the deciding stage
     # Of the deciding stage, in which nobody is counted yet: what pleases only while it is new has worn off by then
-    burn_in_hours: float = Field(0.0, ge=0)
-    max_hours: float = Field(336.0, gt=0)
+    burn_in_hours: Hours = Field(0.0, ge=0)
+    max_hours: Hours = Field(336.0, gt=0)
     # What may not become more frequent among users than with the champion; records/trials.py says what each is. All,
     # but what users do about answers where settle_hours is 0
     guards: tuple[GuardName, ...] = Field(default_factory=_guards)
@@ -130,20 +179,23 @@ class RolloutSection(Section):
     # Pause for a person, do not abort. Whoever resumes has answered for the stage: it goes on in spite of it, and where
     # its hours had run out, for as many again
     ask: tuple[Literal["harm", "faults", "futility", "users", "hours"], ...] = ()
-    max_paused_hours: float = Field(168.0, gt=0)  # then a paused test ends
+    max_paused_hours: Hours = Field(168.0, gt=0)  # then a paused test ends
 
     @field_validator("staff")
     @classmethod
     def _named(cls, staff: Mapping[str, str]) -> Mapping[str, str]:
         for who, wanted in staff.items():
-            if not who or (who.count("*") and not re.fullmatch(r"[^*/]+/\*", who)):
+            if not re.fullmatch(r"[^*/]+/\*|[^*/]+(/[^*]+)?", who):
                 raise ValueError(
                     f"{who!r} names nobody; name a user as the store does ('app/alice'; 'alice' where there are no "
                     "keys), or all users of an application, as 'app/*'"
                 )
-            if wanted not in STAFF_ALIASES and not re.fullmatch(r"[^@]+@.+", wanted):
+            told = f"{who!r} is to get {wanted!r}, which is"
+            if (alias := wanted.rpartition("@")[2]) in STAFF_ALIASES and alias != wanted:
+                raise ValueError(f"{told} a request's name for an alias; here it stands alone: {alias}")
+            if wanted not in STAFF_ALIASES and not re.fullmatch(r"[^@]+@v[0-9]+-[0-9a-f]{6}", wanted):
                 raise ValueError(
-                    f"{who!r} is to get {wanted!r}, which is no alias ({', '.join(STAFF_ALIASES)}) and no version; "
+                    f"{told} no alias ({', '.join(STAFF_ALIASES)}) and no version; "
                     "GET /v1/models lists those, as policy@v7-3fa9c1"
                 )
         return staff
@@ -152,9 +204,24 @@ class RolloutSection(Section):
     def _last_stage_decides(self) -> RolloutSection:
         if not self.stages or [s.decides for s in self.stages] != [False] * (len(self.stages) - 1) + [True]:
             raise ValueError("stages must end in exactly one stage with decides: true")
+        names = [s.name for s in self.stages]
+        if len(set(names)) < len(names):
+            raise ValueError(f"stages have the names {', '.join(names)}: by a name one is known; give each its own")
         weights = [s.weight for s in self.stages]
         if weights != sorted(weights):
             raise ValueError(f"stages must not lower the challenger's weight, got {weights}: a user would switch arms")
+        return self
+
+    @model_validator(mode="after")
+    def _users_fit(self) -> RolloutSection:
+        share = min(self.stages[-1].weight, 1 - self.stages[-1].weight)
+        if self.min_users > share * self.max_users:
+            raise ValueError(
+                f"min_users is {self.min_users}, of each arm, and max_users {self.max_users}, of both, of whom the "
+                f"smaller arm of stage {self.stages[-1].name!r} has {share:g}: it would end before it may promote; "
+                f"raise max_users to {math.ceil(self.min_users / share)} or more, or lower min_users to "
+                f"{math.floor(share * self.max_users)} or less"
+            )
         return self
 
     @model_validator(mode="after")
@@ -197,9 +264,9 @@ class LoopSection(Section):
     tick_s: float = Field(1.0, gt=0)
     max_attempts: int = Field(3, ge=1)  # of one stage of a round
     # Hours that a stage of a round may take, all its attempts and waiting together; then the round ends, and says why
-    snapshot_hours: float = Field(6.0, gt=0)
-    train_hours: float = Field(72.0, gt=0)
-    gate_hours: float = Field(6.0, gt=0)
+    snapshot_hours: Hours = Field(6.0, gt=0)
+    train_hours: Hours = Field(72.0, gt=0)
+    gate_hours: Hours = Field(6.0, gt=0)
     # Once there have been so many, those included that a person began, no round starts by itself. None: for ever
     max_rounds: int | None = Field(None, ge=1)
     # Each round trains and judges these, one after the other on one snapshot, and the best that passes the gate meets
@@ -207,7 +274,7 @@ class LoopSection(Section):
     candidates: dict[str, CandidateSection] = Field({})
     # A candidate that has passed the gate waits for a person (`kto-ray rollout approve`) before any user meets it
     require_approval: bool = False
-    approval_hours: float = Field(168.0, gt=0)  # then the round ends
+    approval_hours: Hours = Field(168.0, gt=0)  # then the round ends
 
     @field_validator("candidates")
     @classmethod

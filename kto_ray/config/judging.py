@@ -3,11 +3,20 @@
 from __future__ import annotations
 
 import re
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import ConfigDict, Field, SecretStr, field_validator, model_validator
 
-from kto_ray.config.base import Section, Share
+from kto_ray.config.base import Params, Section, Share
+
+FIELDS = {  # by the kinds that use them
+    "url": ("llm", "reward"),
+    "model": ("llm", "reward"),
+    "key": ("llm", "reward"),
+    "params": ("llm",),
+    "pattern": ("rule",),
+}
+SET = ("model", "messages", "stream")  # of a request, by the judge itself
 
 
 class JudgeSection(Section):
@@ -23,7 +32,7 @@ class JudgeSection(Section):
     model: str | None = None  # its name there
     key: SecretStr | None = None  # the bearer token; from the environment as KTO_RAY__GATE__JUDGE__KEY
     # llm: of each request, as the endpoint takes them; a model that thinks first needs more tokens
-    params: dict[str, Any] = Field(default_factory=lambda: {"temperature": 0, "max_tokens": 512})
+    params: Params = Field(default_factory=lambda: {"temperature": 0, "max_tokens": 512})
     pattern: str | None = None  # of a rule: a regular expression, found anywhere
     prompts: int = Field(100, ge=1)  # guard prompts of which it sees both answers; at most those that were asked
     rows: int = Field(100, ge=0)  # held-out answers that it rates, to be held to the users' thumbs; 0: it sees none
@@ -41,6 +50,28 @@ class JudgeSection(Section):
             raise ValueError("a key is of ASCII letters, digits and signs, without spaces or line ends; take those out")
         return key
 
+    @field_validator("params")
+    @classmethod
+    def _leave_the_question(cls, params: Params) -> Params:
+        for name in SET:
+            if name in params:
+                raise ValueError(
+                    f"holds {name}, which the judge sets itself ({', '.join(SET)}), or its answer could not be read; "
+                    f"take {name} out" + (" and set gate.judge.model" if name == "model" else "")
+                )
+        return params
+
+    @model_validator(mode="after")
+    def _of_its_kind(self) -> JudgeSection:
+        for name, kinds in FIELDS.items():
+            default = type(self).model_fields[name].get_default(call_default_factory=True)
+            if self.kind not in kinds and getattr(self, name) != default:
+                raise ValueError(
+                    f"{name} is set, and kind is {self.kind!r}, which makes no use of it; take {name} out, or set "
+                    f"kind to {' or '.join(map(repr, kinds))}"
+                )
+        return self
+
     @model_validator(mode="after")
     def _can_be_asked(self) -> JudgeSection:
         if self.kind == "rule":
@@ -50,7 +81,7 @@ class JudgeSection(Section):
                 raise ValueError(f"pattern is {self.pattern!r}, no regular expression: {error}") from None
             if not self.pattern:
                 raise ValueError("kind is 'rule', which needs pattern: the regular expression of a better answer")
-        elif self.url is None or self.model is None:
+        elif self.url is None or not self.model:
             raise ValueError(
                 f"kind is {self.kind!r}, which needs url (the endpoint's base, as http://judge:8000/v1) and model"
             )

@@ -8,6 +8,8 @@ from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, mod
 
 from kto_ray.config.base import Section, Share
 
+MAX_ALPHA = 65_536  # far above any that trains, and far below what makes numbers overflow
+
 
 class DataSection(Section):
     holdout_share: Annotated[float, Field(gt=0, lt=1)] = 0.2  # of users, by salted hash
@@ -45,7 +47,7 @@ class KtoSection(Section):
     # others, and the weights that make up for its rarity come to nothing.
     max_grad_norm: float = Field(100.0, gt=0)
     rank: int = Field(16, ge=1)
-    alpha: int = Field(32, ge=1)
+    alpha: int = Field(32, ge=1, le=MAX_ALPHA)
     dropout: float = Field(0.0, ge=0, lt=1)
     rslora: bool = False  # scale the adapter by alpha / sqrt(rank) instead of alpha / rank
     dora: bool = False  # learn magnitudes too; vLLM serves no such adapter, so only with loop.enabled: false

@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import difflib
 import os
-from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
-from kto_ray.config.deciding import RolloutStage
-from kto_ray.config.learning import CandidateSection
+from kto_ray.config.explain import explain
 from kto_ray.config.whole import Config
-
-SECRET = ("key", "salt", "proxy_secret", "store_url", "signing_keys")  # fields whose values are told to nobody
 
 
 class ConfigError(ValueError):
@@ -58,7 +53,9 @@ def load_config(path: str | Path | None = None, overrides: tuple[str, ...] = ())
     try:
         return Config.model_validate(tree)
     except ValidationError as error:
-        raise ConfigError("\n".join(_explain(e) for e in error.errors())) from None
+        # A default that waits for other fields is no fault of its own
+        wrong = [each for each in error.errors() if each["type"] != "default_factory_not_called"]
+        raise ConfigError("\n".join(_explain(each) for each in wrong)) from None
 
 
 def _set(tree: dict[str, Any], key: str, value: Any) -> None:
@@ -71,42 +68,6 @@ def _set(tree: dict[str, Any], key: str, value: Any) -> None:
 
 
 def _explain(error: Any) -> str:
-    """One validation error as: field, value, what is allowed, fix."""
-    loc = [str(part) for part in error["loc"]]
-    name = ".".join(loc)
-    if error["type"] == "extra_forbidden":
-        known = _fields_at(loc[:-1])
-        close = difflib.get_close_matches(loc[-1], known, n=1)
-        fix = f"did you mean {close[0]!r}?" if close else f"known fields: {', '.join(known)}"
-        return f"config field {name!r} does not exist{_got(loc, error, ' (value {})')}; {fix}"
-    message = error["msg"].removeprefix("Value error, ")
-    if error["type"] == "value_error":
-        return f"config section {name!r}: {message}" if name else f"config: {message}"
-    return f"config field {name!r}: {message}{_got(loc, error, ', got {}')}"
-
-
-def _got(loc: list[str], error: Any, form: str) -> str:
-    """The value got, but where it is, or may hold, what must be in no log: a secret, by the field's name or what it may
-    have been meant to be, an address with a password, or a section with any of these."""
-    value = error["input"]
-    private = any(difflib.get_close_matches(part.lower(), SECRET, n=1, cutoff=0.7) for part in loc)
-    private |= any(word in part.lower() for part in loc for word in ("key", "secret", "password", "token"))
-    if private or isinstance(value, (Mapping, BaseModel)) or "@" in str(value):
-        return ""
-    return form.format(repr(value))
-
-
-def _of_many(loc: list[str]) -> Iterable[str]:
-    """Of an entry of a field that holds several sections."""
-    entries: dict[str, type[BaseModel]] = {"stages": RolloutStage, "candidates": CandidateSection}
-    return next((section.model_fields for name, section in entries.items() if name in loc), ())
-
-
-def _fields_at(loc: list[str]) -> list[str]:
-    section: type[BaseModel] = Config
-    for part in loc:
-        field = section.model_fields.get(part)
-        if field is None or not isinstance(field.annotation, type) or not issubclass(field.annotation, BaseModel):
-            return sorted(_of_many(loc))
-        section = field.annotation
-    return sorted(section.model_fields)
+    words, section = explain(error, Config, "config"), "__".join(str(part) for part in error["loc"][:-1]).upper()
+    given = [name for name in sorted(os.environ) if name.startswith(f"KTO_RAY__{section}__")]
+    return f"{words} ({', '.join(given)} in the environment)" if error["type"] == "missing" and given else words

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import Field
 
-from kto_ray.config.base import EMBEDDED_MODEL, Section
+from kto_ray.config.base import EMBEDDED_MODEL, Params, Section
 
 
 class ModelSection(Section):
@@ -51,4 +51,4 @@ class ServeSection(Section):
     grace_s: float = Field(120.0, ge=1)  # that a gateway or replica which is to end goes on with its answers
     # A new replica is there before the old one goes: only where there is a place (a GPU) for one more
     surge: bool = False
-    engine: dict[str, Any] = Field(default_factory=dict)  # more vLLM engine arguments
+    engine: Params = Field(default_factory=dict)  # more vLLM engine arguments

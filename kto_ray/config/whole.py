@@ -104,6 +104,17 @@ class Config(Section):
         return self
 
     @model_validator(mode="after")
+    def _staff_fits(self) -> Config:
+        for who, wanted in self.rollout.staff.items():
+            model, at, version = wanted.partition("@")
+            if at and model != self.model.served_name:
+                raise ValueError(
+                    f"rollout.staff gives {who!r} {wanted!r}, and model.served_name is {self.model.served_name!r}: "
+                    f"there is no such version; name one of its own, as {self.model.served_name}@{version}"
+                )
+        return self
+
+    @model_validator(mode="after")
     def _places_fit(self) -> Config:
         if self.store_url is None and "://" in self.home:
             raise ValueError(

@@ -27,9 +27,9 @@ def guard_answers(
     processor.
     """
     handle = policy.options(stream=True)
-    asked = []
+    asked, items = [], guard_items(config.gate)
     for name in names:
-        for seed, item in enumerate(guard_items(config.gate)):
+        for seed, item in enumerate(items):
             body = {
                 "messages": [dict(message) for message in item.messages],
                 "max_tokens": config.gate.guard_max_tokens,

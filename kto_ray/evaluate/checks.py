@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 
-from pydantic import ConfigDict, field_validator, model_validator
+from pydantic import ConfigDict, Field, field_validator, model_validator
 
 from kto_ray.config.base import Section
 from kto_ray.evaluate.features import refuses
@@ -27,7 +27,7 @@ class Check(Section):
     matches: str | None = None  # this regular expression, anywhere
     number: float | None = None  # the last number that the answer says
     not_empty: bool = False
-    max_words: int | None = None
+    max_words: int | None = Field(None, ge=1)
     refuses: bool | None = None  # whether it declines to do what is asked
 
     @field_validator("any", "all", "none")
@@ -40,10 +40,14 @@ class Check(Section):
     @field_validator("matches")
     @classmethod
     def _pattern(cls, pattern: str | None) -> str | None:
+        if pattern == "":
+            raise ValueError("matches is empty, which every answer meets; leave it out")
         try:
             re.compile(pattern or "")
         except re.error as error:
-            raise ValueError(f"matches is {pattern!r}, no regular expression: {error}") from None
+            raise ValueError(
+                f"matches is {pattern!r}, no regular expression: {error}; put \\ before a literal sign"
+            ) from None
         return pattern
 
     @model_validator(mode="after")
@@ -52,6 +56,8 @@ class Check(Section):
             raise ValueError(
                 "a check must ask for something: any, all, none, matches, number, not_empty, max_words, refuses"
             )
+        if both := {word.casefold() for word in self.all} & {word.casefold() for word in self.none}:
+            raise ValueError(f"all and none both name {min(both)!r}, which no answer meets; take it out of one")
         return self
 
 

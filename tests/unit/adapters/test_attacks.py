@@ -93,6 +93,21 @@ def whole_tensor(folder: Path) -> None:
     write(folder, tensors() | {f"{LAYER}.weight": torch.ones(2, 2)})
 
 
+def shaped(a: tuple[int, ...] | None, b: tuple[int, ...] | None, **more: tuple[int, ...]) -> Attack:
+    """Of one layer, the halves in these shapes, and further parts."""
+
+    def attack(folder: Path) -> None:
+        shapes = {"lora_A.weight": a, "lora_B.weight": b, **more}
+        write(folder, {f"{LAYER}.{name}": torch.ones(shape) for name, shape in shapes.items() if shape is not None})
+
+    return attack
+
+
+def without_alpha(folder: Path) -> None:
+    told = json.loads((folder / CONFIG).read_text())
+    (folder / CONFIG).write_text(json.dumps({name: value for name, value in told.items() if name != "lora_alpha"}))
+
+
 ENTRY = {"sha256": "0" * 64, "bytes": 1}
 # What the store and the manifest say agrees with it: only looking at it helps.
 CONTENTS: dict[str, tuple[Attack, str]] = {
@@ -110,6 +125,22 @@ CONTENTS: dict[str, tuple[Attack, str]] = {
     "config a list": (data(CONFIG, b"[]"), f"{CONFIG} is damaged: the file"),
     "config of brackets": (data(CONFIG, b"[" * 200_000), f"{CONFIG} is damaged: it is no JSON"),
     "text in rank_pattern": (settings(rank_pattern={"q_proj": "many"}), "rank_pattern.q_proj"),
+    "alpha NaN": (settings(lora_alpha=float("nan")), f"{CONFIG} is damaged: lora_alpha"),
+    "alpha beyond": (settings(lora_alpha=1e30), f"{CONFIG} is damaged: lora_alpha"),
+    "alpha zero": (settings(lora_alpha=0), f"{CONFIG} is damaged: lora_alpha"),
+    "alpha in words": (settings(lora_alpha="16"), f"{CONFIG} is damaged: lora_alpha"),
+    "no alpha": (without_alpha, f"{CONFIG} is damaged: lora_alpha: Field required"),
+    "alpha of a layer NaN": (settings(alpha_pattern={"q_proj": float("nan")}), "alpha_pattern.q_proj"),
+    "rank of a layer zero": (settings(rank_pattern={"q_proj": 0}), "rank_pattern.q_proj"),
+    "lora_A a number": (shaped((), (8, 4)), "lora_A.weight has shape ()"),
+    "lora_A a vector": (shaped((4,), (8, 4)), "lora_A.weight has shape (4,)"),
+    "halves of no rank": (shaped((0, 8), (8, 0)), "has shape (8, 0)"),
+    "lora_B of another rank": (shaped((4, 8), (8, 2)), "has rank 4 in lora_A and 2 in lora_B"),
+    "halves of another rank": (shaped((2, 8), (8, 2)), "in lora_B, and its config tells 4"),
+    "lora_B alone": (shaped(None, (8, 100)), "has only one of lora_A and lora_B"),
+    "no part of LoRA": (shaped((4, 8), (8, 4), **{"lora_x.weight": (3,)}), "lora_x.weight is no part of a LoRA layer"),
+    "DoRA without magnitudes": (settings(use_dora=True), "use_dora is true, and layer"),
+    "magnitudes without DoRA": (shaped((4, 8), (8, 4), lora_magnitude_vector=(8,)), "use_dora is false, and layer"),
     "rank beyond": (settings(rank_pattern={"q_proj": 512}), "has rank 512"),
 }
 # Behind the back of the store.
@@ -212,3 +243,11 @@ def test_who_may_change_the_store_too_still_has_no_key(published: Published, cac
     version = published(keys=(KEY,))
     write(Path(version.uri), tensors(dtype=torch.bfloat16))
     refused(known_anew(version), "was signed by another key, or changed since", cache, keys=(KEY,))
+
+
+def test_a_whole_dora_adapter_is_kept_for_who_evaluates_it_by_hand(published: Published, cache: Path) -> None:
+    version = published()
+    folder = Path(version.uri)
+    shaped((4, 8), (8, 4), lora_magnitude_vector=(8,))(folder)
+    settings(use_dora=True, lora_alpha=8, r=4)(folder)
+    assert Path(fetch(known_anew(version), MAX_RANK, ()), CONFIG).exists()

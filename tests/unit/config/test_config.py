@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from kto_ray.config import Config, ConfigError, load_config
-from kto_ray.config.deciding import REACTIONS, RolloutSection
+from kto_ray.config.deciding import REACTIONS, GateSection, RolloutSection
 from kto_ray.records import trials
+from kto_ray.stats.exact import much_worse
 
 CONFIGS = sorted((Path(__file__).parents[3] / "configs").glob("*.yaml"))
 
@@ -63,14 +64,62 @@ def test_shipped_configs_load(path: Path, monkeypatch: pytest.MonkeyPatch) -> No
         ("loop.candidates.apo.rank=64", ["loop.candidates.apo.rank is 64", "serve.max_lora_rank is 16", "raise"]),
         ("loop.candidates.apo.dora=true", ["loop.candidates.apo.dora", "vLLM cannot serve"]),
         ("loop.candidates.A/B={}", ["'loop.candidates'", "a-z, 0-9 and -", "'A/B'"]),
+        ("rollout.max_hours=.inf", ["'rollout.max_hours'", "must be a finite number", "inf", "give a large one"]),
+        ("rollout.max_paused_hours=.inf", ["'rollout.max_paused_hours'", "finite"]),
+        ("rollout.slow_s=.inf", ["'rollout.slow_s'", "finite"]),
+        ("loop.approval_hours=1e9", ["'loop.approval_hours'", "less than or equal to 100000"]),
+        ("loop.candidates.apo.beta=.inf", ["'loop.candidates.apo.beta'", "finite"]),
+        ("serve.engine={a: {b: [.nan]}}", ["'serve.engine'", "a is {'b': [nan]}", "JSON does not know"]),
+        ("JUDGEparams: {temperature: .inf}}", ["'gate.judge.params'", "temperature is inf"]),
+        ("JUDGEparams: {since: 2024-01-05}}", ["'gate.judge.params'", "since is datetime.date", "JSON"]),
+        ("JUDGEparams: {model: b}}", ["'gate.judge.params'", "holds model", "take model out and set gate.judge.model"]),
+        ("JUDGEparams: {stream: true}}", ["'gate.judge.params'", "take stream out"]),
+        ("JUDGEmin_win_rate: 1}", ["judge.min_win_rate is 1", "wins all of 100 prompts", "0.979", "lower it"]),
+        ("JUDGEpattern: a}", ["pattern is set", "kind is 'llm'", "take pattern out"]),
+        ("JUDGEtimout_s: 3}", ["'gate.judge.timout_s'", "did you mean 'timeout_s'"]),
+        ("JUDGEzzz: 3}", ["'gate.judge.zzz'", "known fields: at_once, key, kind"]),
+        ("gate.judge={kind: rule, pattern: a, url: 'http://judge'}", ["url is set", "kind is 'rule'", "take url out"]),
+        ("gate.guard_prompts=16", ["16 guard prompts", "suite_margin 0.1", "29 or more", "0.18 or more"]),
+        ("gate.min_holdout=5000", ["min_holdout is 5000", "max_holdout 1000", "lower min_holdout or raise"]),
+        ("gate.min_holdout_users=5000", ["min_holdout_users is 5000", "max_holdout 1000"]),
+        ("gate.min_length_ratio=5", ["min_length_ratio is 5", "max_length_ratio 3", "lower"]),
+        ("gate.suites=my.yaml", ["'gate.suites'", "must be a whole list, as [a, b]", "'my.yaml'"]),
+        ("rollout.guards=failed", ["'rollout.guards'", "must be a whole list"]),
+        ("rollout.stages={canary: 0.1}", ["'rollout.stages'", "must be a whole list"]),
+        ("rollout.ask=harm", ["'rollout.ask'", "must be a whole list"]),
+        ("adapters.signing_keys=", ["'adapters.signing_keys'", "must be a whole list"]),
+        ("rollout=", ["'rollout'", "must be a section"]),
+        ("rollout.min_users=10001", ["min_users is 10001", "max_users 20000", "20002 or more", "10000 or less"]),
+        ("rollout.stages=[{name: a, weight: 0.1}, {name: a, weight: 0.5, decides: true}]", ["names a, a", "its own"]),
+        ("rollout.stages=[{weight: 0.5, decides: true}]", ["'rollout.stages.0.name' is missing; set it"]),
         ("train.sharding=deepspeed", ["'train.sharding'", "'fsdp'", "deepspeed"]),
     ],
 )
 def test_wrong_values_are_explained(override: str, told: list[str]) -> None:
     with pytest.raises(ConfigError) as error:
-        load_config(None, (override,))
+        load_config(None, (override.replace("JUDGE", "gate.judge={kind: llm, url: 'http://judge/v1', model: m, "),))
+    assert "default factory" not in str(error.value), "one fault is told once"
     for words in told:
         assert words in str(error.value)
+
+
+def test_a_secret_of_a_section_that_is_not_there_is_told_with_its_variable(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KTO_RAY__GATE__JUDGE__KEY", "k3y")
+    with pytest.raises(ConfigError) as error:
+        load_config()
+    words = str(error.value)
+    assert "'gate.judge.kind' is missing; set it to 'llm' or 'reward' or 'rule', or take out 'gate.judge'" in words
+    assert "which has key (KTO_RAY__GATE__JUDGE__KEY in the environment)" in words and "k3y" not in words
+
+
+@pytest.mark.parametrize("margin", [0.05, 0.1, 0.2, 0.5, 0.9])
+def test_only_so_few_guard_prompts_are_refused_that_the_exact_test_cannot_pass(margin: float) -> None:
+    least = next(n for n in range(1, 200) if (1 - margin) ** n <= 0.05)
+    GateSection(guard_prompts=max(least, 2), suite_margin=margin)
+    if least > 2:
+        assert much_worse(0, 0, least - 1, margin) > 0.05
+        with pytest.raises(ValueError, match=f"set guard_prompts to {least} or more"):
+            GateSection(guard_prompts=least - 1, suite_margin=margin)
 
 
 def test_a_candidate_is_what_it_sets_over_the_kto_section_and_stays_so() -> None:
@@ -220,7 +269,14 @@ def test_staff_are_named_as_the_store_does_and_get_what_there_is() -> None:
     for who in ("'*'", "a*", "a/b*", "a/*/c", "''"):
         with pytest.raises(ConfigError, match=r"names nobody; name a user as the store does .* as 'app/\*'"):
             load_config(None, (f"rollout.staff={{{who}: base}}",))
-    for wanted in ("challengr", "v7", "'@v7'", "policy@"):
+    for who in ("app/", "/alice"):
+        with pytest.raises(ConfigError, match="names nobody"):
+            load_config(None, (f"rollout.staff={{{who}: base}}",))
+    with pytest.raises(ConfigError, match="for an alias; here it stands alone: challenger"):
+        load_config(None, ("rollout.staff={alice: policy@challenger}",))
+    with pytest.raises(ConfigError, match=r"served_name is 'policy': .* as policy@v7-3fa9c1"):
+        load_config(None, ("rollout.staff={alice: model@v7-3fa9c1}",))
+    for wanted in ("challengr", "v7", "'@v7'", "policy@", "policy@v7"):
         with pytest.raises(ConfigError, match=r"is no alias .champion, challenger, previous, base. and no version"):
             load_config(None, (f"rollout.staff={{alice: {wanted}}}",))
 

@@ -94,5 +94,5 @@ def test_a_job_asks_for_the_gpu_that_it_uses(function: Any, gpus: float, monkeyp
 def test_a_suite_that_cannot_be_asked_is_told_before_a_round_trains(config: Config, tmp_path: Path) -> None:
     (tmp_path / "own.yaml").write_text("[{prompt: Hi}]")
     own = Config.model_validate({**config.model_dump(), "gate": {"suites": [str(tmp_path / "own.yaml")]}})
-    with pytest.raises(ValueError, match=r"item 1 of the suite .*own\.yaml' is wrong: check"):
+    with pytest.raises(ValueError, match=r"own\.yaml' of gate\.suites is wrong in line 1: item 1 field 'check'"):
         work.seal(own)

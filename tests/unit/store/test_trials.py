@@ -111,7 +111,7 @@ def test_only_users_seen_before_the_test_count_unless_the_rules_say_so(store: St
 
 
 def test_who_came_while_a_test_waited_to_begin_was_there_before_it(store: Store) -> None:
-    section = RolloutSection(max_users=20)
+    section = RolloutSection(min_users=10, max_users=20)
     begun = machine.start(section, "policy@base", "policy@v1", "r", STAGE.salt, 0.005, 1.0)
     waits = machine.ask_first(replace(begun, weight=STAGE.weight), "few judge", 1.0)
     halves = {**(waits.rules or {}), "stages": [{"name": "ab", "weight": STAGE.weight, "decides": True}]}
