@@ -129,7 +129,7 @@ def _by_speed(trials: Trials) -> Arms:
     known = reached(_with_known_share(trials), LEVEL)
     better = reached(score.log_evidence(trials.challenger, trials.outcome, 0.5), LEVEL)
     counts = np.cumsum(trials.challenger, axis=-1)
-    unequal = reached(ratio.log_evidence(np.arange(1, counts.shape[-1] + 1) - counts, counts, 0.5), HELD)
+    unequal = ratio.log_evidence(np.arange(1, counts.shape[-1] + 1) - counts, counts, 0.5) >= -math.log(HELD)
     return np.stack([each.any(axis=-1) for each in (known, better, better & ~unequal)], axis=-1)
 
 
