@@ -83,9 +83,7 @@ def foresee(rules: RolloutSection, level: float, votes: Votes | None, accepted: 
         known = f"{votes.users} users judged in {votes.days:.1f} days who were there before"
         return Ahead(False, f"begins; the service is too young to tell what {days:.1f} days can show: {known}")
     trials = min(rules.max_users, math.floor(votes.users * days / votes.days))
-    gain = math.inf
-    if trials and votes.rate < 1:
-        gain = power.detectable(trials, votes.rate, level, rules.stages[-1].weight)
+    gain = _least_gain(rules, trials, votes.rate * votes.users, votes.users, level, rules.stages[-1].weight)
     shows = f"a gain of {100 * gain:.1f} points" if math.isfinite(gain) else "no gain at all"
     pace = f"in the {days:.1f} days in which it counts, at the present {votes.users / votes.days:.1f} voters a day"
     if min(gain, 1.0) <= rules.max_detectable:
@@ -169,9 +167,16 @@ def _gain(look: Look) -> float:
 
 
 def _detectable(rules: RolloutSection, state: RolloutState, look: Look, trials: int) -> float | None:
-    rate = look.up_champion / look.n_champion if look.n_champion else 0.5
     level = machine.level_of(rules, state)
-    if trials == 0 or not 0 < rate < 1 or level == 0:
+    if level == 0:
         return None
-    gain = power.detectable(trials, rate, level, state.weight)
+    gain = _least_gain(rules, trials, look.up_champion, look.n_champion, level, state.weight)
     return gain if math.isfinite(gain) else None
+
+
+def _least_gain(rules: RolloutSection, trials: int, up: float, of: int, level: float, weight: float) -> float:
+    """That so many trials promote with 80%, by both conditions on judgements; infinite where none is. The champion's
+    rate is as the score test takes it: nobody yet is no rate of 0, and all ups so far are none of 1."""
+    if trials == 0 or trials * min(weight, 1 - weight) < rules.min_users:
+        return math.inf
+    return power.detectable(trials, (1 + up) / (2 + of), level, machine.UPS_ALPHA, weight, rules.min_effect)

@@ -28,12 +28,15 @@ def test_a_small_run_reports_each_figure_and_its_bar(tmp_path: Path, monkeypatch
     monkeypatch.setattr(decisions_test, "GAINS", ((0.3, 0.5),))
     monkeypatch.setattr(decisions_test, "NULL_VOTERS", 500)
     monkeypatch.setattr(decisions_test, "TEAM_GAINS", ((0.5, 0.6),))
+    monkeypatch.setattr(decisions_test, "FORESEEN", ((1000, 0.5, 0.05, 0.5),))
     monkeypatch.setattr(decisions_adversaries, "PER_DAY", 100)
     told = CliRunner().invoke(app, ["decisions", "--tests", "20", "--out", str(tmp_path), "--json"])
     report = json.loads(told.stdout)
     assert report == json.loads((tmp_path / "decisions.json").read_text())
     assert 0.4 < report["gains"][0]["at_5_ratio"] < report["gains"][0]["today_ratio"]
     assert report["team"][0]["score"]["share"] >= report["team"][0]["decided"]["share"] > 0.5
+    assert report["foreseen"][0]["score"]["share"] >= report["foreseen"][0]["decided"]["share"] > 0.5
+    assert 0.11 < report["foreseen"][0]["gain"] < 0.18
     assert report["adversaries"][2]["without"]["share"] > 0.9 > 0.3 > report["adversaries"][2]["with"]["share"]
     assert (
         report["met"]["0.3 against 0.5"]

@@ -12,7 +12,7 @@ from kto_ray.records.rollouts import Look
 from kto_ray.records.trials import GUARDS, Exposed, Standing, Votes
 from kto_ray.rollout import evidence
 from kto_ray.rollout.guards import GUARD_WORDS
-from kto_ray.rollout.machine import advance, start
+from kto_ray.rollout.machine import UPS_ALPHA, advance, start
 from kto_ray.rollout.outlook import foresee, outlook
 from kto_ray.stats.power import detectable
 
@@ -29,7 +29,7 @@ def test_it_says_what_a_promotion_waits_for_and_how_much_is_left() -> None:
     assert told.verdict.startswith("hold: stage 'ab' goes on, for the evidence of a gain is 2.72 to one, of 200 to one")
     assert told.trials_per_day == pytest.approx(500.0), "of the two days in which trials could settle"
     assert told.trials_left == 500 * 11, "until its 14 days are over"
-    assert told.detectable_gain == pytest.approx(detectable(6500, 0.6, 0.005))
+    assert told.detectable_gain == pytest.approx(detectable(6500, 301 / 502, 0.005, UPS_ALPHA))
 
 
 def test_users_may_run_out_first() -> None:
@@ -113,14 +113,14 @@ def test_how_many_more_are_needed_where_evidence_grows(gain: float, needed: int 
 
 def test_before_a_test_it_says_what_it_could_show() -> None:
     many = foresee(RULES, 0.005, Votes(users=6000, rate=0.6, days=13.0))
-    gain = 100 * detectable(6000, 0.6, 0.005)
+    gain = 100 * detectable(6000, 0.6, 0.005, UPS_ALPHA)
     assert not many.too_little and f"could show a gain of {gain:.1f} points in the 13.0 days" in many.words
     assert "at the present 461.5 voters a day" in many.words
     halved = foresee(RULES, 0.005, Votes(users=3000, rate=0.6, days=6.5))
     assert halved.words == many.words, "of half the time, half of them"
     few = foresee(RULES, 0.005, Votes(users=300, rate=0.6, days=13.0))
     assert few.too_little and "15 points (rollout.max_detectable) are to be" in few.words
-    assert not foresee(RULES.model_copy(update={"max_detectable": 0.3}), 0.005, Votes(300, 0.6, 13.0)).too_little
+    assert not foresee(RULES.model_copy(update={"max_detectable": 0.35}), 0.005, Votes(300, 0.6, 13.0)).too_little
     bound = foresee(RULES.model_copy(update={"max_users": 300}), 0.005, Votes(6000, 0.6, 13.0))
     assert bound.too_little, "no more settle than may"
     for blind in (Votes(0, 0.5, 13.0), Votes(6000, 1.0, 13.0)):
@@ -132,11 +132,10 @@ def test_before_a_test_it_says_what_it_could_show() -> None:
 def test_a_person_who_let_such_a_test_begin_is_not_asked_again_until_it_is_clearly_worse() -> None:
     few = Votes(users=300, rate=0.6, days=13.0)
     asked = foresee(RULES, 0.005, few)
-    assert asked.gain == pytest.approx(detectable(300, 0.6, 0.005))
+    assert asked.gain == pytest.approx(detectable(300, 181 / 302, 0.005, UPS_ALPHA))
     again = foresee(RULES, 0.00475, few, asked.gain)
     assert not again.too_little and "a person let one like it begin" in again.words
-    fewer = Votes(users=160, rate=0.6, days=13.0)
-    assert detectable(160, 0.6, 0.005) > 1.25 * detectable(300, 0.6, 0.005)
+    fewer = Votes(users=220, rate=0.6, days=13.0)
     assert foresee(RULES, 0.005, fewer, asked.gain).too_little
     assert foresee(RULES, 0.0, few, asked.gain).too_little, "without a level it is another question"
     none = foresee(RULES, 0.005, Votes(0, 0.5, 13.0))
