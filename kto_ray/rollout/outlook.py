@@ -14,6 +14,7 @@ from kto_ray.stats import power
 
 DAY_S = 86_400.0
 TELLING, WEEK_DAYS = 0.5, 7.0  # the share of the time in which a test counts, and the days, that tell of all of it
+FEWEST = 20  # settled trials of each arm, of which one can tell how evidence grows
 CLEARLY = 1.25  # times the gain that a person has let pass is clearly another
 NO_LEVEL = (
     "nothing is left of the budget for false promotions: nothing can be promoted, but by an operator, until "
@@ -38,7 +39,7 @@ class Flip:
 class Outlook:
     """`verdict` is what would be done now and why, in words: what a promotion waits for, if it waits. `promotes` is all
     that it waits for, with how far each is; `trials_needed` are those that the evidence of a gain lacks, if people go
-    on to judge as they did so far, None where there is no such evidence, or enough; `ends` are the thresholds to
+    on to judge as they did so far, None where there is now next to no such evidence, or was enough; `ends` are the thresholds to
     which the test is on the way, of which any one ends it, the nearest first. `trials_left` may settle before users or
     hours run out, at `trials_per_day`; `detectable_gain` is the difference that is then promoted in 80% of tests, None
     where even the largest is not. Before the deciding stage only the verdict and what ends the test are known."""
@@ -108,7 +109,7 @@ def outlook(rules: RolloutSection, state: RolloutState, look: Look, now: float) 
     told = Outlook(
         verdict,
         promotes=tuple(machine.lacking(rules, state, look, age_s / 3600)),
-        trials_needed=_needed(settled, look.evidence.get("gain", 0.0), machine.level_of(rules, state)),
+        trials_needed=_needed(look, machine.level_of(rules, state)),
         ends=ends,
     )
     passed = age_s - 3600 * (rules.burn_in_hours + rules.settle_hours)  # none settles before
@@ -123,11 +124,14 @@ def outlook(rules: RolloutSection, state: RolloutState, look: Look, now: float) 
     return replace(told, trials_per_day=per_day, trials_left=left, detectable_gain=gain)
 
 
-def _needed(settled: int, gain: float, level: float) -> int | None:
-    """Evidence grows with the trials, in nats."""
-    if gain <= 0 or level == 0 or gain >= -math.log(level):
+def _needed(look: Look, level: float) -> int | None:
+    """Evidence grows with the trials, in nats: as it has grown up to now, not up to its highest. Of a few voters, or of
+    less than a nat, nobody can tell."""
+    now = look.evidence.get("gain_now", 0.0)
+    fewest = min(look.n_champion, look.n_challenger)
+    if fewest < FEWEST or now < 1 or level == 0 or look.evidence.get("gain", 0.0) >= -math.log(level):
         return None
-    return math.ceil(settled * (-math.log(level) / gain - 1))
+    return math.ceil((look.n_champion + look.n_challenger) * (-math.log(level) / now - 1))
 
 
 def _ends(rules: RolloutSection, state: RolloutState, look: Look, hours: float, decides: bool) -> Iterator[Flip]:
