@@ -30,6 +30,7 @@ from kto_ray.config.deciding import RolloutSection, RolloutStage
 from kto_ray.records.requests import Act
 from kto_ray.records.rollouts import Look, RolloutState, RolloutStatus
 from kto_ray.records.trials import REACTIONS
+from kto_ray.rollout.asked import answered, asks, prolonged_at, resumed
 from kto_ray.rollout.guards import GUARD_WORDS, among, harm_beyond, most_of
 
 UNNAMED = ("failed", "aborted", "cut_off", "slow")  # the guards of rules that name none
@@ -42,7 +43,7 @@ class Decision:
 
     action: Action
     reason: str
-    criterion: str | None = None  # that ended the test, as `rollout.ask` names it
+    criterion: str | None = None  # that ended the test, as `rollout.ask` names it; of faults, with which: faults:slow
 
 
 class Action(enum.StrEnum):
@@ -112,7 +113,7 @@ def decide(rules: RolloutSection, state: RolloutState, look: Look, now: float) -
     action, reason, criterion = _harm(rules, state, look) or (
         _decide(rules, state, stage, look, hours) if stage.decides else _watch(stage, look, hours)
     )
-    if action is Action.ABORT and criterion in rules.ask and criterion not in state.asked:
+    if action is Action.ABORT and criterion is not None and asks(rules, criterion) and not answered(state, criterion):
         action = Action.ASK
     return Decision(action, f"{reason}: {in_words(rules, look)}", criterion)
 
@@ -130,9 +131,7 @@ def stage_of(rules: RolloutSection, state: RolloutState) -> RolloutStage:
 
 def hours_of(rules: RolloutSection, state: RolloutState) -> float:
     """That the deciding stage may take: max_hours, and as many again from when a person let it go on after these."""
-    if "hours" not in state.asked or state.status_at is None:
-        return rules.max_hours
-    return rules.max_hours + (state.status_at - state.stage_started_at) / 3600
+    return rules.max_hours + (prolonged_at(state) or 0.0)
 
 
 def level_of(rules: RolloutSection, state: RolloutState) -> float:
@@ -148,13 +147,13 @@ def _worse(rules: RolloutSection, look: Look) -> bool:
 
 
 def _harm(rules: RolloutSection, state: RolloutState, look: Look) -> Verdict | None:
-    if _worse(rules, look) and "harm" not in state.asked:
+    if _worse(rules, look) and not answered(state, "harm"):
         return Action.ABORT, "the challenger is worse", "harm"
-    for name in rules.guards if "faults" not in state.asked else ():
+    for name in rules.guards:
         low = look.evidence.get(f"{name}_low", -1.0)
-        if low > harm_beyond(rules, name):
+        if low > harm_beyond(rules, name) and not answered(state, f"faults:{name}"):
             words = f"the challenger's answers are more often {GUARD_WORDS[name]}, {among(name)}by at least {low:.3f}"
-            return Action.ABORT, words, "faults"
+            return Action.ABORT, words, f"faults:{name}"
     return None
 
 
@@ -174,12 +173,12 @@ def _decide(rules: RolloutSection, state: RolloutState, stage: RolloutStage, loo
         gain = f" by more than {rules.min_effect:g}" if rules.min_effect else ""
         return Action.PROMOTE, f"the challenger is better{gain}", None
     ruled_out = look.high <= rules.min_effect and look.n_champion and look.n_challenger
-    if ruled_out and "futility" not in state.asked:
+    if ruled_out and not answered(state, "futility"):
         return Action.ABORT, f"a gain above {rules.min_effect:g} (min_effect) is ruled out", "futility"
-    if look.n_champion + look.n_challenger >= rules.max_users and "users" not in state.asked:
+    if look.n_champion + look.n_challenger >= rules.max_users and not answered(state, "users"):
         return Action.ABORT, f"no promotion among {rules.max_users} judged users (max_users), for {lacks}", "users"
     if hours >= hours_of(rules, state):
-        again = " after it was resumed" if "hours" in state.asked else ""
+        again = " after it was resumed" if answered(state, "hours") else ""
         words = f"no promotion within {rules.max_hours:g} hours (max_hours){again}, for {lacks}"
         return Action.ABORT, words, "hours"
     return Action.HOLD, f"stage {stage.name!r} goes on, for {lacks}", None
@@ -275,7 +274,8 @@ def apply(state: RolloutState, act: Act, now: float) -> RolloutState:
     if act is Act.PAUSE and state.status is RolloutStatus.RUNNING:
         return replace(state, status=RolloutStatus.PAUSED, reason="paused by an operator", status_at=now)
     if act is Act.RESUME and state.status is RolloutStatus.PAUSED:
-        return _begun(replace(state, status=RolloutStatus.RUNNING, reason=None, status_at=now), now)
+        running = replace(state, status=RolloutStatus.RUNNING, reason=None, status_at=now)
+        return _begun(resumed(running, (now - state.stage_started_at) / 3600), now)
     if act in (Act.PAUSE, Act.RESUME):
         fits = Act.RESUME if act is Act.PAUSE else Act.PAUSE
         raise ValueError(f"cannot {act} rollout {state.id!r}: it is {state.status}; {fits} is what fits now")

@@ -10,6 +10,7 @@ from kto_ray.config.deciding import RolloutSection
 from kto_ray.records.rollouts import Look, RolloutState
 from kto_ray.records.trials import Votes
 from kto_ray.rollout import guards, machine
+from kto_ray.rollout.asked import answered, asks
 from kto_ray.stats import power
 
 DAY_S = 86_400.0
@@ -118,7 +119,7 @@ def outlook(rules: RolloutSection, state: RolloutState, look: Look, now: float) 
     per_day = settled / passed * DAY_S
     days_left = max(0.0, machine.hours_of(rules, state) * 3600 - age_s) / DAY_S
     left = math.floor(per_day * days_left)
-    if "users" not in state.asked:
+    if not answered(state, "users"):
         left = max(0, min(rules.max_users - settled, left))
     gain = _detectable(rules, state, look, settled + left)
     return replace(told, trials_per_day=per_day, trials_left=left, detectable_gain=gain)
@@ -139,8 +140,8 @@ def _ends(rules: RolloutSection, state: RolloutState, look: Look, hours: float, 
     a person has answered."""
 
     def flip(criterion: str, way: float, words: str) -> Iterator[Flip]:
-        if criterion not in state.asked and way > 0:
-            action = machine.Action.ASK if criterion in rules.ask else machine.Action.ABORT
+        if not answered(state, criterion) and way > 0:
+            action = machine.Action.ASK if asks(rules, criterion) else machine.Action.ABORT
             yield Flip(action, max(0.0, min(1.0, way)), words)
 
     harm, enough = look.evidence.get("harm", 0.0), -math.log(rules.harm_alpha)
@@ -151,7 +152,7 @@ def _ends(rules: RolloutSection, state: RolloutState, look: Look, hours: float, 
         least = guards.harm_beyond(rules, name)
         done = (rise - least) / (rise - low) if rise > least else 0.0  # all, when the whole interval lies beyond
         often = f"{guards.GUARD_WORDS[name]}, {guards.among(name)}by at least {low:+.3f}"
-        yield from flip("faults", done, f"answers are more often {often}, of more than {least:g}")
+        yield from flip(f"faults:{name}", done, f"answers are more often {often}, of more than {least:g}")
     if not decides:
         return
     high = f"the gain may be up to {look.high:+.3f}, of {rules.min_effect:+g} (min_effect)"
