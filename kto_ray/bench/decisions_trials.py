@@ -74,9 +74,9 @@ def reached(log_evidence: Floats, level: float) -> Arms:
 
 
 def rules(trials: Trials, weight: float = 0.5, level: float = LEVEL) -> Arms:
-    """(tests, 2): promoted by the score alone, at a level; by it and, at a moment from then on, more ups at the level of
-    `rollout/machine` and no hold on unequal shares of voters. As there, evidence of a gain stays, and the others are as
-    they are at that moment."""
+    """(tests, 2): promoted by the score alone, at a level; by it and, at a moment from then on, more ups at the level
+    of `rollout/machine` and no hold on unequal shares of voters. As there, evidence of a gain stays, and the others are
+    as they are at that moment."""
     arm, up = trials.challenger, trials.outcome >= 0.5
     better = reached(score.log_evidence(arm, trials.outcome, weight), level)
     counts = np.cumsum(arm, axis=-1)

@@ -39,7 +39,7 @@ class RolloutState:
     # gain that it could show, as `machine.ask_first` does
     watch: Mapping[str, Any] | None = None
     status_at: float | None = None  # when it was last paused or resumed
-    # On which criteria of this stage a person was asked, as `kto_ray.rollout.asked` puts it; whoever resumes has answered
+    # On which criteria of this stage a person was asked, as `kto_ray.rollout.asked` puts it; who resumes has answered
     asked: tuple[str, ...] = ()
 
     @property

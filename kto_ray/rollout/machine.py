@@ -30,6 +30,7 @@ from kto_ray.config.deciding import RolloutSection, RolloutStage
 from kto_ray.records.requests import Act
 from kto_ray.records.rollouts import Look, RolloutState, RolloutStatus
 from kto_ray.records.trials import REACTIONS
+from kto_ray.rollout import burn_in
 from kto_ray.rollout.asked import answered, asks, prolonged_at, resumed
 from kto_ray.rollout.guards import GUARD_WORDS, among, harm_beyond, most_of
 
@@ -61,18 +62,19 @@ def start(
     what the budget allows it."""
     if champion == challenger:
         raise ValueError(f"champion and challenger are both {champion!r}; a rollout compares two adapters")
+    rules = burn_in.with_stage(config)
     return RolloutState(
         id=rollout,
         champion=champion,
         challenger=challenger,
         salt=salt,
         stage=0,
-        weight=config.stages[0].weight,
+        weight=rules.stages[0].weight,
         status=RolloutStatus.RUNNING,
         started_at=now,
         stage_started_at=now,
         level=level,
-        rules=config.model_dump(mode="json", exclude={"staff"}),  # names of users, which an erasure would not find
+        rules=rules.model_dump(mode="json", exclude={"staff"}),  # names of users, which an erasure would not find
     )
 
 
@@ -130,8 +132,9 @@ def stage_of(rules: RolloutSection, state: RolloutState) -> RolloutStage:
 
 
 def hours_of(rules: RolloutSection, state: RolloutState) -> float:
-    """That the deciding stage may take: max_hours, and as many again from when a person let it go on after these."""
-    return rules.max_hours + (prolonged_at(state) or 0.0)
+    """That the deciding stage may take: max_hours, less its burn-in, and as many again from when a person let it go on
+    after these."""
+    return rules.max_hours - burn_in.before(rules, state.stage) + (prolonged_at(state) or 0.0)
 
 
 def level_of(rules: RolloutSection, state: RolloutState) -> float:
@@ -158,13 +161,13 @@ def _harm(rules: RolloutSection, state: RolloutState, look: Look) -> Verdict | N
 
 
 def _watch(stage: RolloutStage, look: Look, hours: float) -> Verdict:
-    if look.exposed_challenger >= stage.exposed:
+    if stage.exposed is not None and look.exposed_challenger >= stage.exposed:
         seen = f"{look.exposed_challenger} users whom the challenger answered"
         return Action.ADVANCE, f"stage {stage.name!r} saw no harm among {seen}", None
     if hours >= stage.hours:
         return Action.ADVANCE, f"stage {stage.name!r} saw no harm in {stage.hours:g} hours", None
-    waits = f"stage {stage.name!r} waits for {stage.exposed} users whom the challenger answered"
-    return Action.HOLD, f"{waits}, or {stage.hours:g} hours", None
+    enough = f"{stage.exposed} users whom the challenger answered, or " if stage.exposed is not None else ""
+    return Action.HOLD, f"stage {stage.name!r} waits for {enough}{stage.hours:g} hours", None
 
 
 def _decide(rules: RolloutSection, state: RolloutState, stage: RolloutStage, look: Look, hours: float) -> Verdict:
@@ -208,8 +211,8 @@ def lacking(rules: RolloutSection, state: RolloutState, look: Look, hours: float
         most = most_of(rules, name)
         if high > most:
             yield f"answers may be {GUARD_WORDS[name]} more often, {among(name)}by up to {high:.3f} of {most:g}"
-    if hours < rules.min_hours:
-        yield f"{hours:.1f} hours are over of {rules.min_hours:g} (min_hours)"
+    if (over := hours + burn_in.before(rules, state.stage)) < rules.min_hours:
+        yield f"{over:.1f} hours are over of {rules.min_hours:g} (min_hours)"
 
 
 def _odds(evidence: float) -> str:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from kto_ray.config.deciding import RolloutSection
 from kto_ray.records.rollouts import Look, RolloutState
 from kto_ray.records.trials import Votes
-from kto_ray.rollout import guards, machine
+from kto_ray.rollout import burn_in, guards, machine
 from kto_ray.rollout.asked import answered, asks
 from kto_ray.stats import power
 
@@ -40,10 +40,10 @@ class Flip:
 class Outlook:
     """`verdict` is what would be done now and why, in words: what a promotion waits for, if it waits. `promotes` is all
     that it waits for, with how far each is; `trials_needed` are those that the evidence of a gain lacks, if people go
-    on to judge as they did so far, None where there is now next to no such evidence, or was enough; `ends` are the thresholds to
-    which the test is on the way, of which any one ends it, the nearest first. `trials_left` may settle before users or
-    hours run out, at `trials_per_day`; `detectable_gain` is the difference that is then promoted in 80% of tests, None
-    where even the largest is not. Before the deciding stage only the verdict and what ends the test are known."""
+    on to judge as they did so far, None where there is now next to no such evidence, or was enough; `ends` are the
+    thresholds to which the test is on the way, of which any one ends it, the nearest first. `trials_left` may settle
+    before users or hours run out, at `trials_per_day`; `detectable_gain` is the difference that is then promoted in 80%
+    of tests, None where even the largest is not. Before the deciding stage only the verdict and what ends the test are known."""
 
     verdict: str
     trials_per_day: float | None = None
@@ -113,7 +113,8 @@ def outlook(rules: RolloutSection, state: RolloutState, look: Look, now: float) 
         trials_needed=_needed(look, machine.level_of(rules, state)),
         ends=ends,
     )
-    passed = age_s - 3600 * (rules.burn_in_hours + rules.settle_hours)  # none settles before
+    blind = max(0.0, rules.burn_in_hours - burn_in.before(rules, state.stage))
+    passed = age_s - 3600 * (blind + rules.settle_hours)  # none settles before
     if passed <= 0:
         return told
     per_day = settled / passed * DAY_S
@@ -160,7 +161,9 @@ def _ends(rules: RolloutSection, state: RolloutState, look: Look, hours: float, 
         yield from flip("futility", (1 - look.high) / (1 - rules.min_effect), high)
     settled, most = look.n_champion + look.n_challenger, machine.hours_of(rules, state)
     yield from flip("users", settled / rules.max_users, f"{settled} users are settled of {rules.max_users} (max_users)")
-    yield Flip(machine.Action.ABORT, min(1.0, hours / most), f"{hours:.1f} hours are over of {most:g} (max_hours)")
+    burnt = burn_in.before(rules, state.stage)
+    over = f"{hours + burnt:.1f} hours are over of {most + burnt:g} (max_hours)"
+    yield Flip(machine.Action.ABORT, max(0.0, min(1.0, (hours + burnt) / (most + burnt))), over)
 
 
 def _gain(look: Look) -> float:

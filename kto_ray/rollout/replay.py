@@ -38,10 +38,6 @@ def replay(rules: RolloutSection, state: RolloutState, stage: int, began_at: flo
         began_at: of the stage, in seconds since the epoch.
         parts: of all its users.
     """
-    name, hours = (
-        rules.stages[stage].name,
-        rules.max_hours if rules.stages[stage].decides else rules.stages[stage].hours,
-    )
     now = replace(
         state,
         stage=stage,
@@ -51,6 +47,8 @@ def replay(rules: RolloutSection, state: RolloutState, stage: int, began_at: flo
         ended_at=None,
         asked=(),
     )
+    decides, name = rules.stages[stage].decides, rules.stages[stage].name
+    hours = machine.hours_of(rules, now) if decides else rules.stages[stage].hours
     standing, last, decision = Standing(state.id, stage), None, None
     for at, what, part in _events(parts, began_at + 3600 * hours):
         standing = standing if part is None else _with(standing, part, what)

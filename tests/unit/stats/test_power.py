@@ -14,7 +14,6 @@ from kto_ray.rollout.machine import UPS_ALPHA
 from kto_ray.stats.power import detectable, promoted, voters_needed
 from kto_ray.stats.score import log_evidence
 
-
 ASLEEP = 1 - 1e-9  # a level at which more ups are hardly a condition
 
 
