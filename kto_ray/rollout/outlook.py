@@ -43,7 +43,8 @@ class Outlook:
     on to judge as they did so far, None where there is now next to no such evidence, or was enough; `ends` are the
     thresholds to which the test is on the way, of which any one ends it, the nearest first. `trials_left` may settle
     before users or hours run out, at `trials_per_day`; `detectable_gain` is the difference that is then promoted in 80%
-    of tests, None where even the largest is not. Before the deciding stage only the verdict and what ends the test are known."""
+    of tests, None where even the largest is not. Before the deciding stage only the verdict and what ends the test are
+    known."""
 
     verdict: str
     trials_per_day: float | None = None

@@ -1,8 +1,9 @@
 """What other rules would have made of a test: its traffic, as it was, looked at again from the start. Pure.
 
 The arms and their shares are those of the day, and so is what settled when and what was watched: rules on these
-(stages, settle_hours, new_users, slow_s, long_tokens, guards) change nothing here. What decides can be tried: levels,
-margins, fewest and most users and hours.
+(stages, burn_in_hours, settle_hours, new_users, slow_s, long_tokens, guards) change nothing here, nor do those on what
+happens beside a decision (max_detectable, the holdbacks, staff, max_paused_hours). Nobody pauses. What decides can be
+tried: levels, margins, fewest and most users and hours.
 """
 
 from __future__ import annotations
