@@ -21,6 +21,7 @@ from kto_ray.rollout.outlook import Outlook, outlook
 from kto_ray.rollout.ratings import Ratings, ratings
 from kto_ray.rollout.replay import Replayed, replay
 from kto_ray.stats import budget, strata
+from kto_ray.stats.budget import Spent
 from kto_ray.store import exposed, rollouts, trials
 
 SHOWN = 100  # of the newest tests
@@ -90,15 +91,32 @@ class ShownGain:
 
 
 @dataclass(frozen=True, slots=True)
+class ShownBudget:
+    """The error that the loop may still spend over its life (`kto_ray.stats.budget`): what is `left` of
+    `rollout.alpha` after so many tests that ended, so many of them promoted by evidence. `level` is the next test's,
+    under the config of now, and `after_promotion` or `after_none` that of the one after it, if it promotes or not."""
+
+    alpha: float
+    left: float
+    tests: int
+    promotions: int
+    level: float
+    after_promotion: float
+    after_none: float
+    in_words: str
+
+
+@dataclass(frozen=True, slots=True)
 class RolloutPage:
     """`rollout` is the newest test, running or ended; `holdback` that of the last promotion, while it goes on: a stage
     is a week, and the previous champion stands in the challenger's place. `loop` is what the whole loop gains over the
-    base model."""
+    base model, `budget` what tests may still spend, the one in progress not yet counted."""
 
     rollout: WatchedTest | None
     rollouts: tuple[ShownTest, ...]
     holdback: WatchedTest | None = None
     loop: ShownGain | None = None
+    budget: ShownBudget | None = None
 
 
 def page(tx: sa.Connection, config: Config) -> RolloutPage:
@@ -106,7 +124,22 @@ def page(tx: sa.Connection, config: Config) -> RolloutPage:
     newest = _watched(tx, config, every[-1]) if every else None
     back = rollouts.live(tx, RolloutKind.HOLDBACK)
     watched = _watched(tx, config, back) if back is not None else None
-    return RolloutPage(newest, tuple(ShownTest(**_shown(state)) for state in every), watched, loop_gain(tx))
+    return RolloutPage(
+        newest, tuple(ShownTest(**_shown(state)) for state in every), watched, loop_gain(tx), spending(tx, config)
+    )
+
+
+def spending(tx: sa.Connection, config: Config) -> ShownBudget:
+    alpha, omega = config.rollout.alpha, config.rollout.omega
+    life = budget.spent(rollouts.finished(tx))
+    left, promotions, level = budget.left(life, alpha), budget.promotions(life), budget.level(life, alpha, omega)
+    gains, none = (budget.level([*life, Spent(level, promoted)], alpha, omega) for promoted in (True, False))
+    words = (
+        f"{left:.3g} of {alpha:g} (rollout.alpha) is left after {len(life)} tests and {promotions} promotions by "
+        f"evidence: the next test has a level of {level:.3g}, the one after it {gains:.3g} if that promotes, "
+        f"{none:.3g} if not"
+    )
+    return ShownBudget(alpha, left, len(life), promotions, level, gains, none, words)
 
 
 def loop_gain(tx: sa.Connection) -> ShownGain | None:

@@ -10,7 +10,7 @@ from kto_ray.config import Config, load_config
 from kto_ray.records.requests import Act
 from kto_ray.records.trials import FAULTS, GUARDS
 from kto_ray.rollout import holdback, machine
-from kto_ray.status.rollouts import Replay, replayed
+from kto_ray.status.rollouts import Replay, ShownBudget, page, replayed
 from kto_ray.store import Store, rollouts
 from kto_ray.store.schema import trials
 
@@ -41,6 +41,34 @@ def test_a_level_is_that_of_the_rules_that_are_tried(sqlite_store: Store) -> Non
     for alpha, odds in ((0.1, 1 / 0.00475), (0.2, 1 / (0.05 * 0.195))):
         tried = config.model_copy(update={"rollout": rules.model_copy(update={"alpha": alpha})})
         assert f"of {odds:.3g} to one" in reasons(sqlite_store, tried, "r2")[1]
+
+
+def test_what_is_left_of_the_budget_is_shown(sqlite_store: Store) -> None:
+    """By hand: a test costs its level, one of after a promotion half of its; a promotion adds omega times what is
+    left, and takes nothing back."""
+    config = load_config(None, ())
+
+    def shown() -> ShownBudget:
+        with sqlite_store.read() as tx:
+            found = page(tx, config).budget
+        assert found is not None
+        return found
+
+    first = shown()
+    assert (first.left, first.level, first.tests, first.promotions) == pytest.approx((0.1, 0.005, 0, 0))
+    assert (first.after_promotion, first.after_none) == pytest.approx((2 * 0.05 * 0.095, 0.05 * 0.095))
+    begun = machine.start(config.rollout, "policy@base", "policy@v1", "r1", "salt", first.level, 1.0)
+    promotes = machine.step(config.rollout, begun, machine.Decision(machine.Action.PROMOTE, "better"), 2.0)
+    with sqlite_store.write() as tx:
+        rollouts.put(tx, promotes)
+    after = shown()
+    assert (after.left, after.level) == pytest.approx((0.095, first.after_promotion))
+    assert after.in_words.startswith("0.095 of 0.1 (rollout.alpha) is left after 1 tests and 1 promotions by evidence")
+    again = machine.start(config.rollout, "policy@v1", "policy@v2", "r2", "salt", after.level, 3.0)
+    with sqlite_store.write() as tx:
+        rollouts.put(tx, machine.apply(again, Act.PROMOTE, 4.0))
+    last = shown()
+    assert (last.left, last.promotions) == pytest.approx((0.095 - after.level / 2, 1)), "an operator's gives nothing"
 
 
 @pytest.mark.parametrize(("guards", "end"), [(FAULTS[:4], "promote"), (GUARDS, "asked for again more often")])
