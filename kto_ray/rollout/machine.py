@@ -32,7 +32,7 @@ from kto_ray.records.rollouts import Look, RolloutState, RolloutStatus
 from kto_ray.records.trials import REACTIONS
 from kto_ray.rollout import burn_in
 from kto_ray.rollout.asked import answered, asks, prolonged_at, resumed
-from kto_ray.rollout.guards import GUARD_WORDS, among, harm_beyond, most_of
+from kto_ray.rollout.guards import GUARD_WORDS, among, blind, harm_beyond, most_of
 
 UNNAMED = ("failed", "aborted", "cut_off", "slow")  # the guards of rules that name none
 UPS_ALPHA = 0.05  # of the second condition, more ups among all who got an answer
@@ -220,11 +220,10 @@ def _odds(evidence: float) -> str:
 
 
 def in_words(rules: RolloutSection, look: Look) -> str:
-    blind = "" if rules.settle_hours else f"; {', '.join(REACTIONS)} are not judged, for settle_hours is 0"
     return (
         f"{look.up_challenger:.10g} up of {look.n_challenger} users against the champion's {look.up_champion:.10g} of "
         f"{look.n_champion}, difference {look.low:+.3f} to {look.high:+.3f} ({1 - 2 * rules.harm_alpha:.0%} confidence "
-        f"sequence); answered {look.exposed_challenger} and {look.exposed_champion} users{blind}"
+        f"sequence); answered {look.exposed_challenger} and {look.exposed_champion} users{blind(rules)}"
     )
 
 

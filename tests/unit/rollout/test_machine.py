@@ -101,6 +101,10 @@ def test_what_nobody_had_the_time_for_is_not_judged_and_said_so() -> None:
     words = "; regenerated, disagreed, edited are not judged, for settle_hours is 0"
     assert decide(at_once, begun, GAIN, LATER).reason.endswith(words)
     assert words not in decide(RULES, CANARY, GAIN, LATER).reason
+    hasty = RolloutSection(settle_hours=0.001)
+    told = decide(hasty, AB, GAIN, LATER).reason
+    assert "by what users do within 3.6 s of their first answer (settle_hours): hardly anybody" in told
+    assert "hardly" not in decide(RolloutSection(settle_hours=0.1), AB, GAIN, LATER).reason
 
 
 def test_what_nobody_ever_does_holds_up_no_promotion() -> None:
