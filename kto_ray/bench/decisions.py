@@ -15,14 +15,14 @@ from rich.table import Table
 
 from kto_ray.bench.decisions_adversaries import adversaries, novelty
 from kto_ray.bench.decisions_life import falls, false_alarms, lifetimes
-from kto_ray.bench.decisions_test import gains, nulls, speeds, team
+from kto_ray.bench.decisions_test import foreseen, gains, nulls, speeds, team
 from kto_ray.bench.decisions_trials import HELD, LEVEL
 
 LEAST_NULL = 0.01  # a test that never promotes is no good test
 SLOWER = 1.2  # than the fixed horizon, and than the days in EXPECTED
 FALSE_DISCOVERIES, KEPT = 0.1, 0.9
 TEAM = 0.8
-POWER = (0.75, 0.9)  # of the voters that `power` names for 80%
+POWER = (0.75, 0.9)  # of the voters, or the gain, that `power` names for 80%
 EXPECTED = {  # days to the alarm: voters a day, the fall
     (100, 0.05): 73, (100, 0.1): 25, (100, 0.2): 9, (1000, 0.05): 12, (1000, 0.1): 4, (1000, 0.2): 2,
 }  # fmt: skip
@@ -38,6 +38,7 @@ def bench_decisions(tests: int, tell: Callable[[str], None]) -> dict[str, Any]:
         ours, today = row["at_5_ratio"], row["today_ratio"]
         tell("{:g} against {:g}: ".format(*row["rates"]) + f"{ours:.2f} of the fixed horizon, today's {today:.2f}")
     report["team"] = team(tests)
+    report["foreseen"] = foreseen(tests)
     report["speeds"] = speeds(tests)
     report["lifetimes"] = lifetimes(tests)
     tell(f"false discoveries by e-LORD: {report['lifetimes']['e_lord']['false_discovery_share']:.1%}")
@@ -58,6 +59,8 @@ def _met(report: dict[str, Any]) -> dict[str, bool]:
         met[f"{words}, power"] = all(POWER[0] <= each["share"] <= POWER[1] for each in row["power"].values())
     for row in report["team"]:
         met["a team, {:g} to {:g}".format(*row["rates"])] = row["decided"]["share"] >= TEAM
+    for row in report.get("foreseen", ()):  # a report from before it was simulated has none
+        met[_case(row)] = POWER[0] <= row["decided"]["share"] <= POWER[1]
     for row in report["speeds"]:
         met[f"{row['voters']}, {row['rate']:g}, drift {row['drift']:g}"] = row["held"]["share"] <= LEVEL
     met["false discoveries"] = life["false_discovery_share"] <= FALSE_DISCOVERIES
@@ -72,6 +75,12 @@ def _met(report: dict[str, Any]) -> dict[str, bool]:
     for row in report["novelty"]:
         met[f"novelty, {_waits(row)}"] = row["kept"]["share"] <= LEVEL
     return met
+
+
+def _case(row: dict[str, Any]) -> str:
+    """What was foreseen of a test."""
+    drawn = f"{row['voters']} voters at {row['rate']:g}, a level of {row['level']:.1%}, weight {row['weight']:g}"
+    return f"{drawn}: {100 * row['gain']:.1f} points"
 
 
 def _waits(row: dict[str, Any]) -> str:
@@ -114,15 +123,27 @@ Add = Callable[..., None]
 def _show_test(report: dict[str, Any], add: Add) -> None:
     for row in report["nulls"]:
         name = f"null at {row['rate']:g}"
-        add(f"a clone is promoted, {name[5:]}", _percent(row), "", f"{LEAST_NULL:.0%} to {LEVEL:.0%}", name)
+        add(
+            f"a clone is promoted by the score alone, {name[5:]}",
+            _percent(row),
+            "",
+            f"{LEAST_NULL:.0%} to {LEVEL:.0%}",
+            name,
+        )
     for row in report["gains"]:
         words = "{:g} against {:g}".format(*row["rates"])
         ours, peer = f"{row['at_5_ratio']:.2f} times", f"{row['today_ratio']:.2f} times"
-        add(f"median voters over a fixed horizon's, {words}", ours, peer, f"at most {SLOWER:g}", words)
+        add(f"the score alone: median voters over a fixed horizon's, {words}", ours, peer, f"at most {SLOWER:g}", words)
         lower = f"{row['at_2_5_ratio']:.2f}, {row['at_0_5_ratio']:.2f} times"
         add("- at levels of 2.5%, 0.5%", lower, "", "")
         enough = ", ".join(f"{each['share']:.0%}" for each in row["power"].values())
-        add("- promoted by the voters named for 80%, at 5, 2.5, 0.5%", enough, "", "75 to 90%", f"{words}, power")
+        add(
+            "- reached within the voters named for 80% of it, at 5, 2.5, 0.5%",
+            enough,
+            "",
+            "75 to 90%",
+            f"{words}, power",
+        )
     for row in report["team"]:
         words = "{:g} to {:g}".format(*row["rates"])
         promoted, alone = _percent(row["decided"]), f"{row['score']['share']:.1%} by the score alone"
@@ -133,6 +154,9 @@ def _show_test(report: dict[str, Any], add: Add) -> None:
             f"at least {TEAM:.0%}",
             f"a team, {words}",
         )
+    for row in report.get("foreseen", ()):
+        words, alone = f"foreseen in 80% of tests, of {_case(row)}", f"{row['score']['share']:.1%} by the score alone"
+        add(words, _percent(row["decided"]), alone, "75 to 90%", _case(row))
     for row in report["speeds"]:
         words = f"{row['voters']}, {row['rate']:g}, drift {row['drift']:g}"
         peer = f"{row['score']['share']:.1%} without the hold, {row['fixed_share']['share']:.1%} with a fixed share"

@@ -12,6 +12,7 @@ from numpy.random import Generator
 from scipy.stats import norm
 
 from kto_ray.bench.decisions_trials import HELD, LEVEL, Draw, Trials, first, over, reached, rules, share, voters
+from kto_ray.rollout.machine import UPS_ALPHA
 from kto_ray.stats import budget, power, ratio, score, sequential
 from kto_ray.stats.score import Arms, Floats
 
@@ -33,6 +34,26 @@ def team(tests: int) -> list[dict[str, Any]]:
     for seed, rates in enumerate(TEAM_GAINS, start=900):
         ever = over(voters(TEAM_VOTERS, rates), TEAM_VOTERS, tests, seed, partial(rules, level=budget.level([])))
         found.append({"rates": rates, "score": share(ever[:, 0]), "decided": share(ever[:, 1])})
+    return found
+
+
+# What is foreseen of a test: voters, the champion's rate, the level, the challenger's share
+FORESEEN = (
+    (6500, 0.6, 0.005, 0.5), (2000, 0.6, 0.05, 0.5), (6500, 0.85, 0.005, 0.5), (6500, 0.3, 0.005, 0.5),
+    (2000, 0.1, 0.005, 0.5), (13_000, 0.6, 0.005, 0.2),
+)  # fmt: skip
+
+
+def foreseen(tests: int) -> list[dict[str, Any]]:
+    """How often the gain is promoted that `power` says so many voters can show in 80% of tests, as the loop decides and
+    by the score alone."""
+    found = []
+    for seed, (n, rate, level, weight) in enumerate(FORESEEN, start=950):
+        gain = power.detectable(n, rate, level, UPS_ALPHA, weight)
+        draw = voters(n, (rate, rate + gain), weight)
+        ever = over(draw, n, tests, seed, partial(rules, weight=weight, level=level))
+        case = {"voters": n, "rate": rate, "level": level, "weight": weight, "gain": gain}
+        found.append({**case, "score": share(ever[:, 0]), "decided": share(ever[:, 1])})
     return found
 
 
@@ -68,7 +89,8 @@ def today(trials: Trials, level: float) -> Any:
 
 
 def gains(tests: int) -> list[dict[str, Any]]:
-    """Voters to a promotion over the fixed horizon, and how often the voters that `power` names are enough."""
+    """By the score alone: voters until it promotes over the fixed horizon, and how often those are enough that `power`
+    names for it."""
     found = []
     for rates in GAINS:
         fixed = fixed_horizon(rates)
@@ -129,7 +151,7 @@ def _by_speed(trials: Trials) -> Arms:
     known = reached(_with_known_share(trials), LEVEL)
     better = reached(score.log_evidence(trials.challenger, trials.outcome, 0.5), LEVEL)
     counts = np.cumsum(trials.challenger, axis=-1)
-    unequal = reached(ratio.log_evidence(np.arange(1, counts.shape[-1] + 1) - counts, counts, 0.5), HELD)
+    unequal = ratio.log_evidence(np.arange(1, counts.shape[-1] + 1) - counts, counts, 0.5) >= -math.log(HELD)
     return np.stack([each.any(axis=-1) for each in (known, better, better & ~unequal)], axis=-1)
 
 

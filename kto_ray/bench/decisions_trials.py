@@ -74,14 +74,15 @@ def reached(log_evidence: Floats, level: float) -> Arms:
 
 
 def rules(trials: Trials, weight: float = 0.5, level: float = LEVEL) -> Arms:
-    """(tests, 2): promoted by the score alone, at a level; by it, more ups at the level of `rollout/machine`, and no
-    hold on unequal shares of voters."""
+    """(tests, 2): promoted by the score alone, at a level; by it and, at a moment from then on, more ups at the level
+    of `rollout/machine` and no hold on unequal shares of voters. As there, evidence of a gain stays, and the others are
+    as they are at that moment."""
     arm, up = trials.challenger, trials.outcome >= 0.5
     better = reached(score.log_evidence(arm, trials.outcome, weight), level)
     counts = np.cumsum(arm, axis=-1)
-    unequal = reached(ratio.log_evidence(np.arange(1, arm.shape[-1] + 1) - counts, counts, weight), HELD)
+    unequal = ratio.log_evidence(np.arange(1, arm.shape[-1] + 1) - counts, counts, weight) >= -math.log(HELD)
     ups = ratio.more_ups(np.cumsum(~arm & up, axis=-1), np.cumsum(arm & up, axis=-1), weight)
-    together = better & reached(ups, UPS_ALPHA) & ~unequal
+    together = better & (ups >= -math.log(UPS_ALPHA)) & ~unequal
     return np.stack([better.any(axis=-1), together.any(axis=-1)], axis=-1)
 
 

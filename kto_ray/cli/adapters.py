@@ -14,6 +14,7 @@ from kto_ray.cli.common import (
     AsJson,
     ConfigFile,
     Overrides,
+    err,
     out,
     plain,
     read_store,
@@ -85,7 +86,8 @@ def rollout(
     action: Annotated[
         str,
         typer.Argument(
-            help="get, approve, reject, promote, abort, pause, resume, rollback, or replay (by other --set rollout.*)."
+            help="get, approve, reject, promote, abort, pause, resume, rollback, or replay (by other levels, margins, "
+            "users and hours, as --set rollout.alpha=0.2; what has no effect on it is named)."
         ),
     ] = "get",
     rollout_id: Annotated[
@@ -169,8 +171,14 @@ def _check_options(action: str, meant: dict[str, str | None]) -> None:
 def _replay(source: Source, rollout_id: str | None, as_json: bool) -> None:
     replayed = source.replayed(rollout_id)
     if as_json:
-        tell({"stages": [asdict(stage) for stage in replayed]}, as_json)
-    for stage in [] if as_json else replayed:
+        tell(asdict(replayed), as_json)
+        return
+    for words in replayed.notes:
+        err.print(plain(f"note: {words}"), soft_wrap=True)
+    if replayed.without_effect:
+        words = f"{', '.join(replayed.without_effect)}: not as the test had it, which a replay keeps; no effect here"
+        err.print(plain(f"note: {words}"), soft_wrap=True)
+    for stage in replayed.stages:
         when = "never" if stage.at is None else datetime.fromtimestamp(stage.at, UTC).isoformat(" ", "seconds")
         out.print(plain(f"{stage.stage}: {stage.action}, {when}: {stage.reason}"), soft_wrap=True)
 

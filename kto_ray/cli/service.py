@@ -123,6 +123,7 @@ def _state(config: Config) -> dict[str, Any]:
         "adapters": source.adapters(),
         **{name: tests[name] for name in ("rollout", "holdback")},
         "gain": tests.get("loop"),  # an older service has none
+        "budget": tests.get("budget"),
         "readiness": source.readiness(),
         "running": source.running,
     }
@@ -178,6 +179,8 @@ def _status_table(told: dict[str, Any]) -> Table:
         low, high = back["interval"]
         held = f"{back['weight']:.0%} of users stay on {back['challenger']}, {back['stage_name']}"
         table.add_row("holdback", f"{held}: it is better by {low:+.3f} to {high:+.3f}")
+    if spending := told["budget"]:
+        table.add_row("budget", plain(spending["in_words"]))
     if gain := told["gain"]:
         table.add_row("loop", plain(gain["in_words"]))
     table.add_row("next", loop["next"])

@@ -16,7 +16,7 @@ from kto_ray.config import Config
 if TYPE_CHECKING:
     import sqlalchemy as sa
 
-    from kto_ray.rollout.replay import Replayed
+    from kto_ray.status.rollouts import Replay
 
 TIMEOUT_S = 30.0
 KEY = "KTO_RAY_KEY"  # the environment's, of a service that asks for one
@@ -68,7 +68,7 @@ class Source:
         finally:
             store.close()
 
-    def replayed(self, rollout: str | None) -> tuple[Replayed, ...]:
+    def replayed(self, rollout: str | None) -> Replay:
         """What the config's rules would have made of a test, from the store."""
         from kto_ray.status import rollouts
 

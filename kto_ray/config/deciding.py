@@ -123,8 +123,9 @@ class RolloutStage(Section):
     name: str = Field(min_length=1)
     weight: Annotated[float, Field(gt=0, lt=1)]  # the challenger's share of users
     decides: bool = False  # only a deciding stage may promote; the others only watch for harm
-    # A watching stage ends, if it saw no harm, after so many of the challenger's users got an answer, or so many hours
-    exposed: int = Field(200, ge=1)
+    # A watching stage ends, if it saw no harm, after so many of the challenger's users got an answer (None: however
+    # many), or so many hours
+    exposed: int | None = Field(200, ge=1)
     hours: Hours = Field(4.0, gt=0)
 
 
@@ -149,7 +150,8 @@ class RolloutSection(Section):
     min_users: int = Field(100, ge=1)  # settled trials of each arm before the deciding stage may promote
     max_users: int = Field(20_000, ge=20)  # settled trials of both arms; then the deciding stage ends
     min_hours: Hours = Field(48.0, ge=0)  # of the deciding stage
-    # Of the deciding stage, in which nobody is counted yet: what pleases only while it is new has worn off by then
+    # Before the deciding stage, with its share of users, and of its hours: a stage of its own, burn-in, that watches
+    # for harm, and of which nobody counts towards a gain. What pleases only while it is new has worn off by then
     burn_in_hours: Hours = Field(0.0, ge=0)
     max_hours: Hours = Field(336.0, gt=0)
     # What may not become more frequent among users than with the champion; records/trials.py says what each is. All,

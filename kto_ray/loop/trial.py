@@ -12,7 +12,7 @@ from kto_ray.loop.seen import Trial
 from kto_ray.records.rollouts import RolloutKind, RolloutState
 from kto_ray.records.rounds import OnTrial, Round
 from kto_ray.records.trials import Standing, Votes
-from kto_ray.rollout import machine, outlook
+from kto_ray.rollout import burn_in, machine, outlook
 from kto_ray.stats import budget
 from kto_ray.store import Store, labels, rollouts, trials
 from kto_ray.store.faults import first_line
@@ -62,7 +62,9 @@ def count(tx: sa.Connection, section: RolloutSection, kind: RolloutKind, now: fl
     test = state.kind is RolloutKind.TEST
     decides = test and machine.stage_of(rules, state).decides
     settle_s = 3600 * rules.settle_hours if decides or not test else 0.0
-    since = state.stage_started_at + SPREAD_S + (3600 * rules.burn_in_hours if decides else 0.0)
+    # Of a test from before the burn-in was a stage
+    blind = max(0.0, rules.burn_in_hours - burn_in.before(rules, state.stage)) if decides else 0.0
+    since = state.stage_started_at + SPREAD_S + 3600 * blind
     asked = trials.Rules(settle_s, rules.new_users, rules.slow_s, since, rules.long_tokens, _react_s(rules, state))
     trials.advance(tx, state, asked, now)
 

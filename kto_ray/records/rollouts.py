@@ -39,7 +39,8 @@ class RolloutState:
     # gain that it could show, as `machine.ask_first` does
     watch: Mapping[str, Any] | None = None
     status_at: float | None = None  # when it was last paused or resumed
-    asked: tuple[str, ...] = ()  # criteria of this stage on which a person was asked; whoever resumes has answered them
+    # On which criteria of this stage a person was asked, as `kto_ray.rollout.asked` puts it; who resumes has answered
+    asked: tuple[str, ...] = ()
 
     @property
     def live(self) -> bool:

@@ -1,6 +1,7 @@
 """What a stage of an A/B test has come to, as evidence that may be looked at whenever one likes. Pure.
 
 gain          log evidence that the challenger is better by more than min_effect, at its highest so far
+gain_now      the same as it is now: what it may come to is told from this, and nothing is decided by it
 harm          the same, that it is worse
 ups           log evidence that more users of the challenger than of the champion judged an answer up, of all who got
               one: silence is no approval, and a challenger whose unhappy users say nothing has no more ups
@@ -46,8 +47,10 @@ def look(rules: RolloutSection, state: RolloutState, standing: Standing, now: fl
         arm = np.array([trial.challenger for trial in standing.trials])
         outcome = np.array([trial.outcome for trial in standing.trials])
         low, high = score.interval(arm, outcome, state.weight, 2 * rules.harm_alpha)
+        better = score.log_evidence(arm, outcome, state.weight, rules.min_effect)
         evidence = {
-            "gain": float(score.log_evidence(arm, outcome, state.weight, rules.min_effect).max()),
+            "gain": float(better.max()),
+            "gain_now": float(better[-1]),
             "harm": float(score.log_harm(arm, outcome, state.weight).max()),
         }
     return Look(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from kto_ray.config.deciding import RolloutSection
 from kto_ray.records.trials import REACTIONS, STYLES
 
+SHORT_HOURS = 1 / 12  # in which next to nobody has read an answer and done something about it
 GUARD_WORDS = {
     "failed": "failed",
     "aborted": "left by the client",
@@ -31,3 +32,14 @@ def harm_beyond(rules: RolloutSection, name: str) -> float:
 
 def among(name: str) -> str:
     return "of users whose time to react is over, " if name in REACTIONS else ""
+
+
+def blind(rules: RolloutSection) -> str:
+    """What a verdict says where users have no time to react, or so little that all are found to do nothing."""
+    names = ", ".join(REACTIONS)
+    if rules.settle_hours == 0:
+        return f"; {names} are not judged, for settle_hours is 0"
+    if rules.settle_hours >= SHORT_HOURS:
+        return ""
+    within = f"within {3600 * rules.settle_hours:g} s of their first answer (settle_hours)"
+    return f"; {names} and ratings are judged by what users do {within}: hardly anybody does anything so soon"

@@ -30,7 +30,9 @@ from kto_ray.config.deciding import RolloutSection, RolloutStage
 from kto_ray.records.requests import Act
 from kto_ray.records.rollouts import Look, RolloutState, RolloutStatus
 from kto_ray.records.trials import REACTIONS
-from kto_ray.rollout.guards import GUARD_WORDS, among, harm_beyond, most_of
+from kto_ray.rollout import burn_in
+from kto_ray.rollout.asked import answered, asks, prolonged_at, resumed
+from kto_ray.rollout.guards import GUARD_WORDS, among, blind, harm_beyond, most_of
 
 UNNAMED = ("failed", "aborted", "cut_off", "slow")  # the guards of rules that name none
 UPS_ALPHA = 0.05  # of the second condition, more ups among all who got an answer
@@ -42,7 +44,7 @@ class Decision:
 
     action: Action
     reason: str
-    criterion: str | None = None  # that ended the test, as `rollout.ask` names it
+    criterion: str | None = None  # that ended the test, as `rollout.ask` names it; of faults, with which: faults:slow
 
 
 class Action(enum.StrEnum):
@@ -60,18 +62,19 @@ def start(
     what the budget allows it."""
     if champion == challenger:
         raise ValueError(f"champion and challenger are both {champion!r}; a rollout compares two adapters")
+    rules = burn_in.with_stage(config)
     return RolloutState(
         id=rollout,
         champion=champion,
         challenger=challenger,
         salt=salt,
         stage=0,
-        weight=config.stages[0].weight,
+        weight=rules.stages[0].weight,
         status=RolloutStatus.RUNNING,
         started_at=now,
         stage_started_at=now,
         level=level,
-        rules=config.model_dump(mode="json", exclude={"staff"}),  # names of users, which an erasure would not find
+        rules=rules.model_dump(mode="json", exclude={"staff"}),  # names of users, which an erasure would not find
     )
 
 
@@ -112,7 +115,7 @@ def decide(rules: RolloutSection, state: RolloutState, look: Look, now: float) -
     action, reason, criterion = _harm(rules, state, look) or (
         _decide(rules, state, stage, look, hours) if stage.decides else _watch(stage, look, hours)
     )
-    if action is Action.ABORT and criterion in rules.ask and criterion not in state.asked:
+    if action is Action.ABORT and criterion is not None and asks(rules, criterion) and not answered(state, criterion):
         action = Action.ASK
     return Decision(action, f"{reason}: {in_words(rules, look)}", criterion)
 
@@ -129,10 +132,9 @@ def stage_of(rules: RolloutSection, state: RolloutState) -> RolloutStage:
 
 
 def hours_of(rules: RolloutSection, state: RolloutState) -> float:
-    """That the deciding stage may take: max_hours, and as many again from when a person let it go on after these."""
-    if "hours" not in state.asked or state.status_at is None:
-        return rules.max_hours
-    return rules.max_hours + (state.status_at - state.stage_started_at) / 3600
+    """That the deciding stage may take: max_hours, less its burn-in, and as many again from when a person let it go on
+    after these."""
+    return rules.max_hours - burn_in.before(rules, state.stage) + (prolonged_at(state) or 0.0)
 
 
 def level_of(rules: RolloutSection, state: RolloutState) -> float:
@@ -148,24 +150,24 @@ def _worse(rules: RolloutSection, look: Look) -> bool:
 
 
 def _harm(rules: RolloutSection, state: RolloutState, look: Look) -> Verdict | None:
-    if _worse(rules, look) and "harm" not in state.asked:
+    if _worse(rules, look) and not answered(state, "harm"):
         return Action.ABORT, "the challenger is worse", "harm"
-    for name in rules.guards if "faults" not in state.asked else ():
+    for name in rules.guards:
         low = look.evidence.get(f"{name}_low", -1.0)
-        if low > harm_beyond(rules, name):
+        if low > harm_beyond(rules, name) and not answered(state, f"faults:{name}"):
             words = f"the challenger's answers are more often {GUARD_WORDS[name]}, {among(name)}by at least {low:.3f}"
-            return Action.ABORT, words, "faults"
+            return Action.ABORT, words, f"faults:{name}"
     return None
 
 
 def _watch(stage: RolloutStage, look: Look, hours: float) -> Verdict:
-    if look.exposed_challenger >= stage.exposed:
+    if stage.exposed is not None and look.exposed_challenger >= stage.exposed:
         seen = f"{look.exposed_challenger} users whom the challenger answered"
         return Action.ADVANCE, f"stage {stage.name!r} saw no harm among {seen}", None
     if hours >= stage.hours:
         return Action.ADVANCE, f"stage {stage.name!r} saw no harm in {stage.hours:g} hours", None
-    waits = f"stage {stage.name!r} waits for {stage.exposed} users whom the challenger answered"
-    return Action.HOLD, f"{waits}, or {stage.hours:g} hours", None
+    enough = f"{stage.exposed} users whom the challenger answered, or " if stage.exposed is not None else ""
+    return Action.HOLD, f"stage {stage.name!r} waits for {enough}{stage.hours:g} hours", None
 
 
 def _decide(rules: RolloutSection, state: RolloutState, stage: RolloutStage, look: Look, hours: float) -> Verdict:
@@ -174,12 +176,12 @@ def _decide(rules: RolloutSection, state: RolloutState, stage: RolloutStage, loo
         gain = f" by more than {rules.min_effect:g}" if rules.min_effect else ""
         return Action.PROMOTE, f"the challenger is better{gain}", None
     ruled_out = look.high <= rules.min_effect and look.n_champion and look.n_challenger
-    if ruled_out and "futility" not in state.asked:
+    if ruled_out and not answered(state, "futility"):
         return Action.ABORT, f"a gain above {rules.min_effect:g} (min_effect) is ruled out", "futility"
-    if look.n_champion + look.n_challenger >= rules.max_users and "users" not in state.asked:
+    if look.n_champion + look.n_challenger >= rules.max_users and not answered(state, "users"):
         return Action.ABORT, f"no promotion among {rules.max_users} judged users (max_users), for {lacks}", "users"
     if hours >= hours_of(rules, state):
-        again = " after it was resumed" if "hours" in state.asked else ""
+        again = " after it was resumed" if answered(state, "hours") else ""
         words = f"no promotion within {rules.max_hours:g} hours (max_hours){again}, for {lacks}"
         return Action.ABORT, words, "hours"
     return Action.HOLD, f"stage {stage.name!r} goes on, for {lacks}", None
@@ -209,8 +211,8 @@ def lacking(rules: RolloutSection, state: RolloutState, look: Look, hours: float
         most = most_of(rules, name)
         if high > most:
             yield f"answers may be {GUARD_WORDS[name]} more often, {among(name)}by up to {high:.3f} of {most:g}"
-    if hours < rules.min_hours:
-        yield f"{hours:.1f} hours are over of {rules.min_hours:g} (min_hours)"
+    if (over := hours + burn_in.before(rules, state.stage)) < rules.min_hours:
+        yield f"{over:.1f} hours are over of {rules.min_hours:g} (min_hours)"
 
 
 def _odds(evidence: float) -> str:
@@ -218,11 +220,10 @@ def _odds(evidence: float) -> str:
 
 
 def in_words(rules: RolloutSection, look: Look) -> str:
-    blind = "" if rules.settle_hours else f"; {', '.join(REACTIONS)} are not judged, for settle_hours is 0"
     return (
         f"{look.up_challenger:.10g} up of {look.n_challenger} users against the champion's {look.up_champion:.10g} of "
         f"{look.n_champion}, difference {look.low:+.3f} to {look.high:+.3f} ({1 - 2 * rules.harm_alpha:.0%} confidence "
-        f"sequence); answered {look.exposed_challenger} and {look.exposed_champion} users{blind}"
+        f"sequence); answered {look.exposed_challenger} and {look.exposed_champion} users{blind(rules)}"
     )
 
 
@@ -275,7 +276,8 @@ def apply(state: RolloutState, act: Act, now: float) -> RolloutState:
     if act is Act.PAUSE and state.status is RolloutStatus.RUNNING:
         return replace(state, status=RolloutStatus.PAUSED, reason="paused by an operator", status_at=now)
     if act is Act.RESUME and state.status is RolloutStatus.PAUSED:
-        return _begun(replace(state, status=RolloutStatus.RUNNING, reason=None, status_at=now), now)
+        running = replace(state, status=RolloutStatus.RUNNING, reason=None, status_at=now)
+        return _begun(resumed(running, (now - state.stage_started_at) / 3600), now)
     if act in (Act.PAUSE, Act.RESUME):
         fits = Act.RESUME if act is Act.PAUSE else Act.PAUSE
         raise ValueError(f"cannot {act} rollout {state.id!r}: it is {state.status}; {fits} is what fits now")

@@ -9,11 +9,13 @@ from dataclasses import dataclass, replace
 from kto_ray.config.deciding import RolloutSection
 from kto_ray.records.rollouts import Look, RolloutState
 from kto_ray.records.trials import Votes
-from kto_ray.rollout import guards, machine
+from kto_ray.rollout import burn_in, guards, machine
+from kto_ray.rollout.asked import answered, asks
 from kto_ray.stats import power
 
 DAY_S = 86_400.0
 TELLING, WEEK_DAYS = 0.5, 7.0  # the share of the time in which a test counts, and the days, that tell of all of it
+FEWEST = 20  # settled trials of each arm, of which one can tell how evidence grows
 CLEARLY = 1.25  # times the gain that a person has let pass is clearly another
 NO_LEVEL = (
     "nothing is left of the budget for false promotions: nothing can be promoted, but by an operator, until "
@@ -38,10 +40,11 @@ class Flip:
 class Outlook:
     """`verdict` is what would be done now and why, in words: what a promotion waits for, if it waits. `promotes` is all
     that it waits for, with how far each is; `trials_needed` are those that the evidence of a gain lacks, if people go
-    on to judge as they did so far, None where there is no such evidence, or enough; `ends` are the thresholds to
-    which the test is on the way, of which any one ends it, the nearest first. `trials_left` may settle before users or
-    hours run out, at `trials_per_day`; `detectable_gain` is the difference that is then promoted in 80% of tests, None
-    where even the largest is not. Before the deciding stage only the verdict and what ends the test are known."""
+    on to judge as they did so far, None where there is now next to no such evidence, or was enough; `ends` are the
+    thresholds to which the test is on the way, of which any one ends it, the nearest first. `trials_left` may settle
+    before users or hours run out, at `trials_per_day`; `detectable_gain` is the difference that is then promoted in 80%
+    of tests, None where even the largest is not. Before the deciding stage only the verdict and what ends the test are
+    known."""
 
     verdict: str
     trials_per_day: float | None = None
@@ -83,9 +86,7 @@ def foresee(rules: RolloutSection, level: float, votes: Votes | None, accepted: 
         known = f"{votes.users} users judged in {votes.days:.1f} days who were there before"
         return Ahead(False, f"begins; the service is too young to tell what {days:.1f} days can show: {known}")
     trials = min(rules.max_users, math.floor(votes.users * days / votes.days))
-    gain = math.inf
-    if trials and votes.rate < 1:
-        gain = power.detectable(trials, votes.rate, level, rules.stages[-1].weight)
+    gain = _least_gain(rules, trials, votes.rate * votes.users, votes.users, level, rules.stages[-1].weight)
     shows = f"a gain of {100 * gain:.1f} points" if math.isfinite(gain) else "no gain at all"
     pace = f"in the {days:.1f} days in which it counts, at the present {votes.users / votes.days:.1f} voters a day"
     if min(gain, 1.0) <= rules.max_detectable:
@@ -110,26 +111,30 @@ def outlook(rules: RolloutSection, state: RolloutState, look: Look, now: float) 
     told = Outlook(
         verdict,
         promotes=tuple(machine.lacking(rules, state, look, age_s / 3600)),
-        trials_needed=_needed(settled, look.evidence.get("gain", 0.0), machine.level_of(rules, state)),
+        trials_needed=_needed(look, machine.level_of(rules, state)),
         ends=ends,
     )
-    passed = age_s - 3600 * (rules.burn_in_hours + rules.settle_hours)  # none settles before
+    blind = max(0.0, rules.burn_in_hours - burn_in.before(rules, state.stage))
+    passed = age_s - 3600 * (blind + rules.settle_hours)  # none settles before
     if passed <= 0:
         return told
     per_day = settled / passed * DAY_S
     days_left = max(0.0, machine.hours_of(rules, state) * 3600 - age_s) / DAY_S
     left = math.floor(per_day * days_left)
-    if "users" not in state.asked:
+    if not answered(state, "users"):
         left = max(0, min(rules.max_users - settled, left))
     gain = _detectable(rules, state, look, settled + left)
     return replace(told, trials_per_day=per_day, trials_left=left, detectable_gain=gain)
 
 
-def _needed(settled: int, gain: float, level: float) -> int | None:
-    """Evidence grows with the trials, in nats."""
-    if gain <= 0 or level == 0 or gain >= -math.log(level):
+def _needed(look: Look, level: float) -> int | None:
+    """Evidence grows with the trials, in nats: as it has grown up to now, not up to its highest. Of a few voters, or of
+    less than a nat, nobody can tell."""
+    now = look.evidence.get("gain_now", 0.0)
+    fewest = min(look.n_champion, look.n_challenger)
+    if fewest < FEWEST or now < 1 or level == 0 or look.evidence.get("gain", 0.0) >= -math.log(level):
         return None
-    return math.ceil(settled * (-math.log(level) / gain - 1))
+    return math.ceil((look.n_champion + look.n_challenger) * (-math.log(level) / now - 1))
 
 
 def _ends(rules: RolloutSection, state: RolloutState, look: Look, hours: float, decides: bool) -> Iterator[Flip]:
@@ -137,8 +142,8 @@ def _ends(rules: RolloutSection, state: RolloutState, look: Look, hours: float, 
     a person has answered."""
 
     def flip(criterion: str, way: float, words: str) -> Iterator[Flip]:
-        if criterion not in state.asked and way > 0:
-            action = machine.Action.ASK if criterion in rules.ask else machine.Action.ABORT
+        if not answered(state, criterion) and way > 0:
+            action = machine.Action.ASK if asks(rules, criterion) else machine.Action.ABORT
             yield Flip(action, max(0.0, min(1.0, way)), words)
 
     harm, enough = look.evidence.get("harm", 0.0), -math.log(rules.harm_alpha)
@@ -149,7 +154,7 @@ def _ends(rules: RolloutSection, state: RolloutState, look: Look, hours: float, 
         least = guards.harm_beyond(rules, name)
         done = (rise - least) / (rise - low) if rise > least else 0.0  # all, when the whole interval lies beyond
         often = f"{guards.GUARD_WORDS[name]}, {guards.among(name)}by at least {low:+.3f}"
-        yield from flip("faults", done, f"answers are more often {often}, of more than {least:g}")
+        yield from flip(f"faults:{name}", done, f"answers are more often {often}, of more than {least:g}")
     if not decides:
         return
     high = f"the gain may be up to {look.high:+.3f}, of {rules.min_effect:+g} (min_effect)"
@@ -157,7 +162,9 @@ def _ends(rules: RolloutSection, state: RolloutState, look: Look, hours: float, 
         yield from flip("futility", (1 - look.high) / (1 - rules.min_effect), high)
     settled, most = look.n_champion + look.n_challenger, machine.hours_of(rules, state)
     yield from flip("users", settled / rules.max_users, f"{settled} users are settled of {rules.max_users} (max_users)")
-    yield Flip(machine.Action.ABORT, min(1.0, hours / most), f"{hours:.1f} hours are over of {most:g} (max_hours)")
+    burnt = burn_in.before(rules, state.stage)
+    over = f"{hours + burnt:.1f} hours are over of {most + burnt:g} (max_hours)"
+    yield Flip(machine.Action.ABORT, max(0.0, min(1.0, (hours + burnt) / (most + burnt))), over)
 
 
 def _gain(look: Look) -> float:
@@ -169,9 +176,16 @@ def _gain(look: Look) -> float:
 
 
 def _detectable(rules: RolloutSection, state: RolloutState, look: Look, trials: int) -> float | None:
-    rate = look.up_champion / look.n_champion if look.n_champion else 0.5
     level = machine.level_of(rules, state)
-    if trials == 0 or not 0 < rate < 1 or level == 0:
+    if level == 0:
         return None
-    gain = power.detectable(trials, rate, level, state.weight)
+    gain = _least_gain(rules, trials, look.up_champion, look.n_champion, level, state.weight)
     return gain if math.isfinite(gain) else None
+
+
+def _least_gain(rules: RolloutSection, trials: int, up: float, of: int, level: float, weight: float) -> float:
+    """That so many trials promote with 80%, by both conditions on judgements; infinite where none is. The champion's
+    rate is as the score test takes it: nobody yet is no rate of 0, and all ups so far are none of 1."""
+    if trials == 0 or trials * min(weight, 1 - weight) < rules.min_users:
+        return math.inf
+    return power.detectable(trials, (1 + up) / (2 + of), level, machine.UPS_ALPHA, weight, rules.min_effect)

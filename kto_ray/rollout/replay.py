@@ -1,8 +1,9 @@
 """What other rules would have made of a test: its traffic, as it was, looked at again from the start. Pure.
 
 The arms and their shares are those of the day, and so is what settled when and what was watched: rules on these
-(stages, settle_hours, new_users, slow_s, long_tokens, guards) change nothing here. What decides can be tried: levels,
-margins, fewest and most users and hours.
+(stages, burn_in_hours, settle_hours, new_users, slow_s, long_tokens, guards) change nothing here, nor do those on what
+happens beside a decision (max_detectable, the holdbacks, staff, max_paused_hours). Nobody pauses. What decides can be
+tried: levels, margins, fewest and most users and hours.
 """
 
 from __future__ import annotations
@@ -38,10 +39,6 @@ def replay(rules: RolloutSection, state: RolloutState, stage: int, began_at: flo
         began_at: of the stage, in seconds since the epoch.
         parts: of all its users.
     """
-    name, hours = (
-        rules.stages[stage].name,
-        rules.max_hours if rules.stages[stage].decides else rules.stages[stage].hours,
-    )
     now = replace(
         state,
         stage=stage,
@@ -51,6 +48,8 @@ def replay(rules: RolloutSection, state: RolloutState, stage: int, began_at: flo
         ended_at=None,
         asked=(),
     )
+    decides, name = rules.stages[stage].decides, rules.stages[stage].name
+    hours = machine.hours_of(rules, now) if decides else rules.stages[stage].hours
     standing, last, decision = Standing(state.id, stage), None, None
     for at, what, part in _events(parts, began_at + 3600 * hours):
         standing = standing if part is None else _with(standing, part, what)

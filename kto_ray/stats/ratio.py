@@ -54,9 +54,14 @@ def more_ups(champion_ups: ArrayLike, challenger_ups: ArrayLike, weight: float) 
     champions, challengers = _checked(champion_ups, challenger_ups, weight)
     logs = []
     for ratio in RATIOS:
-        share = weight * ratio / (1 - weight + weight * ratio)
+        share = share_of(ratio, weight)
         logs.append(challengers * np.log(share / weight) + champions * np.log((1 - share) / (1 - weight)))
     return log_mean(logs)
+
+
+def share_of(ratio: float, weight: float) -> float:
+    """The challenger's share of ups where it has so many times the champion's per exposed user."""
+    return weight * ratio / (1 - weight + weight * ratio)
 
 
 def _checked(champion: ArrayLike, challenger: ArrayLike, weight: float) -> tuple[Floats, Floats]:

@@ -8,16 +8,20 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import sqlalchemy as sa
+from pydantic import ValidationError
 
 from kto_ray.config import Config
+from kto_ray.config.deciding import RolloutSection
 from kto_ray.records.rollouts import ArmCount, Look, RolloutKind, RolloutState, RolloutStatus
 from kto_ray.records.trials import Exposed
 from kto_ray.rollout import base
+from kto_ray.rollout.burn_in import with_stage
 from kto_ray.rollout.machine import rules_of
 from kto_ray.rollout.outlook import Outlook, outlook
 from kto_ray.rollout.ratings import Ratings, ratings
 from kto_ray.rollout.replay import Replayed, replay
 from kto_ray.stats import budget, strata
+from kto_ray.stats.budget import Spent
 from kto_ray.store import exposed, rollouts, trials
 
 SHOWN = 100  # of the newest tests
@@ -87,15 +91,32 @@ class ShownGain:
 
 
 @dataclass(frozen=True, slots=True)
+class ShownBudget:
+    """The error that the loop may still spend over its life (`kto_ray.stats.budget`): what is `left` of
+    `rollout.alpha` after so many tests that ended, so many of them promoted by evidence. `level` is the next test's,
+    under the config of now, and `after_promotion` or `after_none` that of the one after it, if it promotes or not."""
+
+    alpha: float
+    left: float
+    tests: int
+    promotions: int
+    level: float
+    after_promotion: float
+    after_none: float
+    in_words: str
+
+
+@dataclass(frozen=True, slots=True)
 class RolloutPage:
     """`rollout` is the newest test, running or ended; `holdback` that of the last promotion, while it goes on: a stage
     is a week, and the previous champion stands in the challenger's place. `loop` is what the whole loop gains over the
-    base model."""
+    base model, `budget` what tests may still spend, the one in progress not yet counted."""
 
     rollout: WatchedTest | None
     rollouts: tuple[ShownTest, ...]
     holdback: WatchedTest | None = None
     loop: ShownGain | None = None
+    budget: ShownBudget | None = None
 
 
 def page(tx: sa.Connection, config: Config) -> RolloutPage:
@@ -103,7 +124,22 @@ def page(tx: sa.Connection, config: Config) -> RolloutPage:
     newest = _watched(tx, config, every[-1]) if every else None
     back = rollouts.live(tx, RolloutKind.HOLDBACK)
     watched = _watched(tx, config, back) if back is not None else None
-    return RolloutPage(newest, tuple(ShownTest(**_shown(state)) for state in every), watched, loop_gain(tx))
+    return RolloutPage(
+        newest, tuple(ShownTest(**_shown(state)) for state in every), watched, loop_gain(tx), spending(tx, config)
+    )
+
+
+def spending(tx: sa.Connection, config: Config) -> ShownBudget:
+    alpha, omega = config.rollout.alpha, config.rollout.omega
+    life = budget.spent(rollouts.finished(tx))
+    left, promotions, level = budget.left(life, alpha), budget.promotions(life), budget.level(life, alpha, omega)
+    gains, none = (budget.level([*life, Spent(level, promoted)], alpha, omega) for promoted in (True, False))
+    words = (
+        f"{left:.3g} of {alpha:g} (rollout.alpha) is left after {len(life)} tests and {promotions} promotions by "
+        f"evidence: the next test has a level of {level:.3g}, the one after it {gains:.3g} if that promotes, "
+        f"{none:.3g} if not"
+    )
+    return ShownBudget(alpha, left, len(life), promotions, level, gains, none, words)
 
 
 def loop_gain(tx: sa.Connection) -> ShownGain | None:
@@ -126,12 +162,27 @@ def loop_gain(tx: sa.Connection) -> ShownGain | None:
     return ShownGain(*began, sums.strata, *users, sums.mean, (low, high), words)
 
 
-def replayed(tx: sa.Connection, config: Config, rollout: str | None) -> tuple[Replayed, ...]:
+# Rules of what was drawn, settled and watched, which a replay takes as they were, and of what happens beside a decision
+AS_IT_WAS = ("stages", "burn_in_hours", "settle_hours", "new_users", "slow_s", "long_tokens", "guards")
+BESIDE = ("max_detectable", "holdback", "base_holdback", "staff", "max_paused_hours")
+
+
+@dataclass(frozen=True, slots=True)
+class Replay:
+    """How each stage would have ended. `without_effect` are the rules that are set otherwise than the test had them,
+    and change nothing here; `notes` say what else is not as it was."""
+
+    stages: tuple[Replayed, ...]
+    without_effect: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+def replayed(tx: sa.Connection, config: Config, rollout: str | None) -> Replay:
     """How each stage of a test, the newest where none is named, would have ended under the config's rules, at the level
     that their budget gives after the tests before it.
 
     Raises:
-        ValueError: there is no such test.
+        ValueError: there is no such test, or the rules are none together with those that a replay takes from the test.
     """
     newest = rollouts.latest(tx, 1)
     state = rollouts.get(tx, rollout) if rollout is not None else (newest[0] if newest else None)
@@ -140,9 +191,7 @@ def replayed(tx: sa.Connection, config: Config, rollout: str | None) -> tuple[Re
     if state.kind is not RolloutKind.TEST:
         raise ValueError(f"{rollout!r} is a holdback, which no rules of a test decide; name an A/B test")
     then = rules_of(config.rollout, state)
-    fixed = ("stages", "settle_hours", "new_users", "slow_s", "long_tokens", "guards")
-    of_the_day = {name: getattr(then, name) for name in fixed}
-    rules = config.rollout.model_copy(update=of_the_day)
+    rules = _tried(config.rollout, then)
     earlier = [test for test in rollouts.finished(tx) if (test.started_at, test.id) < (state.started_at, state.id)]
     state = replace(state, level=budget.level(budget.spent(earlier), rules.alpha, rules.omega))
     found = []
@@ -151,7 +200,31 @@ def replayed(tx: sa.Connection, config: Config, rollout: str | None) -> tuple[Re
         first = min((part.first_at for part in parts), default=state.started_at)  # about when the stage began
         began = state.stage_started_at if stage == state.stage else first
         found.append(replay(rules, state, stage, began, parts))
-    return tuple(found)
+    return Replay(tuple(found), _without_effect(config.rollout, then), _notes(state))
+
+
+def _tried(given: RolloutSection, then: RolloutSection) -> RolloutSection:
+    """The rules that are tried, with what a replay takes from the test."""
+    of_the_day = {name: getattr(then, name) for name in AS_IT_WAS}
+    try:
+        return RolloutSection.model_validate(given.model_copy(update=of_the_day).model_dump())
+    except ValidationError as error:
+        words = "; ".join(fault["msg"].removeprefix("Value error, ") for fault in error.errors())
+        kept = ", ".join(AS_IT_WAS)
+        raise ValueError(f"these rules are none with what the test had of {kept}: {words}") from None
+
+
+def _without_effect(given: RolloutSection, then: RolloutSection) -> tuple[str, ...]:
+    """Of stages, what the config has becomes what a test has by its burn-in."""
+    begun = with_stage(given)
+    names = (*AS_IT_WAS, *(name for name in BESIDE if name != "staff"))  # no test keeps who is staff
+    return tuple(f"rollout.{name}" for name in names if getattr(begun, name) != getattr(then, name))
+
+
+def _notes(state: RolloutState) -> tuple[str, ...]:
+    if state.status_at is None:
+        return ()
+    return ("it was paused, and is replayed as if nobody had: a pause decides nothing, and who is asked ends a stage",)
 
 
 def _shown(state: RolloutState) -> dict[str, Any]:

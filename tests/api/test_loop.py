@@ -146,7 +146,10 @@ def test_a_rejected_candidate_is_wanted_by_nobody(api: Api) -> None:
 
 
 def test_a_test_is_told_with_its_looks(api: Api) -> None:
-    assert api.client.get("/v1/rollout").json() == {"rollout": None, "rollouts": [], "holdback": None, "loop": None}
+    empty = api.client.get("/v1/rollout").json()
+    budget = empty.pop("budget")
+    assert empty == {"rollout": None, "rollouts": [], "holdback": None, "loop": None}
+    assert (budget["left"], budget["tests"], budget["level"]) == pytest.approx((0.1, 0, 0.005))
     a_test(api)
     told = api.client.get("/v1/rollout").json()["rollout"]
     assert (told["stage_name"], told["status"], told["interval"]) == ("ab", "running", [-0.5, 0.75])

@@ -175,7 +175,9 @@ def test_status_tells_what_the_loop_gains_and_what_a_test_asks(config: Config, s
     assert "1.0% of users stay on policy@base, drawn anew each week: no week is over yet" in words
     with sqlite_store.write() as tx:
         rollouts.put(tx, replace(test, stage=1, weight=0.5, stage_started_at=time.time()))
-        rollouts.add_look(tx, Look("rollout-1", 2.0, 1, 90, 54.0, 80, 56.0, -0.125, 0.25, evidence={"gain": 1.0}))
+        rollouts.add_look(
+            tx, Look("rollout-1", 2.0, 1, 90, 54.0, 80, 47.0, -0.125, 0.25, evidence={"gain": 1.0, "gain_now": 1.0})
+        )
     told = CliRunner().invoke(app, ["status", "--set", f"home={config.home}"]).stdout
     words = " ".join(told.replace("│", " ").split())
     assert "to promote, also: the evidence of a gain is 2.72 to one, of 200 to one; no more users judge" in words

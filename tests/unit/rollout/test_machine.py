@@ -101,6 +101,10 @@ def test_what_nobody_had_the_time_for_is_not_judged_and_said_so() -> None:
     words = "; regenerated, disagreed, edited are not judged, for settle_hours is 0"
     assert decide(at_once, begun, GAIN, LATER).reason.endswith(words)
     assert words not in decide(RULES, CANARY, GAIN, LATER).reason
+    hasty = RolloutSection(settle_hours=0.001)
+    told = decide(hasty, AB, GAIN, LATER).reason
+    assert "by what users do within 3.6 s of their first answer (settle_hours): hardly anybody" in told
+    assert "hardly" not in decide(RolloutSection(settle_hours=0.1), AB, GAIN, LATER).reason
 
 
 def test_what_nobody_ever_does_holds_up_no_promotion() -> None:
@@ -242,7 +246,8 @@ def test_who_resumes_has_answered_for_the_stage(criterion: str, at: Look) -> Non
     asks = asks.model_copy(update={"max_hours": 336.0})
     now = AB.stage_started_at + 203 * HOUR
     held = decide(asks, after, at, now)
-    assert (held.action, after.asked) == (Action.HOLD, (criterion,)), held.reason
+    words = "faults:failed" if criterion == "faults" else criterion
+    assert (held.action, after.asked) == (Action.HOLD, (words,)), held.reason
     assert ("the challenger is worse" in held.reason) == (criterion == "harm"), "evidence of gain and all"
     late = decide(asks, after, at, AB.stage_started_at + 336 * HOUR)
     assert late.action is Action.ABORT and "336 hours" in late.reason, "its hours end it still"
@@ -252,6 +257,30 @@ def test_who_resumes_has_answered_for_the_stage(criterion: str, at: Look) -> Non
 def test_another_criterion_ends_it_still() -> None:
     asks, after = resumed("futility", look((60, 6), (60, 4), gain=0.0, high=-0.1))
     assert decide(asks, after, look((60, 6), (60, 4), gain=0.0, harm=3.1), LATER).action is Action.ABORT
+
+
+def test_who_lets_one_fault_pass_is_asked_about_another() -> None:
+    slow = look((60, 6), (60, 4), slow_low=0.02, gain=0.0)
+    worse = replace(slow, evidence={**slow.evidence, "failed_low": 0.6})
+    asks, after = resumed("faults", slow)
+    asks = asks.model_copy(update={"max_hours": 336.0})
+    now = LATER + HOUR
+    assert after.asked == ("faults:slow",) and decide(asks, after, slow, now).action is Action.HOLD
+    again = decide(asks, after, worse, now)
+    assert again.action is Action.ASK and "more often failed" in again.reason
+    assert decide(RULES, after, worse, now).action is Action.ABORT
+    of_old = replace(after, asked=("faults",))
+    assert decide(asks, of_old, worse, now).action is Action.HOLD, "then it was of all"
+
+
+def test_hours_are_prolonged_once_whatever_is_paused_later() -> None:
+    none, out = look((60, 6), (60, 6), gain=0.0, low=-0.2, high=0.2), AB.stage_started_at + 72 * HOUR
+    asks, after = resumed("hours", none, out)
+    for at in (out + 210 * HOUR, out + 260 * HOUR):
+        after = apply(apply(after, Act.PAUSE, at), Act.RESUME, at + HOUR)
+    end = out + 200 * HOUR + 72 * HOUR
+    assert decide(asks, after, none, end - 1).action is Action.HOLD
+    assert decide(asks, after, none, end).action is Action.ABORT
 
 
 def test_hours_that_a_person_prolonged_run_out_in_the_end() -> None:

@@ -9,10 +9,10 @@ import pytest
 
 from kto_ray.config.deciding import RolloutSection
 from kto_ray.records.rollouts import Look
-from kto_ray.records.trials import GUARDS, Exposed, Standing, Votes
+from kto_ray.records.trials import GUARDS, Exposed, Settled, Standing, Votes
 from kto_ray.rollout import evidence
 from kto_ray.rollout.guards import GUARD_WORDS
-from kto_ray.rollout.machine import advance, start
+from kto_ray.rollout.machine import UPS_ALPHA, advance, start
 from kto_ray.rollout.outlook import foresee, outlook
 from kto_ray.stats.power import detectable
 
@@ -20,7 +20,7 @@ DAY = 86_400.0
 RULES = RolloutSection()
 CANARY = start(RULES, "policy@base", "policy@v1-aaaaaa", "r1", "salt", 0.005, now=0.0)
 AB = advance(RULES, CANARY, now=0.0)
-SAW = {"gain": 1.0, "ups": 1.0, "harm": 0.0, "failed_low": -0.2, "failed_high": 0.2}
+SAW = {"gain": 1.0, "gain_now": 1.0, "ups": 1.0, "harm": 0.0, "failed_low": -0.2, "failed_high": 0.2}
 LOOK = Look("r1", DAY, 1, 500, 300.0, 500, 325.0, -0.05, 0.15, 9000, 9000, SAW)
 
 
@@ -29,7 +29,7 @@ def test_it_says_what_a_promotion_waits_for_and_how_much_is_left() -> None:
     assert told.verdict.startswith("hold: stage 'ab' goes on, for the evidence of a gain is 2.72 to one, of 200 to one")
     assert told.trials_per_day == pytest.approx(500.0), "of the two days in which trials could settle"
     assert told.trials_left == 500 * 11, "until its 14 days are over"
-    assert told.detectable_gain == pytest.approx(detectable(6500, 0.6, 0.005))
+    assert told.detectable_gain == pytest.approx(detectable(6500, 301 / 502, 0.005, UPS_ALPHA))
 
 
 def test_users_may_run_out_first() -> None:
@@ -106,21 +106,48 @@ def test_a_clean_guard_ends_nothing_however_unlike_the_arms(champion: int, chall
     ]
 
 
-@pytest.mark.parametrize(("gain", "needed"), [(0.0, None), (-2.0, None), (6.0, None), (math.log(200) / 2, 1000)])
-def test_how_many_more_are_needed_where_evidence_grows(gain: float, needed: int | None) -> None:
-    assert outlook(RULES, AB, replace(LOOK, evidence={"gain": gain}), 3 * DAY).trials_needed == needed
+@pytest.mark.parametrize(
+    ("gain", "now", "needed"),
+    [(0.0, -2.0, None), (2.0, -0.1, None), (2.0, 0.9, None), (6.0, 3.0, None), (4.0, math.log(200) / 2, 1000)],
+)
+def test_how_many_more_are_needed_where_evidence_grows(gain: float, now: float, needed: int | None) -> None:
+    seen = {"gain": gain, "gain_now": now}
+    assert outlook(RULES, AB, replace(LOOK, evidence=seen), 3 * DAY).trials_needed == needed
+    few = replace(LOOK, n_champion=19, up_champion=5.0, evidence=seen)
+    assert outlook(RULES, AB, few, 3 * DAY).trials_needed is None
+
+
+def test_arms_that_are_even_are_not_on_the_way_to_a_gain() -> None:
+    """Luck that is over once was evidence."""
+    lucky = [Settled(i % 2 == 0, float(i % 2 == 0 or i % 3 == 0)) for i in range(60)]
+    even = [Settled(i % 2 == 0, float(i % 2 == 1 or i % 3 == 0)) for i in range(60)]
+    seen = evidence.look(RULES, AB, Standing("r1", 1, trials=(*lucky, *even)), DAY)
+    assert seen.evidence["gain"] > 3 and seen.up_champion == seen.up_challenger
+    assert outlook(RULES, AB, seen, 3 * DAY).trials_needed is None
+
+
+@pytest.mark.parametrize("rate", [0.0, 1.0])
+def test_a_champion_of_whom_all_say_the_same_is_no_reason_to_say_that_nothing_can_be_shown(rate: float) -> None:
+    """It can, above a rate of 0; above one of 1 nothing is."""
+    seen = replace(LOOK, up_champion=500 * rate, up_challenger=500 * rate, evidence={})
+    told, before = outlook(RULES, AB, seen, 3 * DAY), foresee(RULES, 0.005, Votes(6500, rate, 13.0))
+    if rate == 1:
+        assert told.detectable_gain is None and "no gain at all" in before.words
+    else:
+        assert told.detectable_gain is not None and 0.005 < told.detectable_gain < 0.03
+        assert "could show a gain of" in before.words
 
 
 def test_before_a_test_it_says_what_it_could_show() -> None:
     many = foresee(RULES, 0.005, Votes(users=6000, rate=0.6, days=13.0))
-    gain = 100 * detectable(6000, 0.6, 0.005)
+    gain = 100 * detectable(6000, 0.6, 0.005, UPS_ALPHA)
     assert not many.too_little and f"could show a gain of {gain:.1f} points in the 13.0 days" in many.words
     assert "at the present 461.5 voters a day" in many.words
     halved = foresee(RULES, 0.005, Votes(users=3000, rate=0.6, days=6.5))
     assert halved.words == many.words, "of half the time, half of them"
     few = foresee(RULES, 0.005, Votes(users=300, rate=0.6, days=13.0))
     assert few.too_little and "15 points (rollout.max_detectable) are to be" in few.words
-    assert not foresee(RULES.model_copy(update={"max_detectable": 0.3}), 0.005, Votes(300, 0.6, 13.0)).too_little
+    assert not foresee(RULES.model_copy(update={"max_detectable": 0.35}), 0.005, Votes(300, 0.6, 13.0)).too_little
     bound = foresee(RULES.model_copy(update={"max_users": 300}), 0.005, Votes(6000, 0.6, 13.0))
     assert bound.too_little, "no more settle than may"
     for blind in (Votes(0, 0.5, 13.0), Votes(6000, 1.0, 13.0)):
@@ -132,11 +159,10 @@ def test_before_a_test_it_says_what_it_could_show() -> None:
 def test_a_person_who_let_such_a_test_begin_is_not_asked_again_until_it_is_clearly_worse() -> None:
     few = Votes(users=300, rate=0.6, days=13.0)
     asked = foresee(RULES, 0.005, few)
-    assert asked.gain == pytest.approx(detectable(300, 0.6, 0.005))
+    assert asked.gain == pytest.approx(detectable(300, 181 / 302, 0.005, UPS_ALPHA))
     again = foresee(RULES, 0.00475, few, asked.gain)
     assert not again.too_little and "a person let one like it begin" in again.words
-    fewer = Votes(users=160, rate=0.6, days=13.0)
-    assert detectable(160, 0.6, 0.005) > 1.25 * detectable(300, 0.6, 0.005)
+    fewer = Votes(users=220, rate=0.6, days=13.0)
     assert foresee(RULES, 0.005, fewer, asked.gain).too_little
     assert foresee(RULES, 0.0, few, asked.gain).too_little, "without a level it is another question"
     none = foresee(RULES, 0.005, Votes(0, 0.5, 13.0))

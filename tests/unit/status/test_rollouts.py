@@ -6,11 +6,11 @@ from dataclasses import replace
 
 import pytest
 
-from kto_ray.config import Config
+from kto_ray.config import Config, load_config
 from kto_ray.records.requests import Act
 from kto_ray.records.trials import FAULTS, GUARDS
 from kto_ray.rollout import holdback, machine
-from kto_ray.status.rollouts import replayed
+from kto_ray.status.rollouts import Replay, ShownBudget, page, replayed
 from kto_ray.store import Store, rollouts
 from kto_ray.store.schema import trials
 
@@ -19,7 +19,7 @@ HOUR = 3600.0
 
 def reasons(store: Store, config: Config, rollout: str | None = None) -> list[str]:
     with store.read() as tx:
-        return [stage.reason for stage in replayed(tx, config, rollout)]
+        return [stage.reason for stage in replayed(tx, config, rollout).stages]
 
 
 def test_a_level_is_that_of_the_rules_that_are_tried(sqlite_store: Store) -> None:
@@ -43,6 +43,34 @@ def test_a_level_is_that_of_the_rules_that_are_tried(sqlite_store: Store) -> Non
         assert f"of {odds:.3g} to one" in reasons(sqlite_store, tried, "r2")[1]
 
 
+def test_what_is_left_of_the_budget_is_shown(sqlite_store: Store) -> None:
+    """By hand: a test costs its level, one of after a promotion half of its; a promotion adds omega times what is
+    left, and takes nothing back."""
+    config = load_config(None, ())
+
+    def shown() -> ShownBudget:
+        with sqlite_store.read() as tx:
+            found = page(tx, config).budget
+        assert found is not None
+        return found
+
+    first = shown()
+    assert (first.left, first.level, first.tests, first.promotions) == pytest.approx((0.1, 0.005, 0, 0))
+    assert (first.after_promotion, first.after_none) == pytest.approx((2 * 0.05 * 0.095, 0.05 * 0.095))
+    begun = machine.start(config.rollout, "policy@base", "policy@v1", "r1", "salt", first.level, 1.0)
+    promotes = machine.step(config.rollout, begun, machine.Decision(machine.Action.PROMOTE, "better"), 2.0)
+    with sqlite_store.write() as tx:
+        rollouts.put(tx, promotes)
+    after = shown()
+    assert (after.left, after.level) == pytest.approx((0.095, first.after_promotion))
+    assert after.in_words.startswith("0.095 of 0.1 (rollout.alpha) is left after 1 tests and 1 promotions by evidence")
+    again = machine.start(config.rollout, "policy@v1", "policy@v2", "r2", "salt", after.level, 3.0)
+    with sqlite_store.write() as tx:
+        rollouts.put(tx, machine.apply(again, Act.PROMOTE, 4.0))
+    last = shown()
+    assert (last.left, last.promotions) == pytest.approx((0.095 - after.level / 2, 1)), "an operator's gives nothing"
+
+
 @pytest.mark.parametrize(("guards", "end"), [(FAULTS[:4], "promote"), (GUARDS, "asked for again more often")])
 def test_a_test_is_replayed_with_the_guards_that_it_had(sqlite_store: Store, guards: tuple[str, ...], end: str) -> None:
     """Of one from before there were more, nobody knows what its users did."""
@@ -58,8 +86,29 @@ def test_a_test_is_replayed_with_the_guards_that_it_had(sqlite_store: Store, gua
         tx.execute(trials.insert(), [{**part, **one, **at} for one, at in zip(people, times, strict=True)])
     now = config.rollout.model_copy(update={**changes, "guards": GUARDS})
     with sqlite_store.read() as tx:
-        stage = replayed(tx, config.model_copy(update={"rollout": now}), "r1")[1]
+        stage = replayed(tx, config.model_copy(update={"rollout": now}), "r1").stages[1]
     assert end in f"{stage.action}: {stage.reason}"
+
+
+def test_rules_that_a_replay_does_not_take_are_named_and_those_that_are_none_refused(sqlite_store: Store) -> None:
+    config = load_config(None, ())
+    begun = machine.start(config.rollout, "policy@base", "policy@v1", "r1", "salt", 0.005, 1.0)
+    with sqlite_store.write() as tx:
+        rollouts.put(tx, begun)
+
+    def tried(*given: str) -> Replay:
+        with sqlite_store.read() as tx:
+            return replayed(tx, load_config(None, tuple(f"rollout.{one}" for one in given)), "r1")
+
+    assert tried("alpha=0.2", "min_users=7").without_effect == () == tried().notes
+    named = tried("guards=[failed]", "max_detectable=1", "settle_hours=2").without_effect
+    assert named == ("rollout.settle_hours", "rollout.guards", "rollout.max_detectable")
+    assert tried("burn_in_hours=24").without_effect == ("rollout.stages", "rollout.burn_in_hours")
+    with pytest.raises(ValueError, match=r"these rules are none .*max_hours is 20, which must exceed"):
+        tried("settle_hours=1", "max_hours=20", "min_hours=1")
+    with sqlite_store.write() as tx:
+        rollouts.put(tx, machine.apply(begun, Act.PAUSE, 2.0))
+    assert "as if nobody had" in tried().notes[0]
 
 
 def test_what_cannot_be_replayed_is_told(sqlite_store: Store) -> None:
