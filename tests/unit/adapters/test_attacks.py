@@ -134,7 +134,7 @@ CONTENTS: dict[str, tuple[Attack, str]] = {
     "rank of a layer zero": (settings(rank_pattern={"q_proj": 0}), "rank_pattern.q_proj"),
     "lora_A a number": (shaped((), (8, 4)), "lora_A.weight has shape ()"),
     "lora_A a vector": (shaped((4,), (8, 4)), "lora_A.weight has shape (4,)"),
-    "halves of no rank": (shaped((0, 8), (8, 0)), "has shape (8, 0)"),
+    "halves of no rank": (shaped((0, 8), (8, 0)), "and lora_A is (rank, inputs), lora_B (outputs, rank)"),
     "lora_B of another rank": (shaped((4, 8), (8, 2)), "has rank 4 in lora_A and 2 in lora_B"),
     "halves of another rank": (shaped((2, 8), (8, 2)), "in lora_B, and its config tells 4"),
     "lora_B alone": (shaped(None, (8, 100)), "has only one of lora_A and lora_B"),
