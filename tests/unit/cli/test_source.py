@@ -236,7 +236,7 @@ def test_a_service_asks_before_users_meet_a_candidate_where_it_is_told_to(
     assert [config.loop.require_approval for config in started] == [flag]
 
 
-def test_a_rollback_names_the_champion_to_leave(config: Config) -> None:
+def test_a_rollback_names_the_champion_to_leave(config: Config, sqlite_store: Store) -> None:
     told = CliRunner().invoke(app, ["rollout", "rollback", "--set", f"home={config.home}"])
     assert told.exit_code != 0 and "--leave policy@base" in str(told.exception)
 
