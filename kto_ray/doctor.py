@@ -143,7 +143,7 @@ def _speed(config: Config, dtype: Precision) -> list[Check]:
     load = os.getloadavg()[0]
     beside = f"; measured beside other work (load {load:.1f}), without which it is faster" if load > BUSY_LOAD else ""
     rate = decode_rate(dtype.dtype, config.serve.threads)
-    plan = demo_plan(demo_config(config, "runs/demo", seed=0))
+    plan = demo_plan(demo_config(config.model_dump(exclude_unset=True), "runs/demo", seed=0))
     expected_s = START_S + plan.seconds(rate / ANSWER_TOKENS)
     return [
         Check("speed", True, f"about {rate:.0f} tokens/s at 24 requests, the embedded model in {dtype.dtype}{beside}"),

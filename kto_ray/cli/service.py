@@ -22,7 +22,7 @@ from kto_ray.cli.common import (
     warn_of_emulation,
 )
 from kto_ray.cli.source import Source
-from kto_ray.config import Config
+from kto_ray.config import Config, read
 
 app = typer.Typer()
 
@@ -43,10 +43,11 @@ def demo(
     set_: Overrides = None,
 ) -> None:
     """Close the loop once before your eyes: chat, thumbs, training, gate, A/B test, promotion."""
-    settings = settings_of(config, set_)
-    warn_of_emulation(settings)
-    from kto_ray.demo.run import run_demo
+    over = read(config, tuple(set_ or ()))
+    from kto_ray.demo.run import demo_config, run_demo
 
+    settings = demo_config(over, out_dir, seed, defaults)
+    warn_of_emulation(settings)
     raise typer.Exit(run_demo(settings, taste, out_dir, seed, keep, as_json, defaults))
 
 

@@ -5,7 +5,7 @@ Nothing here imports torch, ray or vllm: a wrong config is told before anything 
 """
 
 from kto_ray.config.base import EMBEDDED_MODEL
-from kto_ray.config.load import ConfigError, load_config
+from kto_ray.config.load import ConfigError, load_config, read, validated
 from kto_ray.config.whole import Config
 
-__all__ = ["EMBEDDED_MODEL", "Config", "ConfigError", "load_config"]
+__all__ = ["EMBEDDED_MODEL", "Config", "ConfigError", "load_config", "read", "validated"]

@@ -1,4 +1,4 @@
-"""The gate, the rollout and the loop that walks through both."""
+"""The gate and the rollout: what is decided of a candidate, by its figures and by its users."""
 
 from __future__ import annotations
 
@@ -8,17 +8,18 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from kto_ray.config.base import Hours, Section, Share
 from kto_ray.config.judging import JudgeSection
-from kto_ray.config.learning import CandidateSection
 
 WEEK_HOURS = 168
 GuardName = Literal[
     "failed", "aborted", "cut_off", "slow", "tool_error", "asked_back", "long", "regenerated", "disagreed", "edited"
 ]
 REACTIONS = ("regenerated", "disagreed", "edited")  # guards by what users do within rollout.settle_hours
+BURN_IN = "burn-in"  # the stage that rollout.burn_in_hours make
+STORED = {"stored": True}  # context of rules that a test began with: what is refused as hopeless alone can be read
 STAFF_ALIASES = ("champion", "challenger", "previous", "base")
 
 
@@ -206,16 +207,31 @@ class RolloutSection(Section):
     def _last_stage_decides(self) -> RolloutSection:
         if not self.stages or [s.decides for s in self.stages] != [False] * (len(self.stages) - 1) + [True]:
             raise ValueError("stages must end in exactly one stage with decides: true")
-        names = [s.name for s in self.stages]
-        if len(set(names)) < len(names):
-            raise ValueError(f"stages have the names {', '.join(names)}: by a name one is known; give each its own")
-        weights = [s.weight for s in self.stages]
-        if weights != sorted(weights):
-            raise ValueError(f"stages must not lower the challenger's weight, got {weights}: a user would switch arms")
         return self
 
     @model_validator(mode="after")
-    def _users_fit(self) -> RolloutSection:
+    def _is_of_use(self, info: ValidationInfo) -> RolloutSection:
+        """Rules that could be followed, and would come to nothing good. A test goes on under those that it has."""
+        if info.context != STORED:
+            self._stages_differ()
+            self._users_fit()
+            self._hours_fit()
+            self._time_to_react()
+            self._holdback_settles()
+        return self
+
+    def _stages_differ(self) -> None:
+        names = [s.name for s in self.stages]
+        if len(set(names)) < len(names):
+            raise ValueError(f"stages have the names {', '.join(names)}: by a name one is known; give each its own")
+        others = self.stages[:-2] + self.stages[-1:] if self.stages[-2:-1] == (self.burn_in,) else self.stages
+        if any(s.name == BURN_IN for s in others):
+            raise ValueError(f"a stage has the name {BURN_IN}, which is that of burn_in_hours; give it another name")
+        weights = [s.weight for s in self.stages]
+        if weights != sorted(weights):
+            raise ValueError(f"stages must not lower the challenger's weight, got {weights}: a user would switch arms")
+
+    def _users_fit(self) -> None:
         share = min(self.stages[-1].weight, 1 - self.stages[-1].weight)
         if self.min_users > share * self.max_users:
             raise ValueError(
@@ -224,20 +240,16 @@ class RolloutSection(Section):
                 f"raise max_users to {math.ceil(self.min_users / share)} or more, or lower min_users to "
                 f"{math.floor(share * self.max_users)} or less"
             )
-        return self
 
-    @model_validator(mode="after")
-    def _hours_fit(self) -> RolloutSection:
+    def _hours_fit(self) -> None:
         if self.max_hours <= max(self.min_hours, self.burn_in_hours + self.settle_hours):
             raise ValueError(
                 f"max_hours is {self.max_hours:g}, which must exceed min_hours ({self.min_hours:g}) and burn_in_hours "
                 f"and settle_hours together ({self.burn_in_hours + self.settle_hours:g}): no trial would be settled in "
                 "time"
             )
-        return self
 
-    @model_validator(mode="after")
-    def _time_to_react(self) -> RolloutSection:
+    def _time_to_react(self) -> None:
         blind = [name for name in self.guards if name in REACTIONS]
         if blind and self.settle_hours == 0:
             raise ValueError(
@@ -245,10 +257,8 @@ class RolloutSection(Section):
                 "that time, in which nobody could do anything, so the guard would find every challenger clean. Raise "
                 "settle_hours, or leave these out of guards"
             )
-        return self
 
-    @model_validator(mode="after")
-    def _holdback_settles(self) -> RolloutSection:
+    def _holdback_settles(self) -> None:
         for name, share in (("holdback", self.holdback), ("base_holdback", self.base_holdback)):
             if share > 0 and self.settle_hours >= WEEK_HOURS:
                 raise ValueError(
@@ -256,34 +266,10 @@ class RolloutSection(Section):
                     f"{name} is not 0, it is {share:g}: each week holds other users back, so no trial would ever be "
                     f"settled there. Lower settle_hours, or set {name} to 0"
                 )
-        return self
 
-
-class LoopSection(Section):
-    enabled: bool = True
-    min_labels: int = Field(200, ge=8)  # new labels that start a round
-    every_min: float | None = Field(None, gt=0)  # or this many minutes, when there is at least one new label
-    tick_s: float = Field(1.0, gt=0)
-    max_attempts: int = Field(3, ge=1)  # of one stage of a round
-    # Hours that a stage of a round may take, all its attempts and waiting together; then the round ends, and says why
-    snapshot_hours: Hours = Field(6.0, gt=0)
-    train_hours: Hours = Field(72.0, gt=0)
-    gate_hours: Hours = Field(6.0, gt=0)
-    # Once there have been so many, those included that a person began, no round starts by itself. None: for ever
-    max_rounds: int | None = Field(None, ge=1)
-    # Each round trains and judges these, one after the other on one snapshot, and the best that passes the gate meets
-    # users: what is set over the `kto` section, by name. Empty: one candidate, by that section
-    candidates: dict[str, CandidateSection] = Field({})
-    # A candidate that has passed the gate waits for a person (`kto-ray rollout approve`) before any user meets it
-    require_approval: bool = False
-    approval_hours: Hours = Field(168.0, gt=0)  # then the round ends
-
-    @field_validator("candidates")
-    @classmethod
-    def _names(cls, candidates: dict[str, CandidateSection]) -> dict[str, CandidateSection]:
-        for name in candidates:
-            if not re.fullmatch("[a-z0-9][a-z0-9-]{0,31}", name):
-                raise ValueError(
-                    f"a candidate's name must be up to 32 of a-z, 0-9 and -, which name its training, got {name!r}"
-                )
-        return candidates
+    @property
+    def burn_in(self) -> RolloutStage | None:
+        """The stage before the deciding one that `burn_in_hours` make."""
+        if self.burn_in_hours == 0:
+            return None
+        return RolloutStage(name=BURN_IN, weight=self.stages[-1].weight, exposed=None, hours=self.burn_in_hours)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +21,20 @@ class ConfigError(ValueError):
 def load_config(path: str | Path | None = None, overrides: tuple[str, ...] = ()) -> Config:
     """Read a YAML file (or the defaults), apply the environment, then `a.b=c` overrides, and validate.
 
+    Raises:
+        ConfigError: as of `read` and `validated`.
+    """
+    return validated(read(path, overrides))
+
+
+def read(path: str | Path | None = None, overrides: tuple[str, ...] = ()) -> dict[str, Any]:
+    """What is set, by the file, the environment and overrides, as it stands there.
+
     An environment variable `KTO_RAY__A__B=c` sets a.b to the text c, so that secrets reach a pod without being in a
     file; pydantic turns it into a number or a truth value where the field is one.
 
     Raises:
-        ConfigError: the file is missing or not YAML, a field is unknown, or a value is not allowed.
+        ConfigError: the file is missing or not YAML, or an override is none.
     """
     tree: dict[str, Any] = {}
     if path is not None:
@@ -50,6 +60,15 @@ def load_config(path: str | Path | None = None, overrides: tuple[str, ...] = ())
         except yaml.YAMLError:
             raise ConfigError(f"--set {key.strip()} has the value {text!r}, which is not YAML; quote it") from None
         _set(tree, key.strip(), value)
+    return tree
+
+
+def validated(tree: Mapping[str, Any]) -> Config:
+    """The configuration that sets this.
+
+    Raises:
+        ConfigError: a field is unknown, or a value is not allowed.
+    """
     try:
         return Config.model_validate(tree)
     except ValidationError as error:

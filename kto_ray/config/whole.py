@@ -15,8 +15,9 @@ from pydantic import Field, field_validator, model_validator
 from kto_ray.config.adapters import AdaptersSection
 from kto_ray.config.base import Section
 from kto_ray.config.capture import FeedbackSection
-from kto_ray.config.deciding import GateSection, LoopSection, RolloutSection
+from kto_ray.config.deciding import GateSection, RolloutSection
 from kto_ray.config.learning import DataSection, KtoSection, TrainSection
+from kto_ray.config.loop import LoopSection
 from kto_ray.config.platform import HttpSection, LimitsSection, RaySection
 from kto_ray.config.retention import RetentionSection
 from kto_ray.config.serving import ModelSection, ServeSection

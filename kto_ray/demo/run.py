@@ -7,12 +7,13 @@ import json as jsonlib
 import socket
 import sys
 import time
+from collections.abc import Mapping
 from contextlib import ExitStack, redirect_stdout, suppress
 from pathlib import Path
 from typing import Any
 
 from kto_ray import preflight
-from kto_ray.config import Config
+from kto_ray.config import Config, validated
 from kto_ray.demo import page, report
 from kto_ray.demo.figures import figures
 from kto_ray.demo.show import Narrator, console
@@ -47,13 +48,14 @@ TUNED: dict[str, Any] = {
 }
 
 
-def demo_config(config: Config, out_dir: str, seed: int, defaults: bool = False) -> Config:
+def demo_config(over: Mapping[str, Any], out_dir: str, seed: int, defaults: bool = False) -> Config:
     """The demo's settings under those that the user's file or --set names; always a fresh, embedded store, one round.
+    Only the whole need be valid: what the user sets may fit the demo's settings and not the defaults.
 
     With `defaults`, nothing is set that bears on what is learnt and decided: all is as in `kto-ray serve`.
 
     Raises:
-        pydantic.ValidationError: the user's settings and the demo's do not fit together.
+        ConfigError: the user's settings are wrong, or do not fit together with the demo's.
     """
     ours: dict[str, Any] = {
         "data": {"seed": seed},
@@ -69,7 +71,7 @@ def demo_config(config: Config, out_dir: str, seed: int, defaults: bool = False)
         "store_url": None,
         "embedded": True,
     }
-    return Config.model_validate(_merged(_merged(ours, config.model_dump(exclude_unset=True)), fixed))
+    return validated(_merged(_merged(ours, over), fixed))
 
 
 def _free_port() -> int:
@@ -78,7 +80,7 @@ def _free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def _merged(under: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+def _merged(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     both = {**under, **over}
     for key in under.keys() & over.keys():
         if isinstance(under[key], dict) and isinstance(over[key], dict):
@@ -87,7 +89,7 @@ def _merged(under: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
 
 
 def run_demo(
-    config: Config,
+    settings: Config,
     taste_name: str,
     out_dir: str = "runs/demo",
     seed: int = 0,
@@ -95,7 +97,8 @@ def run_demo(
     json: bool = False,
     defaults: bool = False,
 ) -> int:
-    """Run the demo against a service of its own; the exit code: 0 when every condition holds, else 1.
+    """Run the demo, by the settings of `demo_config`, against a service of its own; the exit code: 0 when every
+    condition holds, else 1.
 
     Writes report.json and report.html to `out_dir`. With `json`, the report goes to stdout and the story to stderr.
 
@@ -105,10 +108,10 @@ def run_demo(
     taste = TASTES.get(taste_name)
     if taste is None:
         raise ValueError(f"there is no taste {taste_name!r}; choose one of {', '.join(TASTES)}")
-    preflight.demand(config.serve.device, installed=True)
+    preflight.demand(settings.serve.device, installed=True)
     from kto_ray.app import running  # starts Ray and vLLM: only once the arguments are known to be good
 
-    settings, started = demo_config(config, out_dir, seed, defaults), time.monotonic()
+    started = time.monotonic()
     narrator = Narrator(console(stderr=json))
     _introduce(narrator, taste, seed)
     result = sys.stdout

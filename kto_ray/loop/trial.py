@@ -13,6 +13,7 @@ from kto_ray.records.rollouts import RolloutKind, RolloutState
 from kto_ray.records.rounds import OnTrial, Round
 from kto_ray.records.trials import Standing, Votes
 from kto_ray.rollout import burn_in, machine, outlook
+from kto_ray.rollout.begun import rules_of
 from kto_ray.stats import budget
 from kto_ray.store import Store, labels, rollouts, trials
 from kto_ray.store.faults import first_line
@@ -58,7 +59,7 @@ def count(tx: sa.Connection, section: RolloutSection, kind: RolloutKind, now: fl
     state = rollouts.live(tx, kind)
     if state is None:
         return
-    rules = machine.rules_of(section, state)
+    rules = rules_of(section, state)
     test = state.kind is RolloutKind.TEST
     decides = test and machine.stage_of(rules, state).decides
     settle_s = 3600 * rules.settle_hours if decides or not test else 0.0

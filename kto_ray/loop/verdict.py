@@ -13,6 +13,7 @@ from kto_ray.records.rollouts import Look, RolloutState, RolloutStatus
 from kto_ray.records.rounds import OnTrial, Outcome
 from kto_ray.rollout import base, evidence, holdback, machine
 from kto_ray.rollout.assignment import beside
+from kto_ray.rollout.begun import rules_of
 
 NO_LOOKS: tuple[Look, ...] = ()
 
@@ -56,7 +57,7 @@ def _hold_back(config: Config, seen: Seen, test: RolloutState) -> tuple[RolloutS
     before = (
         (holdback.ended(seen.holdback.state, f"the champion is {test.challenger}", seen.now),) if seen.holdback else ()
     )
-    rules, name = machine.rules_of(config.rollout, test), f"holdback-{test.id.removeprefix('rollout-')}"
+    rules, name = rules_of(config.rollout, test), f"holdback-{test.id.removeprefix('rollout-')}"
     begun = holdback.start(rules, test.challenger, test.champion, name, seen.salt, seen.now)
     measured = _on_base(config, seen) if seen.base is None else None
     return (*before, *(state for state in (begun, measured) if state is not None))
@@ -64,7 +65,7 @@ def _hold_back(config: Config, seen: Seen, test: RolloutState) -> tuple[RolloutS
 
 def _look(config: Config, seen: Seen, trial: Trial) -> tuple[RolloutState, tuple[Look, ...]]:
     """What a live test comes to by its last look, and a new look where enough has happened since."""
-    state, rules = trial.state, machine.rules_of(config.rollout, trial.state)
+    state, rules = trial.state, rules_of(config.rollout, trial.state)
     now, looks = trial.last, NO_LOOKS
     if state.weight == 0:  # nobody is on its challenger: there is nothing to see
         nothing = Look(state.id, seen.now, state.stage, 0, 0.0, 0, 0.0, -1.0, 1.0)
@@ -83,7 +84,7 @@ def _look(config: Config, seen: Seen, trial: Trial) -> tuple[RolloutState, tuple
 def _wait(config: Config, seen: Seen, state: RolloutState, decision: machine.Decision) -> RolloutState:
     """A replica is just starting, and the alias moves when it holds the challenger. It may take as long as the test may
     last, and `adapters.load_s` beyond, for evidence may come at the last moment."""
-    lacking, hours = seen.lacking(state.challenger), machine.hours_of(machine.rules_of(config.rollout, state), state)
+    lacking, hours = seen.lacking(state.challenger), machine.hours_of(rules_of(config.rollout, state), state)
     if seen.now - state.stage_started_at < 3600 * hours + config.adapters.load_s:
         return replace(state, reason=f"waits to be promoted, for {lacking}")
     limit = f"{hours:g} hours (max_hours) and {config.adapters.load_s:.0f} s (adapters.load_s)"
@@ -96,7 +97,7 @@ def _words(config: Config, before: RolloutState, state: RolloutState) -> str:
         return f"rollout {state.id} {state.reason}"
     if state.stage == before.stage:
         return f"rollout {state.id} goes on"
-    stage = machine.stage_of(machine.rules_of(config.rollout, state), state)
+    stage = machine.stage_of(rules_of(config.rollout, state), state)
     return f"rollout {state.id} enters stage {stage.name}"
 
 
@@ -111,7 +112,7 @@ def watch_over(config: Config, seen: Seen) -> Move:
     after = holdback.step(state, seen.holdback.standing, _elsewhere(seen, test), seen.salt, seen.now)
     if after == state:
         return None
-    rules = machine.rules_of(config.rollout, state)
+    rules = rules_of(config.rollout, state)
     looks = (evidence.look(rules, state, seen.holdback.standing, seen.now),)
     if after.status is not RolloutStatus.PROMOTED:
         words = f"holdback {after.id}: {after.reason}" if after.weight != state.weight else None

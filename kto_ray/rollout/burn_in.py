@@ -7,18 +7,15 @@ it was a stage waits for as long in its deciding stage, blind.
 
 from __future__ import annotations
 
-from kto_ray.config.deciding import RolloutSection, RolloutStage
-
-NAME = "burn-in"
+from kto_ray.config.deciding import BURN_IN, RolloutSection, RolloutStage
 
 
 def with_stage(rules: RolloutSection) -> RolloutSection:
     """The rules that a test begins with."""
     *watching, decides = rules.stages
-    if rules.burn_in_hours == 0 or _is(watching[-1:]):
+    if rules.burn_in is None or _is(watching[-1:]):
         return rules
-    stage = RolloutStage(name=NAME, weight=decides.weight, exposed=None, hours=rules.burn_in_hours)
-    return rules.model_copy(update={"stages": (*watching, stage, decides)})
+    return rules.model_copy(update={"stages": (*watching, rules.burn_in, decides)})
 
 
 def before(rules: RolloutSection, stage: int) -> float:
@@ -28,4 +25,4 @@ def before(rules: RolloutSection, stage: int) -> float:
 
 
 def _is(stages: tuple[RolloutStage, ...] | list[RolloutStage]) -> bool:
-    return any(stage.name == NAME and stage.exposed is None for stage in stages)
+    return any(stage.name == BURN_IN and stage.exposed is None for stage in stages)

@@ -20,21 +20,16 @@ from __future__ import annotations
 
 import enum
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Any
-
-from pydantic import ValidationError
 
 from kto_ray.config.deciding import RolloutSection, RolloutStage
 from kto_ray.records.requests import Act
 from kto_ray.records.rollouts import Look, RolloutState, RolloutStatus
-from kto_ray.records.trials import REACTIONS
 from kto_ray.rollout import burn_in
 from kto_ray.rollout.asked import answered, asks, prolonged_at, resumed
 from kto_ray.rollout.guards import GUARD_WORDS, among, blind, harm_beyond, most_of
 
-UNNAMED = ("failed", "aborted", "cut_off", "slow")  # the guards of rules that name none
 UPS_ALPHA = 0.05  # of the second condition, more ups among all who got an answer
 
 
@@ -84,23 +79,6 @@ def ask_first(state: RolloutState, why: str, now: float, detectable: float | Non
     reason = f"asks for resume or abort before it begins: {why}"
     watch = None if detectable is None else {"detectable": detectable}
     return replace(state, status=RolloutStatus.PAUSED, weight=0.0, reason=reason, status_at=now, watch=watch)
-
-
-def rules_of(config: RolloutSection, state: RolloutState) -> RolloutSection:
-    """The rules that a test goes on under: those that it began with, where this program can read them."""
-    if state.rules is None:
-        return config
-    try:
-        return RolloutSection.model_validate(_as_begun(state.rules))
-    except ValidationError:  # of another version
-        return config
-
-
-def _as_begun(rules: Mapping[str, Any]) -> dict[str, Any]:
-    """A program from before guards had names had four, and what users do about answers was named also where nobody had
-    the time for it."""
-    guards = rules.get("guards", UNNAMED)
-    return {**rules, "guards": [g for g in guards if g not in REACTIONS or rules.get("settle_hours") != 0]}
 
 
 def decide(rules: RolloutSection, state: RolloutState, look: Look, now: float) -> Decision:

@@ -15,8 +15,8 @@ from kto_ray.config.deciding import RolloutSection
 from kto_ray.records.rollouts import ArmCount, Look, RolloutKind, RolloutState, RolloutStatus
 from kto_ray.records.trials import Exposed
 from kto_ray.rollout import base
+from kto_ray.rollout.begun import rules_of
 from kto_ray.rollout.burn_in import with_stage
-from kto_ray.rollout.machine import rules_of
 from kto_ray.rollout.outlook import Outlook, outlook
 from kto_ray.rollout.ratings import Ratings, ratings
 from kto_ray.rollout.replay import Replayed, replay

@@ -63,7 +63,7 @@ def loading(run: Service, version: AdapterVersion) -> Round:
     return _begin(run, version, Loading(manifest().id, version.name))
 
 
-def testing(run: Service, version: AdapterVersion) -> Round:
+def on_trial(run: Service, version: AdapterVersion) -> Round:
     """A round whose candidate meets users as soon as all replicas hold it."""
     with run.store.read() as tx:
         champion = adapters.aliases(tx, run.config.base_name)[CHAMPION]
@@ -95,7 +95,7 @@ def promote(run: Service, version: AdapterVersion, timeout_s: float = 120.0) -> 
 def swap(run: Service, timeout_s: float = 120.0) -> AdapterVersion:
     """A new champion."""
     made = known(run, published(run))
-    testing(run, made)
+    on_trial(run, made)
     promote(run, made, timeout_s)
     return made
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import sqlalchemy as sa
 from fastapi import APIRouter, Request
@@ -27,6 +27,10 @@ from kto_ray.store.recording import KeyReused, Receipt, Recorded, TooLong, TooMa
 
 SETTLED_S = 60.0  # after which an answer that a client has is in the store
 STATUS = {Recorded.RECORDED: 201, Recorded.PENDING: 202, Recorded.DUPLICATE: 200}
+OTHERWISE: dict[int | str, dict[str, Any]] = {  # as the contract tells it
+    STATUS[Recorded.DUPLICATE]: {"model": Receipt, "description": "The same key and body came before"},
+    STATUS[Recorded.PENDING]: {"model": Receipt, "description": "It waits for its completion or the store"},
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,13 +60,7 @@ def router(door: Door) -> APIRouter:
         "/v1/feedback",
         response_model=Receipt,
         status_code=STATUS[Recorded.RECORDED],
-        responses={
-            STATUS[Recorded.DUPLICATE]: {"model": Receipt, "description": "The same key and body came before"},
-            STATUS[Recorded.PENDING]: {
-                "model": Receipt,
-                "description": "It waits for its completion or the store",
-            },
-        },
+        responses=OTHERWISE,
         openapi_extra=body_of(FeedbackBody.__name__, *IDEMPOTENT),
     )
     async def give(request: Request) -> Response:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from kto_ray.config import Config
+from kto_ray.config import Config, ConfigError, read, validated
 from kto_ray.demo import page, report
 from kto_ray.demo.report import Report
 from kto_ray.demo.run import TUNED, demo_config, run_demo
@@ -226,10 +226,23 @@ def test_report_json_is_written_where_asked(tmp_path: Path) -> None:
 
 
 def test_demo_settings_give_way_to_the_users(tmp_path: Path) -> None:
-    config = Config.model_validate({"kto": {"rank": 4}, "loop": {"min_labels": 99}, "home": "elsewhere"})
-    settings = demo_config(config, str(tmp_path), seed=7)
+    over = {"kto": {"rank": 4}, "loop": {"min_labels": 99}, "home": "elsewhere"}
+    settings = demo_config(over, str(tmp_path), seed=7)
     assert settings.kto.rank == 4 and settings.loop.min_labels == 99 and settings.data.seed == 7
     assert settings.home.startswith(f"{tmp_path}/home-"), "the demo's store is always a fresh one"
+
+
+def test_what_fits_the_demo_need_not_fit_the_defaults(tmp_path: Path) -> None:
+    for key, value in (("gate.guard_prompts", 17), ("rollout.max_users", 100)):
+        over = read(None, (f"{key}={value}",))
+        with pytest.raises(ConfigError):
+            validated(over)
+        section, field = key.split(".")
+        assert getattr(getattr(demo_config(over, str(tmp_path), seed=7), section), field) == value
+        with pytest.raises(ConfigError):
+            demo_config(over, str(tmp_path), seed=7, defaults=True)
+    with pytest.raises(ConfigError, match="config section 'rollout': min_users is 20, of each arm, and max_users 20"):
+        demo_config(read(None, ("rollout.max_users=20",)), str(tmp_path), seed=7)
 
 
 def test_unknown_taste_is_refused_before_anything_starts() -> None:

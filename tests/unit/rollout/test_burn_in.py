@@ -13,7 +13,8 @@ from kto_ray.records.rollouts import RolloutKind, RolloutState
 from kto_ray.records.trials import Standing
 from kto_ray.records.users import unit_interval
 from kto_ray.rollout import burn_in, evidence, machine
-from kto_ray.rollout.machine import Action, advance, decide, hours_of, lacking, rules_of, start
+from kto_ray.rollout.begun import rules_of
+from kto_ray.rollout.machine import Action, advance, decide, hours_of, lacking, start
 from kto_ray.store import Store, completions, feedback, rollouts, trials
 from tests.support.rows import completion, thumb
 
@@ -32,6 +33,14 @@ def test_it_is_a_stage_of_the_test_with_the_share_of_the_deciding_one() -> None:
     assert burn_in.with_stage(RolloutSection()) == RolloutSection()
     alone = burn_in.with_stage(RolloutSection.model_validate({**CONFIG.model_dump(), "stages": [CONFIG.stages[1]]}))
     assert [stage.name for stage in alone.stages] == ["burn-in", "ab"]
+
+
+@pytest.mark.parametrize("hours", [0, 24])
+def test_no_other_stage_has_its_name(hours: float) -> None:
+    own = {"name": "burn-in", "weight": 0.2, "hours": 5}
+    with pytest.raises(ValueError, match="a stage has the name burn-in, which is that of burn_in_hours"):
+        RolloutSection.model_validate({"burn_in_hours": hours, "stages": [own, CONFIG.stages[-1].model_dump()]})
+    assert RolloutSection.model_validate(RULES.model_dump()) == RULES, "as a replay has it"
 
 
 def _answers(store: Store, state: RolloutState, at: float, users: int = 400) -> None:

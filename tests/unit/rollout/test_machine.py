@@ -15,7 +15,8 @@ from kto_ray.records.requests import Act
 from kto_ray.records.rollouts import Look, RolloutState, RolloutStatus
 from kto_ray.records.trials import FAULTS, GUARDS, STYLES, Exposed, Settled, Standing
 from kto_ray.rollout import evidence
-from kto_ray.rollout.machine import Action, advance, apply, decide, rules_of, start, step
+from kto_ray.rollout.begun import rules_of
+from kto_ray.rollout.machine import Action, advance, apply, decide, start, step
 
 HOUR = 3600.0
 RULES = RolloutSection(
@@ -58,6 +59,23 @@ def test_it_starts_in_the_first_stage_under_rules_that_it_keeps() -> None:
     assert then == RULES.model_copy(update={"guards": FAULTS[:4]}), "as a controller of before 0006 begins it"
     with pytest.raises(ValueError, match="both"):
         start(RULES, "policy@base", "policy@base", "r1", "salt", LEVEL, now=0.0)
+
+
+def test_a_test_keeps_rules_that_would_be_refused_today(caplog: pytest.LogCaptureFixture) -> None:
+    assert CANARY.rules is not None
+    stages = [*CANARY.rules["stages"][:1], {"name": "burn-in", "weight": 0.3}, *CANARY.rules["stages"][1:]]
+    hopeless = ({"max_users": 20}, {"max_hours": 1}, {"settle_hours": 200, "max_hours": 400}, {"stages": stages})
+    for changes in hopeless:
+        stored = {**CANARY.rules, **changes}
+        with pytest.raises(ValueError, match=r"lower|Lower|raise|exceed|name"):
+            RolloutSection.model_validate(stored)
+        kept = rules_of(RolloutSection(), replace(CANARY, rules=stored)).model_dump(mode="json", include=set(changes))
+        assert kept.keys() == changes.keys() and kept != RolloutSection().model_dump(include=set(changes))
+    assert not caplog.records
+    unreadable = replace(CANARY, id="r77", rules={**CANARY.rules, "stages": [], "of": "another version"})
+    assert [rules_of(RULES, unreadable) for _ in range(2)] == [RULES, RULES]
+    [told] = caplog.messages
+    assert told.startswith("rollout r77 goes on under the config's rules") and "of" in told
 
 
 def test_a_canary_waits_advances_or_aborts_but_never_promotes() -> None:

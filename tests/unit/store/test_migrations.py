@@ -23,6 +23,7 @@ from kto_ray.records.rollouts import RolloutKind
 from kto_ray.records.rounds import Awaiting, Candidate
 from kto_ray.records.trainings import TrainingRun
 from kto_ray.rollout import base, machine
+from kto_ray.rollout.begun import rules_of
 from kto_ray.serve.gateway.whose import signed
 from kto_ray.store import Store, completions, feedback, labels, open_store, rollouts, rounds, tallies, trainings, trials
 from kto_ray.store.database import MIGRATIONS
@@ -290,7 +291,7 @@ def test_a_test_that_goes_on_is_guarded_by_what_it_began_with(store: Store) -> N
     with store.read() as tx:
         runs = rollouts.live(tx)
         assert runs is not None
-        assert machine.rules_of(RolloutSection(max_style_rise=0.3), runs).guards == (
+        assert rules_of(RolloutSection(max_style_rise=0.3), runs).guards == (
             "failed",
             "aborted",
             "cut_off",
