@@ -28,7 +28,8 @@ from kto_ray.records.requests import MEANS, Act
 
 app = typer.Typer()
 STEERED = tuple(act.value for act in MEANS if act is not Act.END)
-OPTIONS = {"rollout": "--rollout", "candidate": "--candidate", "champion": "--leave"}  # by what they mean
+# By what they mean
+OPTIONS = {"rollout": "--rollout", "candidate": "--candidate", "champion": "--leave", "why": "--why"}
 
 
 @app.command("adapters", rich_help_panel=RUN)
@@ -86,8 +87,8 @@ def rollout(
     action: Annotated[
         str,
         typer.Argument(
-            help="get, approve, reject, promote, abort, pause, resume, rollback, or replay (by other levels, margins, "
-            "users and hours, as --set rollout.alpha=0.2; what has no effect on it is named)."
+            help="get, approve, reject, promote, abort, pause, resume, rollback, reset-budget, or replay (by other "
+            "levels, margins, users and hours, as --set rollout.alpha=0.2; what has no effect on it is named)."
         ),
     ] = "get",
     rollout_id: Annotated[
@@ -104,6 +105,10 @@ def rollout(
         str | None,
         typer.Option(help="For approve and reject: the version that is meant; without it, the one that waits."),
     ] = None,
+    why: Annotated[
+        str | None,
+        typer.Option(help="For reset-budget: the reason, which stays on record with the name of your key."),
+    ] = None,
     as_json: AsJson = False,
     config: ConfigFile = None,
     set_: Overrides = None,
@@ -115,8 +120,10 @@ def rollout(
     settings = settings_of(config, set_)
     if action not in ("get", "replay", *STEERED):
         raise ValueError(f"rollout {action!r} does not exist; use get, replay or one of: {', '.join(STEERED)}")
-    meant = {"rollout": rollout_id, "candidate": candidate, "champion": leave}
+    meant = {"rollout": rollout_id, "candidate": candidate, "champion": leave, "why": why}
     _check_options(action, meant)
+    if action == Act.RESET_BUDGET and why is None:
+        raise ValueError("a reset of the error budget says why, for the record: --why TEXT")
     source = Source(settings)
     if action == "get":
         out.print_json(data=source.rollout()["rollout"], default=str)

@@ -14,7 +14,7 @@ import sqlalchemy as sa
 from kto_ray.records.adapters import CHAMPION, AdapterVersion
 from kto_ray.records.evaluation import GateReport
 from kto_ray.records.replicas import ReplicaReport
-from kto_ray.records.rollouts import Look, RolloutState
+from kto_ray.records.rollouts import BudgetReset, Look, RolloutState
 from kto_ray.records.rounds import Candidate, Round
 from kto_ray.records.snapshots import SnapshotManifest
 from kto_ray.records.trainings import TrainingRun
@@ -35,7 +35,7 @@ class Point:
     adapter: str | None
 
 
-Effect = KeepSnapshot | TrainingRun | AdapterVersion | GateReport | RolloutState | Look | Point
+Effect = KeepSnapshot | TrainingRun | AdapterVersion | GateReport | RolloutState | Look | Point | BudgetReset
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,3 +102,5 @@ def _perform(tx: sa.Connection, effect: Effect, now: float) -> None:
             rollouts.add_look(tx, effect)
         case Point(alias, adapter):
             adapters.set_alias(tx, alias, adapter, now)
+        case BudgetReset():
+            rollouts.reset_budget(tx, effect)

@@ -1,5 +1,5 @@
-"""What the loop makes of a request, an operator's (approve, reject, promote, abort, pause, resume, rollback, run, end)
-or an erasure's (forget). Pure: no store, no clock."""
+"""What the loop makes of a request, an operator's (approve, reject, promote, abort, pause, resume, rollback, run, end,
+reset-budget) or an erasure's (forget). Pure: no store, no clock."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from kto_ray.loop.moves import Begin, Change, Effect, Move, Point
 from kto_ray.loop.seen import Seen
 from kto_ray.records.adapters import CHALLENGER, CHAMPION, PREVIOUS
 from kto_ray.records.requests import NONE, Act, Answer, Done, Refused, Request
-from kto_ray.records.rollouts import RolloutState
+from kto_ray.records.rollouts import BudgetReset, RolloutState
 from kto_ray.records.rounds import Awaiting, Judging, Loading, Outcome, Reloading, Round, Training
 from kto_ray.rollout import holdback, machine
 
@@ -31,6 +31,8 @@ def obey(config: Config, seen: Seen, request: Request) -> tuple[Move, Answer]:
             return _steer(config, seen, Act(act), request.target)
         case Act.APPROVE | Act.REJECT as act:
             return _answer(config, seen, Act(act), request.target)
+        case Act.RESET_BUDGET:
+            return _reset_budget(seen, request)
         case Act.FORGET:
             return _forget(config, seen)
         case _:
@@ -130,6 +132,17 @@ def _rollback(config: Config, seen: Seen, champion: str | None) -> tuple[Move, A
         return None, Refused(f"not every live replica holds {target} yet")
     swap = (Point(PREVIOUS, seen.aliases[CHAMPION]), Point(CHAMPION, target))
     return Change(None, swap), Done(f"champion is {target} again")
+
+
+def _reset_budget(seen: Seen, request: Request) -> tuple[Move, Answer]:
+    if not request.target:
+        return None, Refused("a reset says why, for the record")
+    reset = BudgetReset(seen.now, request.who or "operator", request.target)
+    words = f"the error budget begins anew, by {reset.who}: {reset.why}"
+    if seen.trial is not None and seen.trial.state.live:
+        test = seen.trial.state
+        words += f"; rollout {test.id} keeps its level of {test.level:.3g}, out of the budget of before"
+    return Change(None, (reset,)), Done(words)
 
 
 ERASED = "what it learns from was erased"

@@ -29,14 +29,15 @@ NONE = "none in progress"  # a target that nothing has: an act is not for what b
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """An act that was asked for. `target` is what it means: a rollout, a candidate, the champion to leave, or a round;
-    `NONE` where there was none when it was asked, None for what means none (run, forget). One that `expired` before a
-    controller saw it is not done any more."""
+    """An act that was asked for. `target` is what it means: a rollout, a candidate, the champion to leave, a round, or
+    of a reset why; `NONE` where there was none when it was asked, None for what means none (run, forget). One that
+    `expired` before a controller saw it is not done any more. `who` asks, where the act keeps a name."""
 
     id: int
     act: Act | str  # a text where only a newer program knows it
     target: str | None = None
     expired: bool = False
+    who: str | None = None
 
 
 class Act(enum.StrEnum):
@@ -51,6 +52,7 @@ class Act(enum.StrEnum):
     RESUME = "resume"
     ROLLBACK = "rollback"
     END = "end"  # the round in progress, whatever its stage
+    RESET_BUDGET = "reset-budget"  # begin the error budget of the loop's life anew
     FORGET = "forget"  # let go of what holds, or learnt from, rows that were erased; asked by an erasure alone
 
 
@@ -65,5 +67,6 @@ MEANS: Mapping[Act, str] = MappingProxyType(
         Act.RESUME: "rollout",
         Act.ROLLBACK: "champion",
         Act.END: "round",
+        Act.RESET_BUDGET: "why",
     }
 )

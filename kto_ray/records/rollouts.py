@@ -80,6 +80,15 @@ class Look:
         return ArmCount(self.n_champion, self.up_champion), ArmCount(self.n_challenger, self.up_challenger)
 
 
+@dataclass(frozen=True, slots=True)
+class BudgetReset:
+    """A person began the error budget of the loop's life anew. Tests that had begun by then are of the life before."""
+
+    at: float
+    who: str  # the principal's name
+    why: str
+
+
 class RolloutStatus(enum.StrEnum):
     RUNNING = "running"
     PAUSED = "paused"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
 from typing import Any
 
 import sqlalchemy as sa
@@ -94,7 +95,8 @@ class ShownGain:
 class ShownBudget:
     """The error that the loop may still spend over its life (`kto_ray.stats.budget`): what is `left` of
     `rollout.alpha` after so many tests that ended, so many of them promoted by evidence. `level` is the next test's,
-    under the config of now, and `after_promotion` or `after_none` that of the one after it, if it promotes or not."""
+    under the config of now, and `after_promotion` or `after_none` that of the one after it, if it promotes or not. The
+    life began at `since`, when `by` reset the budget, and said `why`; None where nobody ever did."""
 
     alpha: float
     left: float
@@ -103,6 +105,9 @@ class ShownBudget:
     level: float
     after_promotion: float
     after_none: float
+    since: float | None
+    by: str | None
+    why: str | None
     in_words: str
 
 
@@ -139,7 +144,12 @@ def spending(tx: sa.Connection, config: Config) -> ShownBudget:
         f"evidence: the next test has a level of {level:.3g}, the one after it {gains:.3g} if that promotes, "
         f"{none:.3g} if not"
     )
-    return ShownBudget(alpha, left, len(life), promotions, level, gains, none, words)
+    reset, levels = rollouts.last_reset(tx), (level, gains, none)
+    if reset is None:
+        return ShownBudget(alpha, left, len(life), promotions, *levels, None, None, None, words)
+    when = datetime.fromtimestamp(reset.at, UTC).isoformat(" ", "minutes")
+    words += f"; since {when}, when {reset.who} began it anew: {reset.why}"
+    return ShownBudget(alpha, left, len(life), promotions, *levels, reset.at, reset.who, reset.why, words)
 
 
 def loop_gain(tx: sa.Connection) -> ShownGain | None:
@@ -192,7 +202,9 @@ def replayed(tx: sa.Connection, config: Config, rollout: str | None) -> Replay:
         raise ValueError(f"{rollout!r} is a holdback, which no rules of a test decide; name an A/B test")
     then = rules_of(config.rollout, state)
     rules = _tried(config.rollout, then)
-    earlier = [test for test in rollouts.finished(tx) if (test.started_at, test.id) < (state.started_at, state.id)]
+    earlier = [
+        test for test in rollouts.finished(tx, state.id) if (test.started_at, test.id) < (state.started_at, state.id)
+    ]
     state = replace(state, level=budget.level(budget.spent(earlier), rules.alpha, rules.omega))
     found = []
     for stage in range(state.stage + 1):

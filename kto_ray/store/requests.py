@@ -10,7 +10,14 @@ from kto_ray.store import clock, rollouts, rounds
 from kto_ray.store.schema import requests
 
 
-def ask(tx: sa.Connection, act: Act, now: float, target: str | None = None, expires_s: float | None = None) -> int:
+def ask(
+    tx: sa.Connection,
+    act: Act,
+    now: float,
+    target: str | None = None,
+    expires_s: float | None = None,
+    who: str | None = None,
+) -> int:
     """Leave a request for the controller; returns its id. What it means is what stands now: a rollout's act, or a
     round's end, without a target is meant for the one in progress, and an approval for the candidate that waits."""
     if target is None and MEANS.get(act) == "rollout":
@@ -22,7 +29,7 @@ def ask(tx: sa.Connection, act: Act, now: float, target: str | None = None, expi
     elif target is None and act is Act.END:
         current = rounds.current(tx)
         target = str(current.id) if current is not None else NONE
-    values = dict(created_at=now, action=act.value, target=target)
+    values = dict(created_at=now, action=act.value, target=target, who=who)
     until = None if expires_s is None else clock.now(tx) + expires_s
     result = tx.execute(requests.insert().values(**values, expires_at=until))
     key = result.inserted_primary_key
@@ -33,11 +40,11 @@ def ask(tx: sa.Connection, act: Act, now: float, target: str | None = None, expi
 def asked(tx: sa.Connection) -> list[Request]:
     """Requests not yet handled, oldest first."""
     expired = sa.func.coalesce(requests.c.expires_at < clock.now(tx), sa.false()).label("expired")
-    columns = (requests.c.id, requests.c.action, requests.c.target, expired)
+    columns = (requests.c.id, requests.c.action, requests.c.target, expired, requests.c.who)
     query = sa.select(*columns).where(requests.c.handled_at.is_(None)).order_by(requests.c.id)
     known = set(Act)
     return [
-        Request(row.id, Act(row.action) if row.action in known else row.action, row.target, bool(row.expired))
+        Request(row.id, Act(row.action) if row.action in known else row.action, row.target, bool(row.expired), row.who)
         for row in tx.execute(query)
     ]
 

@@ -7,9 +7,9 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from kto_ray.records.rollouts import LIVE, Look, RolloutKind, RolloutState, RolloutStatus
+from kto_ray.records.rollouts import LIVE, BudgetReset, Look, RolloutKind, RolloutState, RolloutStatus
 from kto_ray.store import sequence
-from kto_ray.store.schema import arrivals, rollout_points, rollouts, voters
+from kto_ray.store.schema import arrivals, budget_resets, rollout_points, rollouts, voters
 
 _TESTS = rollouts.c.kind == RolloutKind.TEST.value
 # The order of looks. Within a stage counts never fall; clocks do, and differ between machines.
@@ -106,8 +106,25 @@ def _state(row: Any) -> RolloutState:
     return RolloutState(**{**fields, **typed})
 
 
-def finished(tx: sa.Connection) -> list[RolloutState]:
-    """Tests that ended, oldest first: what the budget of the loop's life was spent on."""
+def finished(tx: sa.Connection, of: str | None = None) -> list[RolloutState]:
+    """Tests that ended, oldest first: what the budget of the loop's life was spent on, since its last reset; or in the
+    life that the test `of` belongs to."""
+    life = sa.select(rollouts.c.budget_reset).where(rollouts.c.id == of).scalar_subquery()
+    theirs = rollouts.c.budget_reset.is_not_distinct_from(life if of is not None else sa.null())
     ended = rollouts.c.ended_at.is_not(None) & (rollouts.c.level > 0)
-    query = sa.select(rollouts).where(ended).order_by(rollouts.c.started_at, rollouts.c.id)
+    query = sa.select(rollouts).where(theirs, ended).order_by(rollouts.c.started_at, rollouts.c.id)
     return [_state(row) for row in tx.execute(query).mappings()]
+
+
+def reset_budget(tx: sa.Connection, reset: BudgetReset) -> None:
+    """End the present life of the budget. What has begun is marked as of it, and not told by its time: clocks differ
+    between machines, and a test that none counts would spend nothing."""
+    key = tx.execute(budget_resets.insert().values(**asdict(reset))).inserted_primary_key
+    assert key is not None
+    tx.execute(rollouts.update().where(rollouts.c.budget_reset.is_(None)).values(budget_reset=int(key[0])))
+
+
+def last_reset(tx: sa.Connection) -> BudgetReset | None:
+    """None where the budget's life is the loop's own."""
+    row = tx.execute(sa.select(budget_resets).order_by(budget_resets.c.id.desc()).limit(1)).first()
+    return BudgetReset(row.at, row.who, row.why) if row else None

@@ -119,8 +119,8 @@ def test_what_does_not_exist_is_told_to_whoever_has_a_key(api: Api) -> None:
     assert api.client.put("/v1/models", headers=bearer(key)).status_code == 405
 
 
-@pytest.mark.parametrize("act", ["approve", "reject"])
-def test_only_an_admin_says_whether_a_candidate_meets_users(
+@pytest.mark.parametrize("act", ["approve", "reject", "reset-budget?why=more"])
+def test_only_an_admin_says_whether_a_candidate_meets_users_and_what_error_may_be_spent(
     api: Api, act: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("kto_ray.serve.gateway.loop.ANSWER_S", 0.01)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -10,12 +11,14 @@ import pytest
 from kto_ray.config import load_config
 from kto_ray.records.adapters import AdapterVersion
 from kto_ray.records.evaluation import GateDecision
+from kto_ray.records.keys import Scope
 from kto_ray.records.rollouts import Look, RolloutState, RolloutStatus
 from kto_ray.records.rounds import Awaiting, Candidate, Loading, Outcome, Training, Tried
 from kto_ray.records.trainings import TrainingRun
 from kto_ray.status.rounds import loop as page
 from kto_ray.store import adapters, requests, rollouts, rounds, trainings
 from tests.api.conftest import Api
+from tests.support.opened import bearer, token
 
 V1 = AdapterVersion("policy@v1", 1, 1.0, "uri", "0" * 64, "s", None, "policy@base", 8)
 
@@ -196,6 +199,8 @@ OF_OTHERS = [
     ("/v1/rollout/pause", "rolout", "takes the parameter rollout alone, got 'rolout'"),
     ("/v1/rollout/approve", "rollout", "takes the parameter candidate alone"),
     ("/v1/rollout/rollback", "rollout", "takes the parameter champion alone"),
+    ("/v1/rollout/reset-budget", "rollout", "takes the parameter why alone"),
+    ("/v1/rollout/abort", "why", "takes the parameter rollout alone"),
     ("/v1/loop/abort", "rollout", "takes the parameter round alone"),
     ("/v1/loop/run", "round", "takes no parameter, got 'round'"),
 ]
@@ -211,6 +216,34 @@ def test_an_act_passes_over_no_parameter_that_is_not_its_own(api: Api, path: str
     told = api.client.post(path, params={**NAMED.get(path, {}), name: "x"})
     error = told.json()["error"]
     assert (told.status_code, error["param"]) == (422, name) and f"POST {path} {words}" in error["message"]
+    with api.store.read() as tx:
+        assert requests.asked(tx) == []
+
+
+@pytest.mark.usefixtures("controller")
+def test_a_reset_of_the_budget_says_who_and_why(api: Api) -> None:
+    with api.store.write() as tx:
+        now = time.time()
+        spent = RolloutState("r", "policy@base", V1.name, "salt", 1, 0.5, RolloutStatus.ABORTED, now, now, now)
+        rollouts.put(tx, replace(spent, level=0.005))
+    assert api.client.get("/v1/rollout").json()["budget"]["left"] == pytest.approx(0.095)
+    done = api.client.post("/v1/rollout/reset-budget", params={"why": " another product "})
+    words = "the error budget begins anew, by operator: another product"
+    assert done.json() == {"action": "reset-budget", "result": words}
+    told = api.client.get("/v1/rollout").json()["budget"]
+    assert (told["left"], told["tests"], told["by"], told["why"]) == (0.1, 0, "operator", "another product")
+    api.client.post("/v1/rollout/reset-budget", params={"why": "again"}, headers=bearer(token(api, Scope.ADMIN)))
+    with api.store.read() as tx:
+        last = rollouts.last_reset(tx)
+    assert last is not None and (last.who, last.why) == ("app", "again")
+
+
+@pytest.mark.parametrize(
+    ("why", "status"), [(None, 422), ("", 422), ("  ", 422), ("two\nlines", 422), ("a\x00b", 400), ("w" * 256, 400)]
+)
+def test_a_reset_of_the_budget_needs_a_reason_of_one_line(api: Api, why: str | None, status: int) -> None:
+    told = api.client.post("/v1/rollout/reset-budget", params={} if why is None else {"why": why})
+    assert (told.status_code, told.json()["error"]["param"]) == (status, "why")
     with api.store.read() as tx:
         assert requests.asked(tx) == []
 

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Path, Query, Request
 from fastapi.responses import JSONResponse, Response
 
+from kto_ray.records.keys import Principal
 from kto_ray.records.requests import MEANS, Act, Refused
 from kto_ray.serve.gateway.door import Door
 from kto_ray.serve.gateway.errors import ApiError, short
@@ -72,9 +73,11 @@ def router(door: Door) -> APIRouter:
         rollout: Annotated[str | None, Query(max_length=64)] = None,
         champion: Annotated[str | None, Query(max_length=255)] = None,
         candidate: Annotated[str | None, Query(max_length=255)] = None,
+        why: Annotated[str | None, Query(max_length=255)] = None,
     ) -> Response:
         """`rollout` is the one that promote, abort, pause and resume mean, `candidate` the adapter that approve and
-        reject mean, `champion` the one that a rollback leaves: it must be named. An act takes its own alone."""
+        reject mean, `champion` the one that a rollback leaves: it must be named. `why` is for what reason
+        reset-budget is asked: it must be given, and stays on record with who asks. An act takes its own alone."""
         if action not in ON_ROLLOUTS:
             raise ApiError(404, f"rollout action {short(action)} does not exist; use one of: {', '.join(ON_ROLLOUTS)}")
         act = Act(action)
@@ -82,6 +85,9 @@ def router(door: Door) -> APIRouter:
         if act is Act.ROLLBACK and champion is None:
             words = "a rollback names the champion to leave (?champion=NAME), so that asked twice it is done once"
             raise ApiError(422, words, param="champion")
+        if act is Act.RESET_BUDGET:
+            who: Principal = request.state.principal
+            return await _ask(door, act, _reason(why), who.name or "operator")
         return await _ask(door, act, {"rollout": rollout, "champion": champion, "candidate": candidate}[MEANS[act]])
 
     return routes
@@ -100,9 +106,19 @@ def _takes(request: Request, act: Act) -> None:
             raise ApiError(422, f"POST {request.url.path} {takes}, got {short(name)}", param=name[:80])
 
 
-async def _ask(door: Door, act: Act, target: str | None = None) -> Response:
+def _reason(why: str | None) -> str:
+    """Raises:
+    ApiError: 422, it is none, or no single line of text.
+    """
+    if why is None or not why.strip() or not why.isprintable():
+        words = "a reset of the error budget says why (?why=TEXT, of printable characters), for the record"
+        raise ApiError(422, words, param="why")
+    return why.strip()
+
+
+async def _ask(door: Door, act: Act, target: str | None = None, who: str | None = None) -> Response:
     """Leave a request for the controller and wait for its answer for a while."""
-    request = await door.write(lambda tx: requests.ask(tx, act, time.time(), target, EXPIRES_S))
+    request = await door.write(lambda tx: requests.ask(tx, act, time.time(), target, EXPIRES_S, who))
     deadline = time.monotonic() + ANSWER_S
     while time.monotonic() < deadline:
         answer = await door.read(lambda tx: requests.answered(tx, request))

@@ -8,6 +8,7 @@
     rollouts ──< rollout_points         a challenger's A/B test, and what each look at it saw
     rollouts ──< trials                 each user's part in a stage of it, settled once and for good
     exposures                           how many got an answer there, by arm, what was wrong with it, what they did
+    budget_resets ──< rollouts          who began the error budget anew, and the tests of the life that this ended
     arrivals, voters                    answers that are not counted yet; who judged and is not settled yet
     aliases                             champion, challenger, previous -> adapter; the only thing that a swap changes
     replicas                            what each live policy replica holds
@@ -43,6 +44,7 @@ from kto_ray.store.schema.loop import (
     adapters,
     aliases,
     arrivals,
+    budget_resets,
     compatibility,
     exposures,
     gates,
@@ -70,6 +72,7 @@ __all__ = [
     "aliases",
     "archives",
     "arrivals",
+    "budget_resets",
     "compatibility",
     "completions",
     "exposures",

@@ -121,6 +121,16 @@ rollouts = Table(
     Column("watch", JSON(none_as_null=True)),  # of a holdback: the detector's state; of a test: why it asked
     Column("status_at", Double),  # when it was last paused or resumed
     Column("asked", JSON, nullable=False, server_default="[]"),  # criteria of its stage on which a person was asked
+    Column("budget_reset", Integer),  # the reset that ended the life it was of; null: it is of the present one
+)
+
+budget_resets = Table(
+    "budget_resets",
+    metadata,
+    Column("id", Integer, primary_key=True, autoincrement=True),
+    Column("at", Double, nullable=False),
+    Column("who", String(255), nullable=False),  # a principal
+    Column("why", Text, nullable=False),
 )
 
 trials = Table(
@@ -228,6 +238,7 @@ requests = Table(
     Column("created_at", Double, nullable=False),
     Column("action", String(32), nullable=False),
     Column("target", String(255)),
+    Column("who", String(255)),  # the principal; null where the act keeps no name
     Column("expires_at", Double),  # by the store's clock; null: never
     Column("handled_at", Double),
     Column("refused", Boolean, nullable=False, server_default=false()),

@@ -199,6 +199,8 @@ def test_nothing_is_asked_of_a_service_that_does_not_run(tmp_path: Path) -> None
         (("rollout", "promote", "--candidate", "policy@v9"), "promote takes --rollout, and not --candidate (got 'pol"),
         (("rollout", "rollback", "--leave", "v1", "--rollout", "zz"), "rollback takes --leave, and not --rollout"),
         (("rollout", "approve", "--rollout", "zz"), "approve takes --candidate, and not --rollout"),
+        (("rollout", "abort", "--why", "late"), "abort takes --rollout, and not --why"),
+        (("rollout", "reset-budget"), "a reset of the error budget says why, for the record: --why TEXT"),
         (("rollout", "replay", "--leave", "v1"), "replay takes --rollout, and not --leave"),
         (("rollout", "--candidate", "v1"), "get takes no --candidate"),
         (("loop", "run", "--round", "3"), "run takes no --round"),

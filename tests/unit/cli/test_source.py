@@ -125,6 +125,28 @@ def test_an_act_that_was_not_done_is_told_and_exits_1(
     assert told.exit_code == code and words in json.loads(told.stdout)["result"]
 
 
+def test_a_reset_of_the_budget_is_asked_and_status_says_who_and_why(config: Config, sqlite_store: Store) -> None:
+    loop, ended = Loop(config, policy=None), threading.Event()
+
+    def run() -> None:
+        while not ended.wait(0.05):
+            loop.step()
+
+    thread = threading.Thread(target=run)
+    settings = ["--set", f"home={config.home}", "--set", f"http.port={config.http.port}", "--json"]
+    with served(config, sqlite_store, StandIn()):
+        thread.start()
+        asked = (["--why", "two\nlines"], ["--why", "another product & more"])
+        told = [CliRunner().invoke(app, ["rollout", "reset-budget", *each, *settings]) for each in asked]
+        shown = json.loads(CliRunner().invoke(app, ["status", *settings]).stdout)["budget"]
+        ended.set()
+    thread.join()
+    assert isinstance(told[0].exception, ValueError) and "says why (?why=TEXT" in str(told[0].exception)
+    assert told[1].exit_code == 0 and json.loads(told[1].stdout)["action"] == "reset-budget"
+    assert (shown["by"], shown["why"]) == ("operator", "another product & more")
+    assert "when operator began it anew: another product & more" in shown["in_words"]
+
+
 def test_a_round_is_begun_and_ended(config: Config, sqlite_store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     loop, ended = Loop(config, policy=None), threading.Event()
     monkeypatch.setattr("kto_ray.loop.work.start", lambda *_: "job")

@@ -15,7 +15,7 @@ from kto_ray.loop.seen import Seen, Trial
 from kto_ray.loop.step import Loop
 from kto_ray.records.replicas import ReplicaReport
 from kto_ray.records.requests import NONE, Act, Done, Refused, Request
-from kto_ray.records.rollouts import RolloutKind, RolloutState, RolloutStatus
+from kto_ray.records.rollouts import BudgetReset, RolloutKind, RolloutState, RolloutStatus
 from kto_ray.records.rounds import Ended, Loading, Outcome, Round, Stage
 from kto_ray.records.trials import Standing
 from kto_ray.store import Store, adapters, replicas, requests, rollouts, rounds
@@ -179,6 +179,43 @@ def test_what_meant_nothing_is_refused_whatever_there_is_now(act: Act) -> None:
     found = Seen(9.0, None, None, 0, 1, {"champion": "policy@base"}, (), trial=Trial(TEST, Standing(TEST.id, 1), None))
     move, answer = obey(Config(), found, Request(1, act, NONE))
     assert move is None and isinstance(answer, Refused) and "when it was asked" in answer.words
+
+
+def test_a_reset_of_the_budget_is_recorded_and_a_running_test_keeps_its_level(
+    loop: Loop, sqlite_store: Store, jobs: Jobs
+) -> None:
+    in_its_test(loop, sqlite_store)
+    with sqlite_store.write() as tx:
+        before = rollouts.live(tx)
+        assert before is not None
+        asked = requests.ask(tx, Act.RESET_BUDGET, time.time(), "another product", 60.0, "ops")
+    began = time.time()
+    loop.step()
+    with sqlite_store.write() as tx:
+        answer, last, after = requests.answered(tx, asked), rollouts.last_reset(tx), rollouts.live(tx)
+        requests.forget(tx, time.time() + 1, 10)
+        assert rollouts.last_reset(tx) == last, "requests go, the record stays"
+    kept = f"; rollout {before.id} keeps its level of 0.005, out of the budget of before"
+    assert answer == Done(f"the error budget begins anew, by ops: another product{kept}")
+    assert last is not None and (last.who, last.why) == ("ops", "another product")
+    assert began <= last.at <= time.time()
+    assert after is not None and (after.id, after.level) == (before.id, before.level)
+    [aborted] = asked_in_one_tick(loop, sqlite_store, (Act.ABORT, None))
+    with sqlite_store.read() as tx:
+        assert isinstance(aborted, Done) and rollouts.finished(tx) == [], "the new life has spent nothing"
+        assert [test.id for test in rollouts.finished(tx, before.id)] == [before.id]
+
+
+def test_a_reset_without_a_reason_is_none() -> None:
+    found = Seen(9.0, None, None, 0, 1, {"champion": "policy@base"}, ())
+    for target in (None, ""):
+        assert obey(Config(), found, Request(1, Act.RESET_BUDGET, target)) == (
+            None,
+            Refused("a reset says why, for the record"),
+        )
+    move, answer = obey(Config(), found, Request(1, Act.RESET_BUDGET, "why not"))
+    assert move == Change(None, (BudgetReset(9.0, "operator", "why not"),))
+    assert answer == Done("the error budget begins anew, by operator: why not")
 
 
 def test_who_resumes_after_it_asked_lets_it_go_on(sqlite_store: Store, jobs: Jobs, config: Config) -> None:

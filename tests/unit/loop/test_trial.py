@@ -8,7 +8,7 @@ from kto_ray.config.deciding import RolloutSection
 from kto_ray.loop.trial import SPREAD_S, accepted, count, level_of
 from kto_ray.records.completions import Arm
 from kto_ray.records.requests import Act
-from kto_ray.records.rollouts import RolloutKind, RolloutState
+from kto_ray.records.rollouts import BudgetReset, RolloutKind, RolloutState
 from kto_ray.records.users import unit_interval
 from kto_ray.rollout import machine
 from kto_ray.store import Store, completions, rollouts, trials
@@ -27,6 +27,37 @@ def test_an_operators_promotion_gives_no_level_back(sqlite_store: Store) -> None
             assert level_of(tx, section) == levels[-1], "what goes on is not spent yet"
             rollouts.put(tx, machine.apply(begun, Act.PROMOTE, i + 0.5))
     assert levels == pytest.approx([0.005 * 0.95**i for i in range(5)])
+
+
+def test_a_reset_gives_the_next_test_the_first_level_whatever_the_clocks_say(store: Store) -> None:
+    """What goes on meanwhile keeps its level, and costs the life that it began in, which a later reset leaves alone."""
+    section, levels = RolloutSection(), []
+
+    def begin(name: str, at: float) -> RolloutState:
+        with store.write() as tx:
+            levels.append(level_of(tx, section))
+            begun = machine.start(section, "policy@base", "policy@v1", name, "salt", levels[-1], at)
+            rollouts.put(tx, begun)
+        return begun
+
+    def end(state: RolloutState) -> None:
+        with store.write() as tx:
+            rollouts.put(tx, machine.apply(state, Act.ABORT, state.started_at + 1))
+
+    end(begin("r1", 1.0))
+    goes_on = begin("r2", 3.0)
+    with store.write() as tx:
+        rollouts.reset_budget(tx, BudgetReset(9.0, "ops", "another product"))
+        assert rollouts.get(tx, "r2") == goes_on
+    end(goes_on)
+    end(begin("r3", 5.0))  # by the clock of another machine, before the reset
+    begin("r4", 7.0)
+    assert levels == pytest.approx([0.005, 0.005 * 0.95, 0.005, 0.005 * 0.95])
+    with store.write() as tx:
+        rollouts.reset_budget(tx, BudgetReset(10.0, "ops", "again"))
+        lives = [[one.id for one in rollouts.finished(tx, of)] for of in ("r1", "r2", "r3", "r4", None)]
+        assert lives == [["r1", "r2"], ["r1", "r2"], ["r3"], ["r3"], []]
+        assert rollouts.last_reset(tx) == BudgetReset(10.0, "ops", "again")
 
 
 def test_users_are_watched_for_the_settling_time_and_in_a_canary_for_a_quarter_of_it(sqlite_store: Store) -> None:

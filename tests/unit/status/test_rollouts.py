@@ -8,6 +8,7 @@ import pytest
 
 from kto_ray.config import Config, load_config
 from kto_ray.records.requests import Act
+from kto_ray.records.rollouts import BudgetReset
 from kto_ray.records.trials import FAULTS, GUARDS
 from kto_ray.rollout import holdback, machine
 from kto_ray.status.rollouts import Replay, ShownBudget, page, replayed
@@ -41,6 +42,9 @@ def test_a_level_is_that_of_the_rules_that_are_tried(sqlite_store: Store) -> Non
     for alpha, odds in ((0.1, 1 / 0.00475), (0.2, 1 / (0.05 * 0.195))):
         tried = config.model_copy(update={"rollout": rules.model_copy(update={"alpha": alpha})})
         assert f"of {odds:.3g} to one" in reasons(sqlite_store, tried, "r2")[1]
+    with sqlite_store.write() as tx:
+        rollouts.reset_budget(tx, BudgetReset(7.0, "ops", "another product"))
+    assert f"of {1 / 0.00475:.3g} to one" in reasons(sqlite_store, config, "r2")[1], "by the life that it was of"
 
 
 def test_what_is_left_of_the_budget_is_shown(sqlite_store: Store) -> None:
@@ -69,6 +73,13 @@ def test_what_is_left_of_the_budget_is_shown(sqlite_store: Store) -> None:
         rollouts.put(tx, machine.apply(again, Act.PROMOTE, 4.0))
     last = shown()
     assert (last.left, last.promotions) == pytest.approx((0.095 - after.level / 2, 1)), "an operator's gives nothing"
+    assert (last.since, last.by, last.why) == (None, None, None)
+    with sqlite_store.write() as tx:
+        rollouts.reset_budget(tx, BudgetReset(90.0, "ops", "another product"))
+    anew = shown()
+    assert (anew.left, anew.level, anew.tests, anew.promotions) == (first.left, first.level, 0, 0)
+    assert (anew.since, anew.by, anew.why) == (90.0, "ops", "another product")
+    assert anew.in_words.endswith("since 1970-01-01 00:01+00:00, when ops began it anew: another product")
 
 
 @pytest.mark.parametrize(("guards", "end"), [(FAULTS[:4], "promote"), (GUARDS, "asked for again more often")])

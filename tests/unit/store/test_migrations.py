@@ -19,7 +19,7 @@ from kto_ray.config.deciding import RolloutSection
 from kto_ray.records.completions import ExternalRef
 from kto_ray.records.keys import Principal, Scope
 from kto_ray.records.requests import Act
-from kto_ray.records.rollouts import RolloutKind
+from kto_ray.records.rollouts import BudgetReset, RolloutKind
 from kto_ray.records.rounds import Awaiting, Candidate
 from kto_ray.records.trainings import TrainingRun
 from kto_ray.rollout import base, machine
@@ -212,6 +212,22 @@ def test_a_test_that_goes_on_has_its_level_at_risk_and_spends_it(store: Store) -
         assert machine.level_of(rules, runs) == pytest.approx(runs.level), "judged at what it spends"
         rollouts.put(tx, machine.apply(runs, Act.ABORT, 5.0))
         assert [each.id for each in rollouts.finished(tx)] == [runs.id]
+
+
+def test_tests_of_before_resets_are_of_the_present_life_and_all_of_one_again_for_who_goes_back(store: Store) -> None:
+    began = machine.start(RolloutSection(), "policy@base", "policy@v1", "r1", "salt", 0.005, 1.0)
+    with store.write() as tx:
+        rollouts.put(tx, machine.apply(began, Act.ABORT, 2.0))
+    migrate(store, "downgrade", "0008")
+    migrate(store, "upgrade", "head")
+    with store.write() as tx:
+        assert [each.id for each in rollouts.finished(tx)] == ["r1"]
+        rollouts.reset_budget(tx, BudgetReset(3.0, "ops", "another product"))
+        assert rollouts.finished(tx) == []
+    migrate(store, "downgrade", "0008")
+    migrate(store, "upgrade", "head")
+    with store.read() as tx:
+        assert [each.id for each in rollouts.finished(tx)] == ["r1"] and rollouts.last_reset(tx) is None
 
 
 def test_rounds_of_before_have_one_candidate_and_go_back_to_one_training(store: Store) -> None:
