@@ -13,7 +13,7 @@ from kto_ray.records.replicas import ReplicaReport, held_by_all
 from kto_ray.store import Store, adapters, replicas
 
 # Between two looks at what the replicas tell; looking takes from the same cores
-LOADING_POLL_S, LEAVING_POLL_S = 0.02, 0.2
+LOADING_POLL_S, LEAVING_POLL_S = 0.05, 0.2
 PATIENCE_S = 120.0
 
 

@@ -38,10 +38,11 @@ def register() -> None:
     from vllm.lora.model_manager import LoRAModelManager
     from vllm.v1.sample.ops import topk_topp_sampler
 
-    from kto_ray.serve.policy.cpu_lora import activate_adapter
+    from kto_ray.serve.policy import cpu_lora
     from kto_ray.serve.policy.cpu_sampler import apply_top_k_top_p
 
-    LoRAModelManager.activate_adapter = activate_adapter
+    LoRAModelManager.activate_adapter = cpu_lora.activate_adapter
+    LoRAModelManager.set_adapter_mapping = cpu_lora.set_adapter_mapping
     topk_topp_sampler.apply_top_k_top_p = apply_top_k_top_p
     # The platform names its wrapper by a dotted path, which vLLM resolves when it builds the LoRA manager.
     type(current_platform).get_punica_wrapper = classmethod(_wrapper_path)

@@ -22,8 +22,9 @@ from vllm.platforms.interface import UnspecifiedPlatform
 from vllm.utils.network_utils import get_open_zmq_ipc_path
 from vllm.v1.sample.ops import topk_topp_sampler
 
-from kto_ray.serve.policy import cpu, cpu_lora, cpu_sampler
-from kto_ray.serve.policy.cpu_lora import GroupedPunicaWrapper, RowGroups, group_rows
+from kto_ray.serve.policy import cpu, cpu_layer, cpu_lora, cpu_sampler
+from kto_ray.serve.policy.cpu_layer import RowGroups, group_rows
+from kto_ray.serve.policy.cpu_lora import GroupedPunicaWrapper
 
 SLOTS, RANK, WIDE = 4, 8, 48
 IDS = [101, 102, 103, None]  # adapter ids by slot; the last slot is free and stays zero, unless a test loads it
@@ -46,7 +47,7 @@ dtypes = pytest.mark.parametrize(("dtype", "tolerance"), DTYPES.items(), ids=["f
 @pytest.fixture(autouse=True)
 def time_to_lay_out(monkeypatch: pytest.MonkeyPatch) -> None:
     """Enough in one pass, whatever else runs here; what is done with less has a test of its own."""
-    monkeypatch.setattr(cpu_lora, "LAY_OUT_S", 60.0)
+    monkeypatch.setattr(cpu_layer, "LAY_OUT_S", 60.0)
 
 
 @pytest.fixture(autouse=True)
@@ -173,25 +174,36 @@ def test_an_adapter_that_overflows_harms_only_its_own_rows() -> None:
     assert (~y.isfinite()).any(dim=1).tolist() == [adapter == 103 for adapter in layout]
 
 
-@pytest.mark.parametrize("rows", [cpu_lora.FEW, cpu_lora.FEW + 1])
+@pytest.mark.parametrize("rows", [cpu_layer.FEW, cpu_layer.FEW + 1])
 def test_many_rows_are_computed_adapter_by_adapter_and_few_all_at_once(rows: int) -> None:
     layout = [(101, 0, 103)[i % 3] for i in range(rows)]
     a, b = weights(RANK, WIDE, dtype=torch.float32), weights(24, RANK, dtype=torch.float32)
     x, y = torch.randn(rows, WIDE), torch.randn(rows, 24)
     stock, ours = both(layout)
-    expected = y.clone()
+    start, expected = y.clone(), y.clone()
     stock.add_lora_linear(expected, x, (a,), (b,), 1.0, (24,))
     ours.add_lora_linear(y, x, (a,), (b,), 1.0, (24,))
     torch.testing.assert_close(y, expected, rtol=1e-5, atol=1e-5)
     (layer,) = ours.layers.values()
-    assert set(layer._made) == ({(0,), (2,)} if rows > cpu_lora.FEW else {(0, 2)})
+    assert set(layer._made) == {(0,), (2,)}
+    for _ in range(cpu_layer.LASTING + 1):
+        ours.begin()
+    before = y.clone()
+    ours.add_lora_linear(y, x, (a,), (b,), 1.0, (24,))
+    torch.testing.assert_close(y - before, expected - start, rtol=1e-4, atol=1e-4)
+    side_by_side = set() if rows > cpu_layer.FEW else {(0, 2)}
+    assert set(layer._made) - {(0,), (2,)} == side_by_side, "once they have met for long enough to be worth it"
+    ours.loaded(2)
+    ours.begin()
+    ours.add_lora_linear(y, x, (a,), (b,), 1.0, (24,))
+    assert set(layer._made) == {(0,), (2,)}, "others now"
 
 
 def test_what_was_loaded_is_laid_out_over_several_passes_and_meant_by_all_of_them(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Each pass lays out one layer at least; the others compute the same without."""
-    monkeypatch.setattr(cpu_lora, "LAY_OUT_S", 1e-9)
+    """Each pass lays out one slot of one layer at least; the others compute the same without."""
+    monkeypatch.setattr(cpu_layer, "LAY_OUT_S", 1e-9)
     layout = LAYOUTS["mixed"]
     wrapper = both(layout)[1]
     layers = [
@@ -200,10 +212,10 @@ def test_what_was_loaded_is_laid_out_over_several_passes_and_meant_by_all_of_the
     ]
 
     def passes() -> list[int]:
-        """How many layers have what laid out, after each of some passes."""
+        """How many slots of layers are laid out, after each of some passes."""
         told = []
-        for _ in range(5):
-            wrapper.spare.renew()
+        for _ in range(11):
+            wrapper.begin()
             for a, b in layers:
                 x, y = torch.randn(len(layout), WIDE), torch.zeros(len(layout), 24)
                 wrapper.add_lora_linear(y, x, (a,), (b,), 1.0, (24,))
@@ -211,14 +223,16 @@ def test_what_was_loaded_is_laid_out_over_several_passes_and_meant_by_all_of_the
                     slot = IDS.index(adapter) if adapter else None
                     expected = torch.zeros(24) if slot is None else x[row] @ a[slot, 0].T @ b[slot, 0].T
                     torch.testing.assert_close(y[row], expected, rtol=1e-5, atol=1e-5)
-            told.append(sum(bool(layer._made) for layer in wrapper.layers.values()))
+            told.append(sum(len(layer._made) for layer in wrapper.layers.values()))
         return told
 
-    assert passes() == [1, 2, 3, 3, 3]
+    assert passes() == [1, 2, 3, 4, 5, 6, 7, 8, 9, 9, 9]
     for a, b in layers:
         a[1], b[1] = torch.randn_like(a[1]), torch.randn_like(b[1])
     wrapper.loaded(1)
-    assert passes() == [1, 2, 3, 3, 3]
+    wrapper.begin()
+    assert sum((1,) in layer._made for layer in wrapper.layers.values()) == 1, "before anybody asks for it"
+    assert passes()[:3] == [8, 9, 9]
 
 
 def test_a_layer_that_no_adapter_changes_is_passed_over() -> None:
@@ -256,7 +270,7 @@ def test_who_made_products_is_told_of_what_vllm_loads(monkeypatch: pytest.Monkey
     x = torch.randn(1, WIDE)
 
     def added() -> torch.Tensor:
-        wrapper.spare.renew()
+        wrapper.begin()
         y = torch.zeros(1, 24)
         wrapper.add_lora_linear(y, x, (a,), (b,), 1.0, (24,))
         return y
@@ -274,7 +288,10 @@ def test_who_made_products_is_told_of_what_vllm_loads(monkeypatch: pytest.Monkey
     manager._active_adapters[12], laid_out = None, layer._made[1,]
     wrapper.spare.left_s = 0.0
     assert not cpu_lora.activate_adapter(manager, 12) and layer._made[1,] is laid_out, "vLLM asks before each step"
-    assert wrapper.spare.left_s == cpu_lora.LAY_OUT_S
+    mapped: list[object] = []
+    monkeypatch.setattr(cpu_lora, "vllm_map", lambda manager, mapping: mapped.append(mapping))
+    cpu_lora.set_adapter_mapping(manager, mapping := LoRAMapping((), ()))
+    assert mapped == [mapping] and wrapper.spare.left_s == cpu_layer.LAY_OUT_S
     with pytest.raises(RuntimeError, match="cut off"):
         cpu_lora.activate_adapter(manager, 13)
     torch.testing.assert_close(added(), 4 * before)
@@ -329,13 +346,14 @@ def test_a_layer_that_an_adapter_leaves_alone_costs_it_nothing_until_one_that_ch
     left_alone = [adapter in (0, 103) for adapter in layout]
     assert (agree() == torch.cat([before, before], 1)).all(dim=1).tolist() == left_alone
     (layer,) = wrappers[1].layers.values()
-    assert set(layer._made) == ({(0, 1)} if 101 in layout else set())
+    assert set(layer._made) == ({(0,), (1,)} if 101 in layout else set())
     a[2], b[2] = torch.randn(RANK, WIDE), torch.randn(24, RANK)
     wrappers[1].loaded(2)
     assert (agree() == torch.cat([before, before], 1)).all(dim=1).tolist() == [adapter == 0 for adapter in layout]
 
 
-def test_products_of_adapters_that_met_once_are_not_kept_for_ever() -> None:
+def test_products_of_adapters_that_met_once_are_not_kept_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cpu_layer, "LASTING", 0)
     a, b = weights(RANK, WIDE, dtype=torch.float32, free_last=False), weights(24, RANK, dtype=torch.float32)
     b[-1] = b[0]
     wrapper = both([101])[1]
@@ -343,6 +361,7 @@ def test_products_of_adapters_that_met_once_are_not_kept_for_ever() -> None:
     for met in range(1, 2**SLOTS):  # every set of adapters
         met_ids = [11 + slot for slot in range(SLOTS) if met >> slot & 1]
         remap(wrapper, [*met_ids, 0], ids=[11, 12, 13, 14])
+        wrapper.begin()
         wrapper.add_lora_linear(
             torch.zeros(len(met_ids) + 1, 24), torch.ones(len(met_ids) + 1, WIDE), (a,), (b,), 1, (24,)
         )
