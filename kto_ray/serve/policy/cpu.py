@@ -11,7 +11,9 @@ That is right where the model runs on a GPU; here the spinning takes a core from
 The notification that ends their sleep goes through a ZeroMQ socket that holds one message and drops the next until it
 has noticed that the first is gone; it looks only once in 3 million ticks of the processor's clock, about a millisecond.
 A reader that spins for a second never needs the dropped one; one that sleeps sooner waits out the 5 s after which vLLM
-looks by itself. So here the socket is made to look before it sends.
+looks by itself. So here the socket is made to look before it sends. A wake-up can be lost on the reader's side, too,
+where ZeroMQ keeps the latest message only and the core is taken from it at the wrong moment; so a reader looks by
+itself 20 times a second.
 
 vLLM starts these processes itself, so the changes are installed through the entry point group `vllm.general_plugins`,
 which each of them loads. This module stays free of torch and vllm: nothing is paid where the platform is not a CPU.
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
 
 WRAPPER = "kto_ray.serve.policy.cpu_lora.GroupedPunicaWrapper"
 SPIN_S = 0.0002
+LOOK_MS = 50
 
 
 def register() -> None:
@@ -48,6 +51,7 @@ def register() -> None:
     type(current_platform).get_punica_wrapper = classmethod(_wrapper_path)
     shm_broadcast.SpinCondition.__init__.__defaults__ = (SPIN_S,)  # of its one optional argument, busy_loop_s
     shm_broadcast.SpinCondition.notify = _notify
+    shm_broadcast.SHM_READER_RECHECK_INTERVAL_MS = LOOK_MS
 
 
 def _notify(condition: SpinCondition) -> None:

@@ -12,6 +12,7 @@ import pytest
 import torch
 import vllm.platforms
 import zmq
+from vllm.distributed.device_communicators import shm_broadcast
 from vllm.distributed.device_communicators.shm_broadcast import SpinCondition
 from vllm.lora.layers import LoRAMapping
 from vllm.lora.model_manager import LoRAModelManager
@@ -381,6 +382,7 @@ def test_empty_batch_and_unknown_rows() -> None:
 def test_register_installs_on_a_cpu_and_nowhere_else(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(SpinCondition.__init__, "__defaults__", SpinCondition.__init__.__defaults__)
     monkeypatch.setattr(SpinCondition, "notify", SpinCondition.notify)
+    monkeypatch.setattr(shm_broadcast, "SHM_READER_RECHECK_INTERVAL_MS", 5000)
     monkeypatch.setattr(LoRAModelManager, "activate_adapter", cpu_lora.vllm_activate)
     monkeypatch.setattr(topk_topp_sampler, "apply_top_k_top_p", cpu_sampler.vllm_apply)
     for platform in (CpuPlatform, UnspecifiedPlatform):  # put back what register() sets
@@ -399,6 +401,8 @@ def test_register_installs_on_a_cpu_and_nowhere_else(monkeypatch: pytest.MonkeyP
     waiting = SpinCondition(is_reader=True, context=zmq.Context.instance(), notify_address="inproc://nobody")
     assert waiting.busy_loop_s == cpu.SPIN_S
     assert SpinCondition.notify is cpu._notify
+    slept = shm_broadcast.MessageQueue.ReadTimeoutWithWarnings(timeout=None, should_warn=False)
+    assert slept.timeout_ms() == cpu.LOOK_MS, "a lost wake-up costs no more"
     assert LoRAModelManager.activate_adapter is cpu_lora.activate_adapter
     assert topk_topp_sampler.apply_top_k_top_p is cpu_sampler.apply_top_k_top_p
 
