@@ -72,7 +72,14 @@ BORROWED = (
         "vllm.distributed.device_communicators.shm_broadcast",
         "class SpinCondition",
         "serve/policy/cpu.py",
-        "waits without spinning, and looks again every 2 ms",
+        "waits without spinning",
+    ),
+    Borrowed(
+        *VLLM,
+        "vllm.distributed.device_communicators.shm_broadcast",
+        "wait_ms = SHM_READER_RECHECK_INTERVAL_MS",
+        "serve/policy/cpu.py",
+        "a lost wake-up costs 50 ms, not 5 s",
     ),
     Borrowed(
         *VLLM,
@@ -104,12 +111,19 @@ BORROWED = (
     ),
     Borrowed(
         *VLLM,
+        "vllm.lora.model_manager",
+        "def set_adapter_mapping",
+        "serve/policy/cpu_lora.py",
+        "called once before each forward pass",
+    ),
+    Borrowed(
+        *VLLM,
         "vllm._custom_ops",
         "def create_onednn_mm",
-        "serve/policy/cpu_lora.py",
+        "serve/policy/cpu_layer.py",
         "products whose weights are laid out before, as vLLM's own layers have them",
     ),
-    Borrowed(*VLLM, "vllm._custom_ops", "torch.ops._C.onednn_mm(", "serve/policy/cpu_lora.py", "these products"),
+    Borrowed(*VLLM, "vllm._custom_ops", "torch.ops._C.onednn_mm(", "serve/policy/cpu_layer.py", "these products"),
     Borrowed(
         *VLLM,
         "vllm.lora.layers.base",
