@@ -14,6 +14,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TypeVar
 
 import torch
@@ -26,8 +27,9 @@ LASTING = 50  # forward passes of the same adapters, after which they are laid o
 SHAPES = 32  # numbers of rows for which oneDNN keeps its plans, as vLLM's own layers have it
 
 T = TypeVar("T")
-Product = Callable[[torch.Tensor], torch.Tensor]
+Product = Callable[[torch.Tensor, torch.Tensor], object]  # of x (rows, in), into (rows, out)
 Products = tuple[Product, Product]  # with A, then with B
+Parts = list[tuple[tuple[int, ...], Products]]  # of these slots side by side, one after another
 
 
 @dataclass(frozen=True)
@@ -37,15 +39,30 @@ class RowGroups:
     total: int
     groups: tuple[tuple[int, torch.Tensor | None], ...]
     slots: torch.Tensor | None = field(default=None, compare=False)
-    masks: dict[tuple[tuple[int, ...], int], torch.Tensor] = field(default_factory=dict, compare=False)
+    _masks: dict[tuple[tuple[int, ...], int], torch.Tensor] = field(default_factory=dict, compare=False)
+    _room: dict[tuple[str, int, int], torch.Tensor] = field(default_factory=dict, compare=False)
+
+    @cached_property
+    def few(self) -> tuple[bool, tuple[int, ...]] | None:
+        """Whether they are all of one adapter, and the slots; None where they are many of several."""
+        alone = self.slots is None
+        return (alone, tuple(slot for slot, _ in self.groups)) if alone or self.total <= FEW else None
 
     def foreign(self, slots: tuple[int, ...], ranks: int) -> torch.Tensor:
         """(rows, len(slots) * ranks): which columns are not of a row's own slot."""
         key = slots, ranks
-        if key not in self.masks:
+        if key not in self._masks:
             assert self.slots is not None
-            self.masks[key] = self.slots[:, None] != torch.tensor(slots).repeat_interleave(ranks)
-        return self.masks[key]
+            self._masks[key] = self.slots[:, None] != torch.tensor(slots).repeat_interleave(ranks)
+        return self._masks[key]
+
+    def room(self, what: str, x: torch.Tensor, width: int) -> torch.Tensor:
+        """(rows of x, width) of x's dtype, for what is used up within a layer: the next one has the same."""
+        rows = x.shape[0]
+        found = self._room.get((what, rows, width))
+        if found is None or found.dtype is not x.dtype:
+            found = self._room[what, rows, width] = x.new_empty(rows, width)
+        return found
 
 
 def group_rows(slots: torch.Tensor) -> RowGroups:
@@ -82,21 +99,15 @@ def fused(
 
 
 def product(weights: torch.Tensor) -> Product:
-    """x (rows, in) -> x @ weights.T, with a copy of the weights (out, in) that is laid out for it."""
+    """x -> x @ weights.T, with a copy of the weights (out, in) that is laid out for it."""
     try:
         handler = ops.create_onednn_mm(weights.contiguous().t(), SHAPES)
     except RuntimeError:  # not for this dtype on this processor: vLLM's own layers fall back likewise
         kept = weights.clone().t()
-        return lambda x: x @ kept
+        return lambda x, into: torch.mm(x, kept, out=into)
     call = torch.ops._C.onednn_mm.default
-
-    def times(x: torch.Tensor) -> torch.Tensor:
-        """As `ops.onednn_mm`, whose own lines take as long as a small product does."""
-        y = x.new_empty(len(x), handler.n)
-        call(y, x, None, handler.handler_tensor)
-        return y
-
-    return times
+    # As `ops.onednn_mm`, whose own lines take as long as a small product does. The handler frees what it laid out.
+    return lambda x, into: call(into, x, None, handler.handler_tensor)
 
 
 class Spare:
@@ -107,11 +118,12 @@ class Spare:
         self.lasting = False
         self._met: Counter[tuple[int, ...]] = Counter()
 
-    def begin(self, slots: tuple[int, ...]) -> None:
-        """A forward pass with these adapters."""
+    def begin(self, slots: tuple[int, ...]) -> bool:
+        """A forward pass with these adapters; whether they have now met for long enough to be laid out together."""
         self.left_s = LAY_OUT_S
         self._met[slots] += 1
         self.lasting = self._met[slots] > LASTING
+        return self._met[slots] == LASTING + 1
 
     def loaded(self, slot: int) -> None:
         self._met = Counter({slots: passes for slots, passes in self._met.items() if slot not in slots})
@@ -132,14 +144,20 @@ class Layer:
     def __init__(self, a: torch.Tensor, b: torch.Tensor, dtype: torch.dtype, spare: Spare) -> None:
         self.a, self.b, self.dtype = a, b, dtype
         self.slots, self.ranks, _ = a.shape
+        self.wide = b.shape[1]
         self._spare = spare
         self._made: dict[tuple[int, ...], Products] = {}
+        self._ready: dict[tuple[bool, tuple[int, ...]] | None, Parts] = {}
         self._holds: dict[int, tuple[bool, bool]] = {}
 
     def loaded(self, slot: int) -> None:
         """Other weights were written there."""
         self._made = {slots: products for slots, products in self._made.items() if slot not in slots}
         self._holds.pop(slot, None)
+        self._ready.clear()
+
+    def plan_anew(self) -> None:
+        self._ready.clear()
 
     def holds(self, slot: int) -> tuple[bool, bool]:
         """Whether there are weights in a slot (vLLM leaves zeros for a layer that an adapter does not change), and
@@ -159,49 +177,84 @@ class Layer:
         if wanted and (made := self._spare.spend(lambda: self._lay_out(slots))) is not None:
             if len(self._made) == 2 * self.slots:  # sets of adapters that meet in a batch are few, but for an attacker
                 self._made.clear()
+                self._ready.clear()
             self._made[slots] = made
         return self._made.get(slots)
 
-    def _parts(self, slots: tuple[int, ...]) -> list[tuple[tuple[int, ...], Products]] | None:
-        """All slots side by side, or else each by itself; None until they are laid out."""
-        if products := self.products(slots):
-            return [(slots, products)]
-        parts = [((slot,), self.products((slot,))) for slot in slots]
-        return (
-            [(of, products) for of, products in parts if products] if all(products for _, products in parts) else None
-        )
+    def _parts(self, rows: RowGroups) -> Parts | None:
+        """All slots that hold something side by side, or else each by itself; None where that cannot be, or not yet."""
+        assert rows.few is not None
+        alone, present = rows.few
+        slots = tuple(slot for slot in present if self.holds(slot)[0])
+        if not alone and not self.together(slots):
+            return None
+        if not slots:
+            parts: Parts = []
+        elif products := self.products(slots):
+            parts = [(slots, products)]
+        else:
+            each = [((slot,), self.products((slot,))) for slot in slots]
+            parts = [(of, products) for of, products in each if products]
+            if len(parts) < len(slots):
+                return None
+            if self._spare.lasting:  # they are to be side by side
+                return parts
+        self._ready[rows.few] = parts
+        return parts
 
     def _lay_out(self, slots: tuple[int, ...]) -> Products:
         of = list(slots)
         a, b = self.a[of].flatten(0, 1), self.b[of].transpose(0, 1).flatten(1)
         return product(a.to(self.dtype)), product(b.to(self.dtype))
 
-    def _as_they_lie(self, slot: int) -> Products:
-        a, b = self.a[slot].to(self.dtype), self.b[slot].to(self.dtype)
-        return lambda x: x @ a.t(), lambda x: x @ b.t()
-
     def add(self, y: torch.Tensor, x: torch.Tensor, rows: RowGroups, scale: float) -> None:
         """`y += scale * x @ A.T @ B.T` in place, each row with its own slot's. y is (rows, out), x (rows, in)."""
-        groups = [group for group in rows.groups if self.holds(group[0])[0]]
-        if not groups:
+        parts = self._ready.get(rows.few)
+        if parts is None:
+            parts = self._parts(rows) if rows.few else None
+        if parts is None:
+            self._add_by_adapter(y, x, rows, scale)
             return
+        if not parts:
+            return
+        if x.dtype is not self.dtype:
+            x = x.to(self.dtype)
+        if rows.slots is not None:
+            self._refuse_others(y, x, rows)
+        for slots, (down, up) in parts:
+            shrunk, delta = rows.room("shrunk", x, len(slots) * self.ranks), rows.room("delta", x, self.wide)
+            down(x, shrunk)
+            if rows.slots is not None:
+                shrunk.masked_fill_(rows.foreign(slots, self.ranks), 0)  # what overflowed there, too
+            up(shrunk, delta)
+            self._into(y, delta, scale)
+
+    def _add_by_adapter(self, y: torch.Tensor, x: torch.Tensor, rows: RowGroups, scale: float) -> None:
         x = x.to(self.dtype)
-        if y.shape[1] > self.b.shape[1]:  # model and adapter may pad the vocabulary differently
-            y = y.narrow(1, 0, self.b.shape[1])
-        slots = tuple(slot for slot, _ in groups)
-        alone = groups[0][1] is None
-        assert alone or len(y) == len(x) == rows.total, f"{len(y)} outputs, {len(x)} inputs, {rows.total} rows mapped"
-        if (alone or (rows.total <= FEW and self.together(slots))) and (parts := self._parts(slots)):
-            for of, (down, up) in parts:
-                shrunk = down(x)
-                if not alone:
-                    shrunk.masked_fill_(rows.foreign(of, self.ranks), 0)  # what overflowed there, too
-                delta = up(shrunk)
-                y.add_(delta if delta.shape == y.shape else delta[:, : y.shape[1]], alpha=scale)
-            return
-        for slot, index in groups:
-            down, up = self.products((slot,)) or self._as_they_lie(slot)
-            if index is None:
-                y.add_(up(down(x))[:, : y.shape[1]], alpha=scale)
+        for slot, index in rows.groups:
+            if not self.holds(slot)[0]:
+                continue
+            mine = x if index is None else x.index_select(0, index)
+            if products := self.products((slot,)):
+                shrunk, delta = x.new_empty(len(mine), self.ranks), x.new_empty(len(mine), self.wide)
+                products[0](mine, shrunk)
+                products[1](shrunk, delta)
             else:
-                y.index_add_(0, index, up(down(x.index_select(0, index)))[:, : y.shape[1]], alpha=scale)
+                delta = mine @ self.a[slot].to(self.dtype).t() @ self.b[slot].to(self.dtype).t()
+            if index is None:
+                self._into(y, delta, scale)
+            else:
+                self._refuse_others(y, x, rows)
+                wide = min(y.shape[1], self.wide)
+                y[:, :wide].index_add_(0, index, delta[:, :wide], alpha=scale)
+
+    def _into(self, y: torch.Tensor, delta: torch.Tensor, scale: float) -> None:
+        wide = y.shape[1]
+        if wide == self.wide:
+            y.add_(delta, alpha=scale)
+        else:  # model and adapter may pad the vocabulary differently
+            y[:, : self.wide].add_(delta[:, :wide], alpha=scale)
+
+    def _refuse_others(self, y: torch.Tensor, x: torch.Tensor, rows: RowGroups) -> None:
+        outputs, inputs = y.shape[0], x.shape[0]
+        assert outputs == inputs == rows.total, f"{outputs} outputs, {inputs} inputs, {rows.total} rows mapped"

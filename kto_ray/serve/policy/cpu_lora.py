@@ -38,7 +38,9 @@ class GroupedPunicaWrapper(PunicaWrapperCPU):  # type: ignore[misc]  # vLLM is n
 
     def begin(self) -> None:
         """A forward pass, which lays out what was loaded before anybody asks for it."""
-        self.spare.begin(tuple(slot for slot, _ in self.token_rows.groups))
+        if self.spare.begin(tuple(slot for slot, _ in self.token_rows.groups)):
+            for layer in self.layers.values():
+                layer.plan_anew()
         while self._fresh and self.spare.left_s > 0:
             layer, slot = self._fresh.pop()
             if layer.holds(slot)[0]:
