@@ -45,6 +45,7 @@ PARTS = {
     "gateway": "ServeReplica:kto-ray:Gateway",
     "policy": "ServeReplica:kto-ray:Policy",
     "engine": "VLLM::EngineCore",
+    "worker": "VLLM::Worker",
     "controller": "ServeReplica:kto-ray:Controller",
 }
 SAMPLE_S, SWAP_S = 5.0, 45.0
@@ -175,8 +176,8 @@ def test_nothing_grows_and_nothing_is_left(run: Steered) -> None:
 
 def nothing_is_left(run: Steered, crowd: Crowd) -> None:
     """In the engine, in its slots, or out of the store."""
-    engine = _only(run.processes(PARTS["engine"]))
-    run.wait("an engine that rests", lambda: True if _spent(engine, 3.0) < 0.3 else None, 60)
+    worker = _only(run.processes(PARTS["worker"]))  # where the model runs
+    run.wait("an engine that rests", lambda: True if _spent(worker, 3.0) < 0.3 else None, 60)
     with ThreadPoolExecutor(SEATS) as pool:
         began = time.monotonic()
         together = list(pool.map(lambda _: call(run, "policy", 60, True), range(SEATS)))
