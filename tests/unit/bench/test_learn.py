@@ -121,11 +121,12 @@ def test_serving_is_compared_with_what_vllm_does_by_itself(monkeypatch: pytest.M
     rates = {("base", False): 100, ("base", True): 110, ("one", False): 10, ("one", True): 80, ("mixed", True): 50}
     monkeypatch.setattr(engine, "_in_process", lambda _, work, ours: {n: [rates[work.load, ours] * n] for n in (2, 4)})
     report = engine.bench_engine(Config(), (2, 4), 1, 1, lambda words: None)
-    assert report["one_adapter_vs_vllm_ratio"] == {2: 8, 4: 8}
+    assert report["one_adapter_vs_vllm_ratio"] == {"2": 8, "4": 8}
     console = Console(width=200)
     with console.capture() as shown:
-        console.print(engine.table(report))
+        console.print(engine.table(json.loads(json.dumps(report))))  # as its record is read
     assert "320 (80%)" in shown.get() and "8.0 times" in shown.get()
+    assert "0.73, at least 0.8: MISSED" in shown.get(), "80 of our own 110"
     on_gpus = Config(serve=Config().serve.model_copy(update={"device": "gpu"}))
     with pytest.raises(ValueError, match=r"serve\.device is 'gpu'.*set serve\.device: cpu"):
         engine.bench_engine(on_gpus, (2,), 1, 1, print)
