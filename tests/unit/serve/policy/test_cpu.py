@@ -166,6 +166,17 @@ def test_a_broken_adapter_harms_only_its_own_rows(when: str) -> None:
     assert y.isnan().any(dim=1).tolist() == [adapter == 103 for adapter in layout]
 
 
+def test_a_broken_adapter_that_was_alone_harms_only_its_own_rows_once_others_join() -> None:
+    a, b = weights(RANK, WIDE, dtype=torch.float32), weights(24, RANK, dtype=torch.float32)
+    b[0] = float("inf")
+    wrapper = both([101, 101])[1]
+    wrapper.add_lora_linear(torch.zeros(2, 24), torch.randn(2, WIDE), (a,), (b,), 1.0, (24,))
+    remap(wrapper, [101, 0])
+    y = torch.zeros(2, 24)
+    wrapper.add_lora_linear(y, torch.randn(2, WIDE), (a,), (b,), 1.0, (24,))
+    assert y.isfinite().all(dim=1).tolist() == [False, True]
+
+
 def test_an_adapter_that_overflows_harms_only_its_own_rows() -> None:
     layout = LAYOUTS["mixed"]
     x, y = torch.full((len(layout), WIDE), 9.0), torch.randn(len(layout), 24)
