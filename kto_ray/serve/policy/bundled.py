@@ -21,13 +21,14 @@ async def bundled(events: AsyncGenerator[str, None]) -> AsyncGenerator[str, None
     taking = asyncio.create_task(take())
     taking.add_done_callback(lambda _: told.set())
     try:
-        while not taking.done() or came:
+        while came or not taking.done():
             if came:
                 together = "".join(came)
                 came.clear()
-                yield together
-            await told.wait()
-            told.clear()
+                yield together  # all may come and end meanwhile: whoever waits next must first look again
+            else:
+                await told.wait()
+                told.clear()
         await taking
     finally:
         taking.cancel()

@@ -35,6 +35,17 @@ def test_what_comes_together_is_one_and_what_comes_later_another() -> None:
     asyncio.run(act())
 
 
+def test_an_answer_whose_rest_came_while_its_reader_was_busy_ends() -> None:
+    async def act() -> list[str]:
+        told = []
+        async for one in bundled(said("a", None, "b", None, "c", closed=[])):
+            told.append(one)
+            await asyncio.sleep(0.1)
+        return told
+
+    assert asyncio.run(asyncio.wait_for(act(), 10)) == ["a", "bc"]
+
+
 def test_what_came_before_a_failure_is_told_before_it() -> None:
     async def act() -> None:
         told, closed = list[str](), list[bool]()
