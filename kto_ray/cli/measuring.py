@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import inspect
 import json
+import signal
+import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -51,6 +53,7 @@ def benchmark(name: str, *overrides: str) -> Callable[[Callable[..., Told]], Cal
         ) -> None:
             settings = settings_of(config, [*overrides, *(set_ or [])])
             settings = settings.with_dtype(precision(settings.train.device, settings.model.dtype).dtype)
+            signal.signal(signal.SIGTERM, _leave)
             began = time.time()
             found, table = work(Run(settings, out_dir), **own)
             report = {"measured": record(began), **found}
@@ -70,3 +73,8 @@ def benchmark(name: str, *overrides: str) -> Callable[[Callable[..., Told]], Cal
         return command
 
     return make
+
+
+def _leave(number: int, frame: object) -> None:
+    """As one who is interrupted: what a benchmark started is ended first."""
+    sys.exit(128 + number)
