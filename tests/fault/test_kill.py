@@ -8,10 +8,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from kto_ray.store import leases, rounds, tallies
-from tests.support.service import Service, Traffic, give_labels, kill, service
+from tests.support.service import Service, Traffic, ended, give_labels, kill, service
 
 pytestmark = [pytest.mark.fault, pytest.mark.timeout(1500)]
 
@@ -64,24 +65,26 @@ def test_the_loop_completes_whatever_is_killed(run: Service) -> None:
 
     run.wait_stage("gate", "rollout")
     replica = run.get("/readyz")["replicas"][0]
-    kill(replica["pid"])  # the policy replica: requests wait for the next one
+    engine = psutil.Process(replica["pid"]).children(recursive=True)
+    kill(replica["pid"])  # the policy replica: requests wait for the next one, and its engine ends with it
     began = time.monotonic()
     answer = run.chat(user="patient")
     assert answer.status_code == 200, answer.text
     assert time.monotonic() - began < 240
     fresh = run.wait("a fresh replica", lambda: _fresh(run, replica["replica"]), 120)
     assert fresh["replica"] != replica["replica"]
+    assert len(engine) >= 2 and all(ended(process) for process in engine), engine
 
     with Traffic(run) as traffic:
-        ended = run.wait_stage("done", timeout_s=480)
+        round_ = run.wait_stage("done", timeout_s=480)
     assert traffic.failures == []
-    assert ended["outcome"] == "promoted", ended
-    assert run.get("/v1/adapters")["aliases"]["champion"] == ended["adapter"]
+    assert round_["outcome"] == "promoted", round_
+    assert run.get("/v1/adapters")["aliases"]["champion"] == round_["adapter"]
     with run.store.read() as tx:
         assert tallies.total(tx).stored == given + traffic.thumbs
         assert rounds.count(tx) == 1
-    history = run.get(f"/v1/loop/rounds/{ended['id']}")["history"]
-    assert [entry["step"] for entry in history] == list(range(1, ended["train_metrics"]["steps"] + 1))
+    history = run.get(f"/v1/loop/rounds/{round_['id']}")["history"]
+    assert [entry["step"] for entry in history] == list(range(1, round_["train_metrics"]["steps"] + 1))
     used = [entry["rows"] for entry in history]
     assert used == sorted(set(used)), "every step used rows that no other step used"
 

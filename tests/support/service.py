@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import httpx
+import psutil
 
 from kto_ray.config import Config, load_config
 from kto_ray.store import Store, open_store
@@ -197,3 +198,11 @@ class Traffic:
 
 def kill(pid: int) -> None:
     os.kill(pid, signal.SIGKILL)
+
+
+def ended(process: psutil.Process) -> bool:
+    """Also where nobody has asked how."""
+    try:
+        return bool(process.status() == psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return True

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import psutil
+
+from tests.support.service import ended
 
 PARENT_AND_CHILD = """
 import multiprocessing, os, sys, threading, time
@@ -38,10 +41,9 @@ def test_it_ends_when_its_parent_is_killed_and_nobody_else_does(tmp_path: Path) 
             child = psutil.Process(int(parent.stdout.readline()))
             assert child.is_running()
             parent.kill()
-        try:
-            child.wait(10 if ends else 1)
-            ended = True
-        except psutil.TimeoutExpired:
-            ended = False
+        until = time.monotonic() + (10 if ends else 1)
+        while time.monotonic() < until and not ended(child):
+            time.sleep(0.1)
+        assert ended(child) is ends
+        if not ends:
             child.kill()
-        assert ended is ends
