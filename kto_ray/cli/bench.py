@@ -113,13 +113,18 @@ def engine(
 def serve(
     run: Run,
     at_once: Annotated[list[int] | None, typer.Option(min=1, help="Streams at once; repeat for several.")] = None,
-    seconds: Annotated[float, typer.Option(min=5, help="Of each measurement, after a warm-up.")] = 45,
+    threads: Annotated[
+        list[int] | None, typer.Option(min=1, help="Of the model: serve.threads, and one less; repeat for several.")
+    ] = None,
+    seconds: Annotated[float, typer.Option(min=5, help="Of each measurement, after a warm-up.")] = 30,
     repeats: Annotated[int, typer.Option(min=1, help="Turns of each server; medians of the ratios count.")] = 2,
 ) -> Told:
     """The full path (keys, durable answers, an A/B test) beside bare `vllm serve`: speed and latency of streams."""
     from kto_ray.bench import serve as bench
 
-    return bench.bench_serve(run.settings, at_once or [1, 8, 32], seconds, repeats, run.tell), bench.table
+    most = run.settings.serve.threads
+    of_model = threads or sorted({most, max(1, most - 1)}, reverse=True)
+    return bench.bench_serve(run.settings, at_once or [1, 8, 32], of_model, seconds, repeats, run.tell), bench.table
 
 
 # A thread a replica, and adapters of 10 MB.

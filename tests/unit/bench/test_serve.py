@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import io
 import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 from rich.console import Console
@@ -12,6 +15,7 @@ from rich.console import Console
 from kto_ray.bench import serve
 from kto_ray.bench.adapters import make
 from kto_ray.bench.serve import Rates
+from kto_ray.config import Config
 from kto_ray.config.deciding import RolloutStage
 from kto_ray.records.completions import Arm
 from kto_ray.records.keys import id_of
@@ -54,6 +58,31 @@ def test_ours_is_under_test_and_behind_a_key(tmp_path: Path) -> None:
     assert 16 < challenged < 48 and all(one.rollout == test.id for one in routes)
 
 
+def test_both_are_up_in_turns_with_as_many_threads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config, up, told = tiny_config(tmp_path / "model"), list[tuple[str, int]](), list[str]()
+
+    def server(name: str) -> Any:
+        @contextmanager
+        def started(config: Config, folder: Path, weights: Sequence[str]) -> Iterator[serve.Server]:
+            assert not list(folder.iterdir()) and len(weights) == 2
+            up.append((name, config.serve.threads))
+            yield serve.Server(config.serve.threads, [])
+
+        return started
+
+    def measured(server: serve.Server, at_once: int, seconds: float, name: str) -> Rates:
+        return Rates(100.0 * server.port * (0.5 if name == serve.OURS else 1), 10.0, 5.0)
+
+    monkeypatch.setattr(serve, "SERVERS", {name: server(name) for name in serve.SERVERS})
+    monkeypatch.setattr(serve, "_measured", measured)
+    report = serve.bench_serve(config, [1, 8], [2, 1], 5.0, 2, told.append)
+    ours, bare = serve.OURS, serve.BARE
+    assert up == [(bare, 2), (ours, 2), (bare, 1), (ours, 1), (ours, 2), (bare, 2), (ours, 1), (bare, 1)]
+    rows = [(row["threads"], row["at_once"], row["ours"]["tokens_per_s"]) for row in report["streams"]]
+    assert rows == [(2, 1, 100), (2, 8, 100), (1, 1, 50), (1, 8, 50)] and len(told) == len(up)
+    assert all(row["throughput_ratio"] == 0.5 for row in report["streams"])
+
+
 def rates(per_s: float, first: float, gap: float) -> Rates:
     return Rates(per_s, first, gap)
 
@@ -67,7 +96,8 @@ def test_ratios_are_of_turns_and_medians_of_these() -> None:
     assert found["met"] == {"throughput_ratio": True, "added_first_p50_ms": True, "gap_p99_ratio": True}
     worse = serve.compared(8, ours[:1], bare[:1])
     assert worse["met"] == {"throughput_ratio": False, "added_first_p50_ms": True, "gap_p99_ratio": False}
-    report = json.loads(json.dumps({"repeats": 3, "bars": serve.BARS, "streams": [found, worse]}))
+    rows = [{"threads": 2, **found}, {"threads": 1, **worse}]
+    report = json.loads(json.dumps({"repeats": 3, "bars": serve.BARS, "streams": rows}))
     shown = io.StringIO()
     Console(file=shown, width=220).print(serve.table(report))
     told = shown.getvalue()
