@@ -113,10 +113,10 @@ class Spool:
         if segment.damaged:
             segment.path.rename(segment.path.with_suffix(DAMAGED))
         else:
-            segment.path.unlink()
-        _sync(self.folder)
+            segment.path.unlink(missing_ok=True)
         with self._mutex:
             del self._sizes[segment.path]
+        _sync(self.folder)  # after all else: should it fail, a crash may bring back what the store has, and knows
 
     def refuse(self, entry: Entry, why: str) -> None:
         """Set aside an entry that the store will never take, so that those behind it can go on."""

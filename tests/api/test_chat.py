@@ -207,3 +207,14 @@ def test_a_penalty_that_forces_words_is_served_and_its_thumb_is_no_label(api: Ap
     assert answer.status_code == 200 and logged(api, answer.json()["id"]).forced
     thumb = api.say(answer.json()["id"], user="ann").json()
     assert thumb["label"] is None and "forced" in thumb["why"]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_character_that_no_database_takes_is_replaced_in_what_is_told_and_kept(api: Api, stream: bool) -> None:
+    api.engine.words = ("a\0b", r" \u0000")
+    body = {"messages": HI, "user": "ann", "stream": stream}
+    answer = api.client.post("/v1/chat/completions", json=body)
+    with api.store.read() as tx:
+        [row] = completions.of_user(tx, "ann")
+    assert row.text == "a\ufffdb" + r" \u0000" and row.status == "complete"
+    assert "\\u0000b" not in answer.text and ("a\ufffdb" in answer.text or r"a\ufffdb" in answer.text)

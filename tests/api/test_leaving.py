@@ -131,6 +131,25 @@ def test_in_mid_stream(api: Api, path: str, body: dict[str, Any], cut: bool) -> 
     assert (row.status, row.text, api.engine.stopped) == ("aborted", "The sky", 1)
 
 
+def test_of_a_whole_answer_that_has_come_but_not_ended(api: Api) -> None:
+    """Which is no failure of who answered: a test between versions counts those."""
+    api.engine.ends_s = 5
+
+    async def leave() -> Completion:
+        client = Client(api, "/v1/chat/completions", {"messages": HI, "user": "ann"})
+        request = client.start()
+        await client.until(lambda: bool(api.engine.asked))
+        await asyncio.sleep(0.1)
+        request.cancel()
+        client.left.set()
+        await asyncio.wait([request], timeout=5)
+        assert request.done()
+        return await row_of(api, "ann")
+
+    row = asyncio.run(leave())
+    assert (row.status, row.text, api.engine.stopped) == ("aborted", "The sky is blue.", 1)
+
+
 def test_where_the_server_tells_it_by_an_error(api: Api) -> None:
     """Newer ASGI servers raise when the client is gone, and send no message of it."""
     api.engine.pause_s = 0.02

@@ -22,9 +22,9 @@ class StandIn:
 
     What is to go wrong is set by a test: `dies` counts the replicas that die before their first event, `breaks_after`
     the events of a stream after which one dies, `refusal` is what the engine refuses with (`refuses` times, where that
-    is set), `fault` what it fails with, `silent` says that it ends without an event, `pause_s` passes before each
-    event, and after `stalls_after` events nothing comes any more. `stopped` counts the answers that were given up
-    before their end."""
+    is set), `fault` what it fails with, `silent` says that it ends without an event, `pause_s` passes before each event
+    and `ends_s` before the end, and after `stalls_after` events nothing comes any more. `stopped` counts the answers
+    that were given up before their end."""
 
     def __init__(self, words: tuple[str, ...] = WORDS) -> None:
         self.words = words
@@ -34,7 +34,7 @@ class StandIn:
         self.breaks_after: int | None = None
         self.refusal: dict[str, Any] | None = None
         self.refuses = -1
-        self.pause_s = 0.0
+        self.pause_s = self.ends_s = 0.0
         self.calls: tuple[tuple[str, str], ...] = ()
         self.finish_reason = "stop"
         self.fault: Exception | None = None
@@ -75,6 +75,7 @@ class StandIn:
                 told["prompt_token_ids"] = self.prompt_ids
                 told["choices"][0]["token_ids"] = [token for ids in self.word_ids for token in ids]
             yield json.dumps(told)
+        await asyncio.sleep(self.ends_s)
 
     async def _stream(self, body: Mapping[str, Any], adapter: str) -> AsyncIterator[str]:
         for number, word in enumerate(self.words):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import uuid
 from collections.abc import AsyncGenerator, Awaitable, Mapping
@@ -21,7 +20,7 @@ from kto_ray.rollout.assignment import Route, uncounted
 from kto_ray.rollout.ratings import asks
 from kto_ray.serve.gateway import engine, whose
 from kto_ray.serve.gateway.bodies import ChatAsk
-from kto_ray.serve.gateway.capture import DONE, Capture
+from kto_ray.serve.gateway.capture import DONE, Capture, said
 from kto_ray.serve.gateway.conversations import Untold
 from kto_ray.serve.gateway.door import Door
 from kto_ray.serve.gateway.errors import ApiError
@@ -105,10 +104,13 @@ class Answer:
         await self.open()
         self._status = "failed"  # unless it is stored below
         try:
-            signed = self.capture.add_response(json.loads(self._first))
+            signed = self.capture.add_response(said(self._first))
             with suppress(RayError, RayServeException):
                 await anext(self._events, "")  # it ends by itself: closed before, it would be cut off
             await self._store()
+        except asyncio.CancelledError:
+            self._status = "aborted"
+            raise
         finally:
             await self.close()
         return signed
@@ -144,7 +146,7 @@ class Answer:
         try:
             event = self._first
             while event:
-                chunk = json.loads(event.removeprefix("data:"))
+                chunk = said(event.removeprefix("data:"))
                 if "error" in chunk:
                     raise engine.refusal(chunk["error"])
                 signed = self.capture.add_chunk(chunk)

@@ -145,10 +145,25 @@ class Capture:
         return {**told, **ours, **self.asking}
 
 
+def said(event: str) -> dict[str, Any]:
+    """What the engine tells in one JSON document. A NUL, which no database stores and a model seldom means, becomes the
+    replacement character: for the client, too, who gets what is logged."""
+    told: dict[str, Any] = json.loads(event)
+    return _without_nul(told) if "\\u0000" in event else told
+
+
 def as_event(body: Mapping[str, Any], name: str | None = None) -> str:
     """A server-sent event (WHATWG HTML, section 9.2.6) with one JSON document, of a name where streams have several."""
     head = f"event: {name}\n" if name else ""
     return f"{head}data: {json.dumps(body, ensure_ascii=False)}\n\n"
+
+
+def _without_nul(told: Any) -> Any:
+    if isinstance(told, dict):
+        return {key: _without_nul(value) for key, value in told.items()}
+    if isinstance(told, list):
+        return [_without_nul(value) for value in told]
+    return told.replace("\0", "\N{REPLACEMENT CHARACTER}") if isinstance(told, str) else told
 
 
 def _packed(ids: list[int] | None) -> bytes | None:

@@ -207,6 +207,27 @@ def test_a_disk_that_fails_is_told(spool: Spool, monkeypatch: pytest.MonkeyPatch
     assert [entry.id for path in segments(spool) for entry in read(path).entries] == ["c2"]
 
 
+def test_what_the_store_has_is_not_waited_for_again_whatever_the_disk_does(
+    spool: Spool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: Any) -> Any:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    for ends in ("by a disk that fails", "by hand"):
+        spool.append([completion("c1")])
+        segment = spool.oldest()
+        assert segment is not None
+        with monkeypatch.context() as patch:
+            if ends == "by hand":
+                segment.path.unlink()
+                spool.drop(segment)
+            else:
+                patch.setattr(os, "fsync", broken)
+                with pytest.raises(OSError, match="Input/output"):
+                    spool.drop(segment)
+        assert spool.empty and spool.oldest() is None, ends
+
+
 def refused(spool: Spool) -> list[str]:
     return [json.loads(line)["id"] for line in (spool.folder / REFUSED).read_text().splitlines()]
 
