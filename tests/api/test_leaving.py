@@ -83,6 +83,21 @@ async def row_of(api: Api, user: str) -> Completion:
     raise AssertionError("no row")
 
 
+async def row_of_who_leaves(
+    api: Api, client: Client, when: Callable[[], bool], cut: bool, after_s: float = 0
+) -> Completion:
+    """Ann leaves so long after that holds, or the server cuts her request off, as Serve does."""
+    request = client.start()
+    await client.until(when)
+    await asyncio.sleep(after_s)
+    if cut:
+        request.cancel()
+    client.left.set()
+    await asyncio.wait([request], timeout=5)
+    assert request.done()
+    return await row_of(api, "ann")
+
+
 PATHS: list[tuple[str, dict[str, Any]]] = [
     ("/v1/chat/completions", {"messages": HI}),
     ("/v1/responses", {"input": "Why is the sky blue?"}),
@@ -93,21 +108,9 @@ PATHS: list[tuple[str, dict[str, Any]]] = [
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize("cut", [False, True])
 def test_before_anything_came(api: Api, path: str, body: dict[str, Any], stream: bool, cut: bool) -> None:
-    """The client leaves, or the server cuts the request off, as Serve does."""
     api.engine.stalls_after = 0
-
-    async def leave() -> Completion:
-        client = Client(api, path, {**body, "user": "ann", "stream": stream})
-        request = client.start()
-        await client.until(lambda: bool(api.engine.asked))
-        if cut:
-            request.cancel()
-        client.left.set()
-        await asyncio.wait([request], timeout=5)
-        assert request.done()
-        return await row_of(api, "ann")
-
-    row = asyncio.run(leave())
+    client = Client(api, path, {**body, "user": "ann", "stream": stream})
+    row = asyncio.run(row_of_who_leaves(api, client, lambda: bool(api.engine.asked), cut))
     assert (row.status, row.text, api.engine.stopped) == ("aborted", "", 1)
 
 
@@ -115,38 +118,20 @@ def test_before_anything_came(api: Api, path: str, body: dict[str, Any], stream:
 @pytest.mark.parametrize("cut", [False, True])
 def test_in_mid_stream(api: Api, path: str, body: dict[str, Any], cut: bool) -> None:
     api.engine.stalls_after = 2
+    client = Client(api, path, {**body, "user": "ann", "stream": True})
 
-    async def leave() -> Completion:
-        client = Client(api, path, {**body, "user": "ann", "stream": True})
-        request = client.start()
-        await client.until(lambda: any(b" sky" in message.get("body", b"") for message in client.sent))
-        if cut:
-            request.cancel()
-        client.left.set()
-        await asyncio.wait([request], timeout=5)
-        assert request.done()
-        return await row_of(api, "ann")
+    def spoke() -> bool:
+        return any(b" sky" in message.get("body", b"") for message in client.sent)
 
-    row = asyncio.run(leave())
+    row = asyncio.run(row_of_who_leaves(api, client, spoke, cut))
     assert (row.status, row.text, api.engine.stopped) == ("aborted", "The sky", 1)
 
 
 def test_of_a_whole_answer_that_has_come_but_not_ended(api: Api) -> None:
     """Which is no failure of who answered: a test between versions counts those."""
     api.engine.ends_s = 5
-
-    async def leave() -> Completion:
-        client = Client(api, "/v1/chat/completions", {"messages": HI, "user": "ann"})
-        request = client.start()
-        await client.until(lambda: bool(api.engine.asked))
-        await asyncio.sleep(0.1)
-        request.cancel()
-        client.left.set()
-        await asyncio.wait([request], timeout=5)
-        assert request.done()
-        return await row_of(api, "ann")
-
-    row = asyncio.run(leave())
+    client = Client(api, "/v1/chat/completions", {"messages": HI, "user": "ann"})
+    row = asyncio.run(row_of_who_leaves(api, client, lambda: bool(api.engine.asked), cut=True, after_s=0.1))
     assert (row.status, row.text, api.engine.stopped) == ("aborted", "The sky is blue.", 1)
 
 
