@@ -13,6 +13,7 @@ from kto_ray.adapters.files import read_sound
 from kto_ray.config import Config
 from kto_ray.records.training import TrainResult
 from tests.support.sealed import Sealed, config, seal, train_task
+from tests.support.training import losses
 
 pytestmark = [pytest.mark.gpu, pytest.mark.timeout(900)]
 
@@ -41,6 +42,20 @@ def run(home: Path, rows: Sealed, **train: object) -> tuple[Config, TrainResult]
     settings["train"] |= {"device": "gpu", **train}
     validated = Config.model_validate(settings)
     return validated, ray.get(train_task.remote(validated, "run", rows.manifest, rows.uri))
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-3), ("bfloat16", 2e-2)])
+def test_our_step_takes_those_of_trl(sealed: Sealed, tmp_path: Path, dtype: str, tolerance: float) -> None:
+    found = [run(tmp_path / step, sealed, dtype=dtype, step=step)[1] for step in ("exact", "trl")]
+    ours, trl = (losses(result) for result in found)
+    assert ours[0] == pytest.approx((1.25 + 1.0) / 4, abs=1e-6) and ours[-1] < ours[0] / 2
+    assert ours == pytest.approx(trl, abs=tolerance)
+
+
+def test_a_gpu_of_today_trains_in_bf16_by_itself(sealed: Sealed, tmp_path: Path) -> None:
+    if not torch.cuda.is_bf16_supported(including_emulation=False):
+        pytest.skip("the CUDA device has no bf16")
+    assert run(tmp_path, sealed)[1].dtype == "bfloat16"
 
 
 @pytest.mark.parametrize("step", ["exact", "trl"])

@@ -24,12 +24,20 @@ from kto_ray.bench.sealed_rows import (
 from kto_ray.bench.train import Measured, Work
 from kto_ray.config import Config
 from kto_ray.model import resolve_model
+from kto_ray.processor import precision
 from kto_ray.train.batches import RowBatches
 from kto_ray.train.kto import kto_arguments, lora_config
 from kto_ray.train.reference import Scores
 from kto_ray.train.trainer import RowTrainer
 
 PRODUCT = 2048  # rows and columns
+
+
+def now() -> float:
+    """Seconds, once the device has done all that it was given."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter()
 
 
 class Clock(TrainerCallback):  # type: ignore[misc]
@@ -40,10 +48,10 @@ class Clock(TrainerCallback):  # type: ignore[misc]
         self.began = 0.0
 
     def on_step_begin(self, *unused: object, **more: object) -> None:
-        self.began = time.perf_counter()
+        self.began = now()
 
     def on_step_end(self, *unused: object, **more: object) -> None:
-        self.seconds.append(time.perf_counter() - self.began)
+        self.seconds.append(now() - self.began)
 
 
 class Ours(RowTrainer):
@@ -52,9 +60,9 @@ class Ours(RowTrainer):
     reference_s: list[float]
 
     def _reference(self, model: torch.nn.Module, inputs: Row) -> Scores:
-        began = time.perf_counter()
+        began = now()
         scores = super()._reference(model, inputs)
-        self.reference_s.append(time.perf_counter() - began)
+        self.reference_s.append(now() - began)
         return scores
 
 
@@ -64,20 +72,20 @@ class Trls(KTOTrainer):  # type: ignore[misc]
     reference_s = 0.0
 
     def _precompute_ref_logps(self, *arguments: Any) -> Dataset:
-        began = time.perf_counter()
+        began = now()
         dataset = super()._precompute_ref_logps(*arguments)
-        self.reference_s = time.perf_counter() - began
+        self.reference_s = now() - began
         return dataset
 
 
-def matmul_flops(dtype: torch.dtype) -> float:
-    """What large products of two matrices reach on these threads, in FLOP a second: the best of a few."""
-    a, b = (torch.randn(PRODUCT, PRODUCT, dtype=dtype) for _ in range(2))
+def matmul_flops(dtype: torch.dtype, device: str) -> float:
+    """What large products of two matrices reach on these threads or this GPU, in FLOP a second: the best of a few."""
+    a, b = (torch.randn(PRODUCT, PRODUCT, dtype=dtype, device=device) for _ in range(2))
     seconds = []
     for _ in range(8):
-        began = time.perf_counter()
+        began = now()
         a @ b
-        seconds.append(time.perf_counter() - began)
+        seconds.append(now() - began)
     return 2 * PRODUCT**3 / min(seconds)
 
 
@@ -89,7 +97,8 @@ def measure(config: Config, work: Work) -> Measured:
     texts, rows = _longest_first(*sealed(config, work.rows, tokenizer), kto.micro_batch)
     tokens = _tokens(rows.slice(kto.micro_batch))  # of the measured steps
     torch.set_num_threads(config.train.threads)
-    flops = matmul_flops(getattr(torch, config.train.dtype))
+    dtype = precision(config.train.device, config.train.dtype).dtype
+    flops = matmul_flops(getattr(torch, dtype), "cpu" if config.train.device == "cpu" else "cuda")
     with tempfile.TemporaryDirectory() as folder:
         job = job_of(config, len(rows), (1.0, 1.0), folder)
         steps = len(rows) // kto.micro_batch

@@ -61,7 +61,7 @@ def test_a_timed_stream_keeps_what_its_reader_waited(config: Config, monkeypatch
 
 
 def test_matmul_flops_are_those_of_a_machine() -> None:
-    assert 1e8 < train.matmul_flops(torch.float32) < 1e15
+    assert 1e8 < train.matmul_flops(torch.float32, "cpu") < 1e15
 
 
 def test_a_process_of_its_own_gives_what_it_found_and_tells_why_it_failed() -> None:
