@@ -89,7 +89,8 @@ class Cluster:
 
         def settled() -> bool | None:
             state = self.state()
-            assert state.get("status") != "DEPLOY_FAILED", state.get("message")
+            said = {name: one["message"] for name, one in state.get("deployments", {}).items()}
+            assert state.get("status") != "DEPLOY_FAILED", (state.get("message"), said)
             if state.get("status") != "RUNNING":
                 return None
             found = state["deployments"].values()

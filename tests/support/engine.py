@@ -190,6 +190,7 @@ def speaking_engine() -> Any:
 
             await asyncio.sleep(LOAD_S)
             self.held: dict[str, str] = {}
+            self._engine_client = SimpleNamespace(errored=False)
             self.tokenizer = AutoTokenizer.from_pretrained(self.llm_config.get_engine_config().actual_hf_model_id)
 
         async def check_health(self) -> None:

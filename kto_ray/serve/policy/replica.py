@@ -162,8 +162,9 @@ class Policy(LLMServer):
 
     async def check_health(self) -> None:
         await super().check_health()
-        if any(task.done() for task in self._tasks):
-            raise RuntimeError(f"the reconcile loop of replica {self._replica} ended")
+        for task in self._tasks:
+            if task.done():
+                raise RuntimeError(f"a loop of replica {self._replica} has ended: {task.exception()!r}")
 
     async def _load_on_demand(self, name: str) -> None:
         """Raises:
