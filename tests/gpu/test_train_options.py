@@ -44,7 +44,7 @@ def run(home: Path, rows: Sealed, **train: object) -> tuple[Config, TrainResult]
     return validated, ray.get(train_task.remote(validated, "run", rows.manifest, rows.uri))
 
 
-@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-3), ("bfloat16", 2e-2)])
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-3), ("bfloat16", 5e-2)])
 def test_our_step_takes_those_of_trl(sealed: Sealed, tmp_path: Path, dtype: str, tolerance: float) -> None:
     found = [run(tmp_path / step, sealed, dtype=dtype, step=step)[1] for step in ("exact", "trl")]
     ours, trl = (losses(result) for result in found)
