@@ -83,7 +83,7 @@ def alarms_of(
         stakes, sums = _day(random, stakes, sums, grown, per_day, rate, fall(day))
         evidence = detector.log_evidence_many(stakes)
         alarm = np.where(np.isinf(alarm) & (evidence >= math.log(detector.ALARM)), day, alarm)
-        warned, week_ends = evidence >= math.log(detector.WARN), day - drawn >= WEEK
+        warned, week_ends = evidence >= detector.warn_at(day), day - drawn >= WEEK
         grown, before = np.where(week_ends, warned, grown | warned), grown
         drawn = np.where(week_ends | (grown & ~before), day, drawn)
         sums = np.where(grown != before, 0.0, sums)  # another assignment: `detector.fold` begins its sums anew too

@@ -38,7 +38,7 @@ class JudgeSection(Section):
     rows: int = Field(100, ge=0)  # held-out answers that it rates, to be held to the users' thumbs; 0: it sees none
     # The win rate against the champion, a tie one half, that must surely be reached. None: it is shown, and decides
     # nothing
-    min_win_rate: Share | None = None
+    min_win_rate: Share | None = Field(None, gt=0)
     at_once: int = Field(4, ge=1, le=64)  # requests to it
     timeout_s: float = Field(30.0, gt=0)  # until its answer is there; then it is asked once more
 

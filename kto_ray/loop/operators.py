@@ -96,7 +96,9 @@ def _answer(config: Config, seen: Seen, act: Act, target: str | None) -> tuple[M
             return Change(stale, (Point(CHALLENGER, None),), stale.in_words), Refused(stale.in_words)
         if not seen.all_hold(adapter):
             return None, Refused(f"not every live replica holds {adapter} yet")
-        return candidates.begin_test(config, seen, current, adapter), Done(f"the A/B test of {adapter} begins")
+        begun = candidates.begin_test(config, seen, current, adapter)
+        [test] = (effect for effect in begun.effects if isinstance(effect, RolloutState))
+        return begun, Done(f"the A/B test of {adapter} {test.reason or 'begins'}")
     ended = current.ended(Outcome.REJECTED, f"{adapter} was rejected by an operator", seen.now)
     return Change(ended, (Point(CHALLENGER, None),), ended.in_words), Done(
         f"round {ended.id} ends: {adapter} is rejected"
@@ -128,10 +130,15 @@ def _rollback(config: Config, seen: Seen, champion: str | None) -> tuple[Move, A
     target = seen.aliases.get(PREVIOUS)
     if target is None:
         return None, Refused("there is no previous champion")
+    told = f"champion is {target} again"
+    if seen.was_left:  # what was left for being worse does not come back so
+        if champion == config.base_name:
+            return None, Refused(f"the champion is the base model, for which {target} was left; nothing came before it")
+        target, told = config.base_name, f"champion is the base model, for the previous one, {target}, was itself left"
     if target != config.base_name and not seen.all_hold(target):
         return None, Refused(f"not every live replica holds {target} yet")
     swap = (Point(PREVIOUS, seen.aliases[CHAMPION]), Point(CHAMPION, target))
-    return Change(None, swap), Done(f"champion is {target} again")
+    return Change(None, swap), Done(told)
 
 
 def _reset_budget(seen: Seen, request: Request) -> tuple[Move, Answer]:
@@ -181,7 +188,8 @@ def _retired(config: Config, seen: Seen) -> list[Effect]:
         effects.append(holdback.ended(held, ERASED, seen.now))
     previous = seen.aliases.get(PREVIOUS)
     if seen.aliases[CHAMPION] in seen.tainted:
-        sound = previous is not None and previous not in seen.tainted and seen.all_hold(previous)
+        known = previous is not None and previous not in seen.tainted and not seen.was_left
+        sound = known and previous is not None and seen.all_hold(previous)
         effects += [Point(CHAMPION, previous if sound else config.base_name), Point(PREVIOUS, None)]
     elif previous in seen.tainted:
         effects.append(Point(PREVIOUS, None))

@@ -62,6 +62,7 @@ class Seen:
     labels: int
     aliases: Mapping[str, str]  # the champion is always among them
     live: tuple[ReplicaReport, ...]
+    was_left: bool = False  # the previous champion, by a rollback or an alarm, for the present one
     trial: Trial | None = None  # running or paused, or that of the round in progress
     holdback: Trial | None = None  # of the last promotion, while it goes on
     base: Trial | None = None  # the holdback on the base model, while there is one

@@ -30,7 +30,7 @@ from kto_ray.loop.moves import Begin, Change, Move, Start, goes_on, overtaken, p
 from kto_ray.loop.operators import obey
 from kto_ray.loop.seen import Failed, Job, Running, Seen
 from kto_ray.provenance.taint import tainted
-from kto_ray.records.adapters import CHAMPION
+from kto_ray.records.adapters import CHAMPION, PREVIOUS
 from kto_ray.records.evaluation import GateReport
 from kto_ray.records.requests import Act, Request
 from kto_ray.records.rollouts import RolloutKind
@@ -106,9 +106,12 @@ class Loop:
         for kind in testing:
             with self._act() as tx:
                 trial.count(tx, self._config.rollout, kind, now)
+        held = self._job
         seen = self._observe(with_job=True)
         move = decide(self._config, seen)
         self._do(seen, move)
+        if isinstance(move, Change) and move.round is None:
+            self._job = held  # what it came to was not of this move, and is for the next
         return goes_on(seen.round, move)
 
     # ---- observe
@@ -119,13 +122,16 @@ class Loop:
             newest = rounds.newest(tx)
             current = newest if newest is not None and newest.in_progress else None
             before = current is not None and current.stage in BEFORE_A_TEST
+            aliases = adapters.aliases(tx, config.base_name)
+            previous = aliases.get(PREVIOUS)
             seen = Seen(
                 now=now,
                 round=current,
                 ended=newest if current is None else None,
                 new_labels=rounds.new_labels(tx),
                 labels=tallies.total(tx).labels,
-                aliases=adapters.aliases(tx, config.base_name),
+                aliases=aliases,
+                was_left=previous is not None and adapters.was_left(tx, previous, aliases[CHAMPION]),
                 live=tuple(replicas.live(tx, config.serve.heartbeat_timeout_s)),
                 trial=self._watch.trial(tx, current),
                 holdback=self._watch.holdback(tx),

@@ -67,6 +67,8 @@ def _look(config: Config, seen: Seen, trial: Trial) -> tuple[RolloutState, tuple
     """What a live test comes to by its last look, and a new look where enough has happened since."""
     state, rules = trial.state, rules_of(config.rollout, trial.state)
     now, looks = trial.last, NO_LOOKS
+    if refused := _refused(seen, state):
+        return machine.step(rules, state, machine.Decision(machine.Action.ABORT, refused), seen.now), looks
     if state.weight == 0:  # nobody is on its challenger: there is nothing to see
         nothing = Look(state.id, seen.now, state.stage, 0, 0.0, 0, 0.0, -1.0, 1.0)
         return machine.step(rules, state, machine.decide(rules, state, nothing, seen.now), seen.now), looks
@@ -74,11 +76,20 @@ def _look(config: Config, seen: Seen, trial: Trial) -> tuple[RolloutState, tuple
         now = evidence.look(rules, state, trial.standing, seen.now)
         looks = (now,)
     decision = machine.decide(rules, state, now, seen.now)
-    if decision.action is machine.Action.PROMOTE and not seen.all_hold(state.challenger):
+    lacking = None if seen.all_hold(state.challenger) else seen.lacking(state.challenger)
+    if decision.action is machine.Action.PROMOTE and lacking:
         return _wait(config, seen, state, decision), looks
+    if lacking:  # and no arm counts
+        decision = replace(decision, reason=f"{decision.reason}; {lacking}")
     if state.status is RolloutStatus.RUNNING:
-        state = replace(state, reason=None)  # it waits for no replica
+        state = replace(state, reason=f"counts nobody meanwhile: {lacking}" if lacking else None)
     return machine.step(rules, state, decision, seen.now), looks
+
+
+def _refused(seen: Seen, state: RolloutState) -> str | None:
+    """What a replica says of a challenger that it will not load for what it is: no user would be split any more."""
+    faults = [r.errors[state.challenger] for r in seen.live if state.challenger in r.errors]
+    return next((f"a replica refused the challenger: {fault.reason}" for fault in faults if fault.refused), None)
 
 
 def _wait(config: Config, seen: Seen, state: RolloutState, decision: machine.Decision) -> RolloutState:
@@ -108,6 +119,9 @@ def watch_over(config: Config, seen: Seen) -> Move:
     state, champion = seen.holdback.state, seen.aliases[CHAMPION]
     if state.champion != champion:
         return Change(None, (holdback.ended(state, f"the champion is {champion}", seen.now),))
+    if config.rollout.holdback == 0:
+        why = "rollout.holdback is 0: nobody is held on the previous champion"
+        return Change(None, (holdback.ended(state, why, seen.now),), f"holdback {state.id} ends: {why}")
     test = seen.trial.state if seen.trial is not None and seen.trial.state.live else None
     after = holdback.step(state, seen.holdback.standing, _elsewhere(seen, test), seen.salt, seen.now)
     if after == state:
@@ -118,10 +132,20 @@ def watch_over(config: Config, seen: Seen) -> Move:
         words = f"holdback {after.id}: {after.reason}" if after.weight != state.weight else None
         return Change(None, (*looks, after), words)
     if not seen.all_hold(after.challenger) and not after.challenger.endswith(f"@{BASE}"):
-        return None  # a replica is just starting; the alias moves when it holds the adapter
+        return _awaits_rollback(seen, state, after)
     swap = (Point(PREVIOUS, champion), Point(CHAMPION, after.challenger))
     stale = (replace(machine.apply(test, Act.ABORT, seen.now), reason=after.reason),) if test is not None else ()
     return Change(None, (*looks, after, *swap, *stale), f"rollback: {after.reason}", failed=True)
+
+
+def _awaits_rollback(seen: Seen, state: RolloutState, after: RolloutState) -> Move:
+    """A replica that is just starting will hold the previous champion soon; of one that cannot load it the words say
+    so. The alarm stays."""
+    waits = f"{after.reason}; the rollback waits: {seen.lacking(after.challenger)}"
+    if waits == state.reason:
+        return None
+    told = replace(state, reason=waits, watch={**(after.watch or {}), "at": (state.watch or {})["at"]})
+    return Change(None, (told,), f"holdback {state.id}: {waits}", failed=True)
 
 
 def _elsewhere(seen: Seen, test: RolloutState | None) -> float:

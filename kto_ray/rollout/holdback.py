@@ -60,12 +60,14 @@ def step(state: RolloutState, standing: Standing, tested: float, salt: str, now:
     assert state.watch is not None
     if 0 <= now - state.watch["at"] < DAY_S:
         return state
+    watch, folded = watch_of(state), state.watch["folded"]
     share = state.weight / (state.weight + (1 - state.weight) * (1 - tested))
-    new = standing.trials[state.watch["folded"] :]
+    new = standing.trials[folded:]
     arm = np.array([trial.challenger for trial in new], dtype=np.bool_)
     outcome = np.array([trial.outcome for trial in new], dtype=np.float64)
-    watch = detector.fold(watch_of(state), arm, outcome, share)
-    changed = replace(state, watch=_kept(watch, len(standing.trials), now))
+    if detector.said(watch) is not Said.ALARM:  # one that waits for its rollback stays, whatever settles meanwhile
+        watch, folded = detector.fold(watch, arm, outcome, share), len(standing.trials)
+    changed = replace(state, watch=_kept(watch, folded, now))
     said = detector.said(watch)
     if said is Said.ALARM:
         words = (
@@ -92,7 +94,7 @@ def ended(state: RolloutState, why: str, now: float) -> RolloutState:
 
 def watch_of(state: RolloutState) -> Watch:
     assert state.watch is not None
-    kept = {name: state.watch[name] for name in Watch.__slots__}
+    kept = {name: state.watch[name] for name in Watch.__slots__ if name in state.watch}
     return Watch(**{**kept, "log_stakes": tuple(kept["log_stakes"])})
 
 

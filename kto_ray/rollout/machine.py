@@ -2,13 +2,13 @@
 
     canary (watches for harm) -> ... -> ab (decides) -> promoted | aborted
 
-A watching stage ends in `abort` when the challenger is worse or what `guards` names is more frequent with it, and in
-`advance` once enough of its users got an answer, or after its hours. The deciding stage ends in `promote` when there is
-evidence of gain, at the level that the loop's budget gave this test, and of more ups among all who got an answer, no
-guard has become more frequent by its margin, and its least users and hours are over; in `abort` when there is evidence
-of harm, a gain above min_effect is ruled out (futility), or users or hours run out. Where the split is not as drawn,
-nothing is promoted. A person may be asked instead: who resumes has answered for the stage. No pause lasts beyond
-max_paused_hours.
+A watching stage ends in `abort` when the challenger is worse or what `guards` names is more frequent with it, or it
+answered nobody for max_hours, and in `advance` once enough of its users got an answer, or some after its hours. The
+deciding stage ends in `promote` when there is evidence of gain, at the level that the loop's budget gave this test, and
+of more ups among all who got an answer, no guard has become more frequent by its margin, and its least users and hours
+are over; in `abort` when there is evidence of harm, a gain above min_effect is ruled out (futility), or users or hours
+run out. Where the split is not as drawn, nothing is promoted. A person may be asked instead: who resumes has answered
+for the stage. No pause lasts beyond max_paused_hours.
 
 Each stage uses its own data only. Weights differ between stages and tastes drift with time: pooling a canary of 10%
 with an A/B of 50% puts more of the champion's users into the early days than of the challenger's, so a drift in time
@@ -91,7 +91,7 @@ def decide(rules: RolloutSection, state: RolloutState, look: Look, now: float) -
         return Decision(Action.HOLD, f"the rollout is {state.status}")
     hours = (now - state.stage_started_at) / 3600
     action, reason, criterion = _harm(rules, state, look) or (
-        _decide(rules, state, stage, look, hours) if stage.decides else _watch(stage, look, hours)
+        _decide(rules, state, stage, look, hours) if stage.decides else _watch(rules, stage, look, hours)
     )
     if action is Action.ABORT and criterion is not None and asks(rules, criterion) and not answered(state, criterion):
         action = Action.ASK
@@ -138,10 +138,15 @@ def _harm(rules: RolloutSection, state: RolloutState, look: Look) -> Verdict | N
     return None
 
 
-def _watch(stage: RolloutStage, look: Look, hours: float) -> Verdict:
+def _watch(rules: RolloutSection, stage: RolloutStage, look: Look, hours: float) -> Verdict:
     if stage.exposed is not None and look.exposed_challenger >= stage.exposed:
         seen = f"{look.exposed_challenger} users whom the challenger answered"
         return Action.ADVANCE, f"stage {stage.name!r} saw no harm among {seen}", None
+    if hours >= stage.hours and look.exposed_challenger == 0:
+        nobody = f"stage {stage.name!r}: the challenger answered nobody in {hours:.1f} hours"
+        if hours >= rules.max_hours:
+            return Action.ABORT, f"{nobody} (max_hours)", "hours"
+        return Action.HOLD, f"{nobody}, and waits for somebody", None
     if hours >= stage.hours:
         return Action.ADVANCE, f"stage {stage.name!r} saw no harm in {stage.hours:g} hours", None
     enough = f"{stage.exposed} users whom the challenger answered, or " if stage.exposed is not None else ""

@@ -30,13 +30,16 @@ class Replayed:
     look: Look | None
 
 
-def replay(rules: RolloutSection, state: RolloutState, stage: int, began_at: float, parts: Sequence[Part]) -> Replayed:
+def replay(
+    rules: RolloutSection, state: RolloutState, stage: int, began_at: float, until: float, parts: Sequence[Part]
+) -> Replayed:
     """One stage of a test under other rules, looked at as the loop looks, and when hours run out.
 
     Args:
         rules: of which the stages must be as many as the test's.
         state: the test, at any time, with the level that the rules' budget gives it.
         began_at: of the stage, in seconds since the epoch.
+        until: when it ended, or what is known of it ends, likewise.
         parts: of all its users.
     """
     now = replace(
@@ -51,7 +54,7 @@ def replay(rules: RolloutSection, state: RolloutState, stage: int, began_at: flo
     decides, name = rules.stages[stage].decides, rules.stages[stage].name
     hours = machine.hours_of(rules, now) if decides else rules.stages[stage].hours
     standing, last, decision = Standing(state.id, stage), None, None
-    for at, what, part in _events(parts, began_at + 3600 * hours):
+    for at, what, part in _events(parts, began_at + 3600 * hours, until):
         standing = standing if part is None else _with(standing, part, what)
         if evidence.is_due(last, standing):
             last = evidence.look(rules, now, standing, at)
@@ -75,8 +78,8 @@ class What(enum.IntEnum):
 Event = tuple[float, What, Part | None]  # when, what, whose; nobody's where hours run out
 
 
-def _events(parts: Sequence[Part], end: float) -> list[Event]:
-    """What happens to those who count, in order of time; the end where traffic reached it."""
+def _events(parts: Sequence[Part], end: float, until: float) -> list[Event]:
+    """What happens to those who count, in order of time; the end of its hours where what is known reaches it."""
     known = [part for part in parts if part.known]
     events: list[Event] = [(part.first_at, What.ANSWERED, part) for part in known]
     events += [(part.settled_at, What.SETTLED, part) for part in known if part.settled_at is not None]
@@ -84,7 +87,8 @@ def _events(parts: Sequence[Part], end: float) -> list[Event]:
     events += [(part.react_by, What.READ, part) for part in read if part.react_by is not None]
     events.sort(key=lambda event: event[:2])
     in_time = [event for event in events if event[0] <= end]
-    return [*in_time, (end, What.ANSWERED, None)] if len(in_time) < len(events) else in_time
+    reached = end <= until or len(in_time) < len(events)
+    return [*in_time, (end, What.ANSWERED, None)] if reached else in_time
 
 
 def _with(standing: Standing, part: Part, what: What) -> Standing:

@@ -8,12 +8,13 @@ at the end of each day,
     M <- (M + 1) prod over the day's trials of (1 + min(d, c_t) x_t),   M = 0 at the promotion.
 
 The 1 is a new e-process that begins that morning; M is the sum of those of all days so far, each with one unit, for
-nobody knows the day on which a champion goes bad. M - (days) is a martingale while the champion is no worse, so by
-optional stopping the mean time to a false alarm at M >= ALARM is at least ALARM days: ten years of daily looks. The
-mean over bets keeps that. As in `score`, the bound is exact where the share of each arm among those who come is known,
-and `kto-ray bench decisions` measures what its estimate costs.
+nobody knows the day on which a champion goes bad. A day on which no trial settled is none. M - (days) is a martingale
+while the champion is no worse, so by optional stopping the mean time to a false alarm at M >= ALARM is at least ALARM
+days: ten years of daily looks. The mean over bets keeps that. As in `score`, the bound is exact where the share of each
+arm among those who come is known, and `kto-ray bench decisions` measures what its estimate costs.
 
-At WARN the holdback should grow to a half: the alarm then comes sooner, or the warning passes.
+At WARN the holdback should grow to a half: the alarm then comes sooner, or the warning passes. M alone grows by one a
+day, whoever is better; so from half a year on a warning must also be twice what the days alone make of it.
 
 Source: J. Shin, A. Ramdas, A. Rinaldo, "E-detectors: a nonparametric framework for sequential change detection", New
 England Journal of Statistics in Data Science 2 (2024), the SR e-detector and its average run length.
@@ -32,6 +33,7 @@ from kto_ray.stats.score import Arms, Floats, Past, log_factors, log_mean, score
 BETS = (0.03, 0.06, 0.12, 0.24)
 ALARM = 3650.0  # days: the least mean time to a false alarm
 WARN = 365.0
+ABOVE = 2.0  # times the days, at a warning
 _KEPT = 0.9  # of the sums that rate and share are estimated from, a day: ten days' memory follows a drift
 
 
@@ -48,6 +50,7 @@ class Watch:
     trials: float = 0.0
     holdback: float = 0.0
     outcomes: float = 0.0
+    days: int = 0  # on which trials settled
 
 
 class Said(enum.StrEnum):
@@ -68,11 +71,13 @@ def fold(watch: Watch, holdback: Arms, outcome: Floats, weight: float) -> Watch:
     Raises:
         ValueError: as of `score.log_evidence`.
     """
+    if not len(outcome):
+        return watch
     same = weight == watch.weight
     past = Past(watch.trials, watch.holdback, watch.outcomes) if same else Past()
     stakes, after = fold_many(np.asarray(watch.log_stakes), past, holdback, outcome, weight)
     sums = (float(after.trials), float(after.challengers), float(after.outcomes))
-    return Watch(tuple(stakes.tolist()), weight, *sums)
+    return Watch(tuple(stakes.tolist()), weight, *sums, watch.days + 1)
 
 
 def fold_many(log_stakes: Floats, past: Past, holdback: Arms, outcome: Floats, weight: float) -> tuple[Floats, Past]:
@@ -106,4 +111,9 @@ def said(watch: Watch) -> Said:
     evidence = log_evidence(watch)
     if evidence >= math.log(ALARM):
         return Said.ALARM
-    return Said.WARN if evidence >= math.log(WARN) else Said.QUIET
+    return Said.WARN if evidence >= warn_at(watch.days) else Said.QUIET
+
+
+def warn_at(days: int) -> float:
+    """The evidence, as log M, of a warning after so many days."""
+    return math.log(max(WARN, ABOVE * days))

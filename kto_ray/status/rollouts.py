@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from kto_ray.config import Config
 from kto_ray.config.deciding import RolloutSection
 from kto_ray.records.rollouts import ArmCount, Look, RolloutKind, RolloutState, RolloutStatus
-from kto_ray.records.trials import Exposed
+from kto_ray.records.trials import Exposed, Part
 from kto_ray.rollout import base
 from kto_ray.rollout.begun import rules_of
 from kto_ray.rollout.burn_in import with_stage
@@ -26,6 +26,7 @@ from kto_ray.stats.budget import Spent
 from kto_ray.store import exposed, rollouts, trials
 
 SHOWN = 100  # of the newest tests
+LATE_S = 60.0  # at most, from the end of a stage's hours to the look that ends it
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,13 +207,18 @@ def replayed(tx: sa.Connection, config: Config, rollout: str | None) -> Replay:
         test for test in rollouts.finished(tx, state.id) if (test.started_at, test.id) < (state.started_at, state.id)
     ]
     state = replace(state, level=budget.level(budget.spent(earlier), rules.alpha, rules.omega))
-    found = []
-    for stage in range(state.stage + 1):
-        parts = trials.history(tx, state.id, stage)
-        first = min((part.first_at for part in parts), default=state.started_at)  # about when the stage began
-        began = state.stage_started_at if stage == state.stage else first
-        found.append(replay(rules, state, stage, began, parts))
+    parts = [trials.history(tx, state.id, stage) for stage in range(state.stage + 1)]
+    began, until = _began(tx, state, parts), state.ended_at or time.time()
+    ends = [*(next_ + LATE_S for next_ in began[1:]), until]
+    found = [replay(rules, state, stage, began[stage], ends[stage], parts[stage]) for stage in range(state.stage + 1)]
     return Replay(tuple(found), _without_effect(config.rollout, then), _notes(state))
+
+
+def _began(tx: sa.Connection, state: RolloutState, parts: Sequence[Sequence[Part]]) -> list[float]:
+    """When each stage began; of those that are over, as the first look or answer has it, which come at once."""
+    came = {look.stage: look.at for look in reversed(rollouts.looks(tx, state.id))}
+    over = [min([part.first_at for part in parts[i]] + [came.get(i, state.started_at)]) for i in range(state.stage)]
+    return [*over, state.stage_started_at]
 
 
 def _tried(given: RolloutSection, then: RolloutSection) -> RolloutSection:

@@ -55,9 +55,11 @@ def desired(tx: sa.Connection) -> list[AdapterVersion]:
 
 def was_left(tx: sa.Connection, previous: str, champion: str) -> bool:
     """Whether the previous champion is one that a rollback or an alarm left, and not the one before a promotion, which
-    is always of a newer version than what it replaces."""
+    is always of a newer version than what it replaces, and any of a newer one than the base model."""
     number = sa.select(adapters.c.number).where(adapters.c.name == champion).scalar_subquery()
-    newer = sa.select(adapters.c.name).where(adapters.c.name == previous, adapters.c.number > number)
+    newer = sa.select(adapters.c.name).where(
+        adapters.c.name == previous, adapters.c.number > sa.func.coalesce(number, 0)
+    )
     return tx.execute(newer).first() is not None
 
 

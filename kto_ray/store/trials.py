@@ -1,10 +1,11 @@
 """Who got an answer in a stage of an A/B test, or a week of a holdback, and each user's one trial: settled a fixed time
-after the first answer, with the mean of what then stands of the user's own judgements (at the first of them, where that
-comes later), for good.
+after the first answer, with the mean of what then stands of the user's own judgements, for good.
 
-What is said later, turned or withdrawn, changes nothing any more: counts that could fall would be no test. Whoever
-writes an answer or a label of a test leaves a mark in the same transaction; what has been counted is taken away by what
-was read, so that nothing is overlooked which was committed meanwhile, in whatever order.
+What is said later, turned or withdrawn, changes nothing any more: counts that could fall would be no test. Who has
+judged nothing by then has no trial: late first judgements would bring the trials of the arm that is slower to judge
+from later days, and a mood that falls in both arms would be read as a gain of the other. Whoever writes an answer or a
+label of a test leaves a mark in the same transaction; what has been counted is taken away by what was read, so that
+nothing is overlooked which was committed meanwhile, in whatever order.
 """
 
 from __future__ import annotations
@@ -223,21 +224,28 @@ def _marked(tx: sa.Connection, state: RolloutState, which: sa.ColumnElement[bool
 
 def _date(tx: sa.Connection, state: RolloutState, rules: Rules, marks: Marks, all_seen: bool) -> None:
     """When the trials of those who have judged are due. Who cannot have one is not looked at again until they say
-    more: whose trial is settled, who does not count, who was not in this stage."""
+    more: whose trial is settled, who does not count, who was not in this stage, who judged too late."""
     if not marks:
         return
     open_ = of_stage(trials, state) & trials.c.known & trials.c.place.is_(None)
     query = sa.select(trials.c.user, trials.c.first_at).where(open_, among(tx, trials.c.user, {u for u, _ in marks}))
     first = {row.user: row.first_at for row in tx.execute(query)}
+    late = _late(tx, state, {user: at + rules.settle_s for user, at in first.items()}) if rules.settle_s else set()
     dated = [
         {"of": state.id, "name": user, "said": seq, "due": first[user] + rules.settle_s}
         for user, seq in marks
-        if user in first
+        if user in first and (user, seq) not in late
     ]
     if dated:
         tx.execute(voters.update().where(_MARK).values(due_at=sa.bindparam("due")), dated)
-    if all_seen:
-        _drop(tx, state, [mark for mark in marks if mark[0] not in first])
+    _drop(tx, state, [mark for mark in marks if mark in late or (all_seen and mark[0] not in first)])
+
+
+def _late(tx: sa.Connection, state: RolloutState, due: Mapping[str, float]) -> set[tuple[str, int]]:
+    """What users have said since their trials were due."""
+    query = sa.select(labels.c.asker, labels.c.seq, labels.c.at)
+    said = tx.execute(query.where(_named(labels, state), among(tx, labels.c.asker, due)))
+    return {(row.asker, row.seq) for row in said if row.at > due[row.asker]}
 
 
 def _settle(tx: sa.Connection, state: RolloutState, now: float) -> None:

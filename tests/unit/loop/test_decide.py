@@ -296,8 +296,44 @@ def test_its_alarm_brings_the_previous_champion_back_and_ends_the_test_against_t
     assert points == [Point("previous", V1), Point("champion", "policy@base")]
     _, effects = changed(in_test(aliases=now, holdback=alarmed))
     assert isinstance(effects[-1], RolloutState) and effects[-1].status is RolloutStatus.ABORTED
-    elsewhere = watched(held="policy@v0", watch=ALARM)
-    assert decide(CONFIG, seen(aliases=now, holdback=elsewhere)) is None, "not every replica holds it"
+
+
+def test_an_alarm_waits_in_words_until_every_replica_holds_the_previous_champion() -> None:
+    now, fault = {"champion": V1, "previous": "policy@v0"}, LoadFault("its hash is another", refused=True)
+    broken = replace(HOLDS, replica="broken", errors={"policy@v0": fault})
+    found = seen(aliases=now, holdback=watched(held="policy@v0", watch=ALARM), live=(broken,))
+    move = decide(CONFIG, found)
+    assert isinstance(move, Change) and move.failed and found.holdback is not None
+    [told] = move.effects
+    assert isinstance(told, RolloutState) and told.live and told.reason is not None
+    assert "is better after all" in told.reason and "broken, at each try: its hash is another" in told.reason
+    waiting = replace(found.holdback, state=told)
+    assert decide(CONFIG, replace(found, holdback=waiting)) is None, "told once"
+    liked = tuple(Settled(False, 1.0) for _ in range(500)) + tuple(Settled(True, 0.0) for _ in range(50))
+    doubted = replace(waiting, standing=Standing("holdback-1", 0, trials=liked))
+    assert decide(CONFIG, replace(found, holdback=doubted)) is None, "what settles meanwhile does not take it back"
+    _, (_, state, *points) = changed(replace(found, holdback=doubted, live=(replace(HOLDS, held=("policy@v0", V1)),)))
+    assert state.status is RolloutStatus.PROMOTED and points[-1] == Point("champion", "policy@v0")
+
+
+def test_a_holdback_ends_where_the_config_has_come_to_want_none() -> None:
+    off = CONFIG.model_copy(update={"rollout": CONFIG.rollout.model_copy(update={"holdback": 0.0})})
+    after, (ended,) = changed(seen(aliases={"champion": V1}, holdback=watched(days=0.1)), off)
+    assert after is None and ended.status is RolloutStatus.ABORTED and "rollout.holdback is 0" in ended.reason
+
+
+def test_a_challenger_that_a_replica_refuses_ends_its_test_and_one_that_it_lacks_is_told() -> None:
+    fault = LoadFault("its signature is of another key", refused=True)
+    refusing = replace(EMPTY, errors={V1: fault})
+    after, (ended, *_) = changed(in_test(live=(HOLDS, refusing)))
+    assert after is not None and ended.reason == f"a replica refused the challenger: {fault.reason}"
+    late = replace(EMPTY, replica="late", errors={V1: replace(fault, refused=False)})
+    _, effects = changed(in_test(live=(HOLDS, late)))
+    assert "counts nobody meanwhile: 1 of 2 live replicas" in str(effects[-1].reason)
+    over = replace(TEST, started_at=-2e6, stage_started_at=-2e6)
+    _, effects = changed(in_test(state=over, live=(HOLDS, late)))
+    [test] = [effect for effect in effects if isinstance(effect, RolloutState)]
+    assert not test.live and str(test.reason).endswith(f"late, at each try: {fault.reason}")
 
 
 def test_a_holdback_ends_with_its_champion() -> None:
@@ -352,8 +388,9 @@ def test_a_week_on_the_base_is_taken_in_whoever_was_champion_and_decides_nothing
 
 def test_a_holdback_knows_that_some_of_the_champions_users_count_for_the_base() -> None:
     now = {"champion": V1, "previous": "policy@base"}
+    one = replace(watched(), standing=Standing("holdback-1", 0, trials=(Settled(True, 1.0),)))
     for measured, others in ((None, 0.9), (on_base(1.0, weight=0.01), 0.9 * (1 - 0.09 / 0.99))):
-        _, (_, state) = changed(seen(aliases=now, holdback=watched(), base=measured), MEASURED if measured else CONFIG)
+        _, (_, state) = changed(seen(aliases=now, holdback=one, base=measured), MEASURED if measured else CONFIG)
         assert state.watch["weight"] == pytest.approx(0.1 / (0.1 + others))
 
 
@@ -511,6 +548,18 @@ def test_the_previous_champion_comes_back_once_however_often_it_is_asked() -> No
     lacking = refused(seen(aliases=held, live=(EMPTY,)), Act.ROLLBACK, target="policy@v2")
     assert lacking == f"not every live replica holds {V1} yet"
     assert "abort it first" in refused(in_test(), Act.ROLLBACK, target="policy@base")
+
+
+def test_a_rollback_does_not_bring_back_who_was_left() -> None:
+    left = seen(aliases={"champion": V1, "previous": "policy@v2"}, was_left=True)
+    move, answer = obey(CONFIG, left, asks(Act.ROLLBACK, V1))
+    assert move == Change(None, (Point("previous", V1), Point("champion", "policy@base")))
+    assert answer == Done("champion is the base model, for the previous one, policy@v2, was itself left")
+    base_model = seen(aliases={"champion": "policy@base", "previous": V1}, was_left=True)
+    assert "nothing came before it" in refused(base_model, Act.ROLLBACK, target="policy@base")
+    holds_both = replace(HOLDS, held=("policy@v2", V1))
+    _, effects, _ = forgotten(replace(left, live=(holds_both,), tainted=frozenset({V1})), "retire")
+    assert effects == (Point("champion", "policy@base"), Point("previous", None))
 
 
 @pytest.mark.parametrize("act", [Act.PROMOTE, Act.ABORT, Act.PAUSE])

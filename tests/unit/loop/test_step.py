@@ -22,6 +22,7 @@ from kto_ray.records.erasure import AffectedRound, Subject
 from kto_ray.records.requests import Act, Done, Refused
 from kto_ray.records.rounds import Ended, Outcome, Stage
 from kto_ray.records.training import TrainProgress
+from kto_ray.rollout import holdback
 from kto_ray.store import (
     Store,
     adapters,
@@ -38,6 +39,27 @@ from kto_ray.store import (
 )
 from tests.support.loop import V1, Jobs, cleared, hold, labels, until
 from tests.support.provenance import completion, thumb
+
+
+def test_a_job_is_done_once_also_where_another_move_comes_first(loop: Loop, sqlite_store: Store, jobs: Jobs) -> None:
+    """The gate has its report in the tick in which a holdback's day is over."""
+    labels(sqlite_store)
+    hold(sqlite_store, V1)
+    until(loop, sqlite_store, Stage.GATE)
+    while "examine" not in jobs.started:
+        loop.step()
+    watched = holdback.start(
+        loop._config.rollout, "policy@base", "policy@v0-000000", "holdback-1", "salt", time.time() - DAY_S - 1
+    )
+    assert watched is not None
+    with sqlite_store.write() as tx:
+        rollouts.put(tx, watched)
+    loop.step()
+    with sqlite_store.read() as tx:
+        current = rounds.current(tx)
+        assert current is not None and current.stage is Stage.GATE, "the holdback's day came first"
+    until(loop, sqlite_store, Stage.ROLLOUT)
+    assert jobs.started.count("examine") == 1
 
 
 def test_a_round_walks_to_its_test(loop: Loop, sqlite_store: Store, jobs: Jobs) -> None:

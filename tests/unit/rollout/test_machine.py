@@ -82,7 +82,11 @@ def test_a_canary_waits_advances_or_aborts_but_never_promotes() -> None:
     now = CANARY.stage_started_at + 1
     assert decide(RULES, CANARY, look((0, 0), (0, 0), exposed=49), now).action is Action.HOLD
     assert decide(RULES, CANARY, look((0, 0), (0, 0), exposed=50), now).action is Action.ADVANCE
-    assert decide(RULES, CANARY, look((0, 0), (0, 0), exposed=0), now + 2 * HOUR).action is Action.ADVANCE
+    assert decide(RULES, CANARY, look((0, 0), (0, 0), exposed=1), now + 2 * HOUR).action is Action.ADVANCE
+    unseen = decide(RULES, CANARY, look((0, 0), (0, 0), exposed=0), now + 2 * HOUR)
+    assert unseen.action is Action.HOLD and "answered nobody in 2.0 hours, and waits for somebody" in unseen.reason
+    never = decide(RULES, CANARY, look((0, 0), (0, 0), exposed=0), now + 3600 * RULES.max_hours)
+    assert (never.action, never.criterion) == (Action.ABORT, "hours") and "answered nobody in" in never.reason
     assert decide(RULES, CANARY, look((200, 0), (200, 200), exposed=500), now).action is Action.ADVANCE
     harm = decide(RULES, CANARY, look((60, 58), (20, 0), exposed=500, harm=3.1), now)
     assert harm.action is Action.ABORT and "worse" in harm.reason

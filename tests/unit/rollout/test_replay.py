@@ -78,31 +78,41 @@ def live(parts: list[Part]) -> tuple[Action, float | None]:
 @pytest.mark.parametrize("seed", range(4))
 def test_the_same_rules_decide_the_same_at_the_same_moment(seed: int) -> None:
     parts = traffic(seed, gain=(0.3, -0.4, 0.0, 0.35)[seed], known=0.9)
-    found = replay(RULES, AB, 1, 0.0, parts)
+    found = replay(RULES, AB, 1, 0.0, 0.0, parts)
     assert (found.stage, found.action, found.at) == ("ab", *live(parts))
 
 
 def test_other_rules_decide_at_another_time() -> None:
     parts = traffic(0, users=800)
-    usual = replay(RULES, AB, 1, 0.0, parts)
+    usual = replay(RULES, AB, 1, 0.0, 0.0, parts)
     assert usual.action is Action.PROMOTE and usual.at is not None
-    strict = replay(RULES, replace(AB, level=1e-6), 1, 0.0, parts)
+    strict = replay(RULES, replace(AB, level=1e-6), 1, 0.0, 0.0, parts)
     assert strict.at is None or strict.at > usual.at
-    more = replay(RULES.model_copy(update={"min_users": 178}), AB, 1, 0.0, parts)
+    more = replay(RULES.model_copy(update={"min_users": 178}), AB, 1, 0.0, 0.0, parts)
     assert more.action is Action.PROMOTE and more.at is not None and more.at > usual.at
-    slow = replay(RULES.model_copy(update={"min_users": 10_000}), AB, 1, 0.0, parts)
+    slow = replay(RULES.model_copy(update={"min_users": 10_000}), AB, 1, 0.0, 0.0, parts)
     assert (slow.action, slow.at) == (Action.HOLD, None) and "min_users" in slow.reason
-    short = replay(RULES.model_copy(update={"max_hours": 5.0}), AB, 1, 0.0, parts)
+    short = replay(RULES.model_copy(update={"max_hours": 5.0}), AB, 1, 0.0, 0.0, parts)
     assert (short.action, short.at) == (Action.ABORT, 5 * HOUR) and "max_hours" in short.reason
 
 
 def test_a_watching_stage_ends_by_users_or_by_its_hours() -> None:
     parts = traffic(0, gain=0.0)
     of_the_challenger = [part.first_at for part in parts if part.challenger]
-    assert replay(RULES, AB, 0, 0.0, parts).at == of_the_challenger[14]
+    assert replay(RULES, AB, 0, 0.0, 0.0, parts).at == of_the_challenger[14]
     later = [replace(part, first_at=part.first_at * 10, settled_at=None) for part in parts]
-    assert replay(RULES, AB, 0, 0.0, later).at == 4 * HOUR
-    assert replay(RULES, AB, 0, 0.0, []).reason == "nobody got an answer"
+    assert replay(RULES, AB, 0, 0.0, 0.0, later).at == 4 * HOUR
+    assert replay(RULES, AB, 0, 0.0, 0.0, []).reason == "nobody got an answer"
+
+
+def test_a_stage_that_ended_by_its_hours_does_so_again() -> None:
+    """Whose end no answer follows, for it was the end."""
+    parts = [part for part in traffic(0, gain=0.0) if part.first_at < 2 * HOUR][:10]
+    known = replay(RULES, AB, 0, 0.0, 4 * HOUR, parts)
+    assert (known.action, known.at) == (Action.ADVANCE, 4 * HOUR) and "no harm in 4 hours" in known.reason
+    assert replay(RULES, AB, 0, 0.0, 4 * HOUR - 1, parts).at is None, "nobody knows what would have come"
+    over = replay(RULES, AB, 1, 0.0, 3600 * RULES.max_hours, parts)
+    assert (over.action, over.at) == (Action.ABORT, 3600 * RULES.max_hours) and "max_hours" in over.reason
 
 
 def test_a_stage_is_looked_at_with_its_own_weight() -> None:
@@ -110,5 +120,5 @@ def test_a_stage_is_looked_at_with_its_own_weight() -> None:
     rules = RULES.model_copy(update={"stages": (canary.model_copy(update={"weight": 0.1, "exposed": 25}), ab)})
     random = np.random.default_rng(0)
     parts = [Part(bool(random.random() < 0.1), True, i * 10.0, (), None, None) for i in range(400)]
-    found = replay(rules, AB, 0, 0.0, parts)
+    found = replay(rules, AB, 0, 0.0, 0.0, parts)
     assert found.look is not None and found.look.evidence["unequal"] < 1, "a tenth, as was drawn"

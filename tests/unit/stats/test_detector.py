@@ -22,9 +22,10 @@ def test_a_day_is_folded_as_the_formula_says() -> None:
     growth = [math.exp(log_factors(score, cap, bet).sum()) for bet in BETS]
     one = fold(Watch(), held, outcome, 0.1)
     assert math.exp(log_evidence(one)) == pytest.approx(np.mean(growth))
-    nothing = fold(one, held[:0], outcome[:0], 0.1)
-    assert math.exp(log_evidence(nothing)) == pytest.approx(np.mean(growth) + 1), "a day without trials adds its unit"
-    assert [one.trials, nothing.trials] == pytest.approx([36, 32.4])
+    assert one.trials == pytest.approx(36) and one.days == 1
+    half = fold(one, held[:1], np.array([0.5]), 0.9)
+    assert half.days == 2 and math.exp(log_evidence(half)) > np.mean(growth), "the next day adds its unit"
+    assert fold(one, held[:0], outcome[:0], 0.1) == one, "a day without trials is none"
 
 
 def test_its_state_is_plain_and_begins_without_evidence() -> None:
@@ -47,6 +48,16 @@ def test_what_it_says() -> None:
         return said(Watch((math.log(evidence + 1),) * len(BETS)))
 
     assert [at(e) for e in (WARN - 1, WARN + 1, ALARM - 1, ALARM + 1)] == ["quiet", "warn", "warn", "alarm"]
+
+
+def test_days_alone_are_no_warning() -> None:
+    """M is the number of days where nobody is better."""
+
+    def after(days: int, times: float) -> Said:
+        return said(Watch((math.log(times * days + 1),) * len(BETS), days=days))
+
+    assert [after(days, 1.9) for days in (150, 400, 1000)] == ["quiet"] * 3
+    assert [after(days, 2.5) for days in (150, 400, 1000)] == ["warn"] * 3
 
 
 def test_the_mean_of_the_evidence_is_the_number_of_days() -> None:

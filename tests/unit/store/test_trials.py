@@ -78,11 +78,29 @@ def test_a_trial_is_settled_a_day_after_the_first_answer_with_what_stands_then_a
     with store.write() as tx:
         for name in ("f-againa1", "f-a2", "f-b2"):
             feedback.withdraw(tx, name, 400.0)
-        judged(tx, "c1", ART, False)
     after = told(store, 100.0 + 3 * DAY)
-    assert after.trials == (*then.trials, Settled(True, 0.0)), (
-        "what is settled stays; who judges late counts once they do"
-    )
+    assert after.trials == then.trials, "what is settled stays"
+
+
+def test_who_judges_after_their_time_has_no_trial(store: Store) -> None:
+    """Or the arm that is slower to judge would have trials of later days."""
+    with store.write() as tx:
+        rollouts.put(tx, STAGE)
+        for name, user in (("a1", ANN), ("b1", ART), ("c1", BOB)):
+            asked(tx, name, user)
+        judged(tx, "a1", ANN, True)
+    assert told(store, 100.0 + DAY - 1).waiting == 1
+    with store.write() as tx:
+        feedback.record(tx, thumb("late", "b1", user=ART, created_at=101.0 + DAY))
+        feedback.record(tx, thumb("in-time", "c1", user=BOB, created_at=100.0 + DAY))
+    found = told(store, 102.0 + DAY)
+    assert sorted(found.trials, key=repr) == [Settled(False, 1.0), Settled(True, 1.0)] and found.waiting == 0
+    at_once = replace(STAGE, id="r", stage=1)
+    with store.write() as tx:
+        rollouts.put(tx, at_once)
+        asked(tx, "d1", AMY)
+        feedback.record(tx, thumb("later", "d1", user=AMY, created_at=5 * DAY))
+    assert told(store, 6 * DAY, replace(RULES, settle_s=0.0), at_once).trials == (Settled(True, 1.0),), "at once"
 
 
 def test_who_withdraws_all_before_has_no_trial_and_may_have_one_later(store: Store) -> None:
