@@ -79,7 +79,7 @@ def _look(config: Config, seen: Seen, trial: Trial) -> tuple[RolloutState, tuple
     lacking = None if seen.all_hold(state.challenger) else seen.lacking(state.challenger)
     if decision.action is machine.Action.PROMOTE and lacking:
         return _wait(config, seen, state, decision), looks
-    if lacking:  # and no arm counts
+    if lacking and decision.criterion == "hours":  # for no arm counts meanwhile
         decision = replace(decision, reason=f"{decision.reason}; {lacking}")
     if state.status is RolloutStatus.RUNNING:
         state = replace(state, reason=f"counts nobody meanwhile: {lacking}" if lacking else None)
