@@ -108,6 +108,11 @@ class Callers:
         for thread in self._threads:
             thread.join()
 
+    def enough(self) -> bool | None:
+        """Some streams and a whole answer, or None."""
+        streams = sum(one.streamed for one in self.calls)
+        return True if 5 < streams < len(self.calls) else None
+
     @property
     def faults(self) -> list[Call]:
         """Those that failed, or were cut by nothing that explains it."""
@@ -138,13 +143,13 @@ def callers(run: Service, lanes: int = 4) -> Iterator[Callers]:
     asking.start()
     try:
         yield asking
+        run.wait("enough of them", asking.enough)  # on a slow machine, too
     finally:
         asking.stop()
     streams = sum(one.streamed for one in asking.calls)
     cut = sum(one.fault is not None for one in asking.calls) - len(asking.faults)
     print(f"{streams} streams, {len(asking.calls) - streams} whole answers, {cut} cut by {len(asking.kills)} kills")
     assert asking.faults == []
-    assert streams > 5 and streams < len(asking.calls)
     for one in asking.calls:
         stored = run.wait(f"the row of {one.id}", lambda one=one: row(run, one.id), 60)  # type: ignore[misc]
         assert stored.status == ("failed" if one.fault else "complete"), (one, stored.status)
