@@ -12,6 +12,7 @@ import ray
 
 from kto_ray.config import Config
 from kto_ray.loop import work
+from kto_ray.records.rounds import Ended, Round
 
 log = logging.getLogger(__name__)
 
@@ -72,3 +73,11 @@ class Clearing:
                 LIMIT_S / 3600,
                 self._told or "nothing, it still waits for the storage",
             )
+
+
+def cut_short(current: Round) -> set[str]:
+    """Training runs that came to no adapter, whose workers may still hold what they were given."""
+    tried = {current.run_of(one) for one in current.candidates if one.tried is not None and one.tried.adapter is None}
+    state = current.state
+    training = isinstance(state, Ended) and state.snapshot is not None and state.adapter is None
+    return tried | {current.run} if training else tried

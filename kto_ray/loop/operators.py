@@ -188,8 +188,8 @@ def _retired(config: Config, seen: Seen) -> list[Effect]:
         effects.append(holdback.ended(held, ERASED, seen.now))
     previous = seen.aliases.get(PREVIOUS)
     if seen.aliases[CHAMPION] in seen.tainted:
-        known = previous is not None and previous not in seen.tainted and not seen.was_left
-        sound = known and previous is not None and seen.all_hold(previous)
+        left = seen.was_left or previous in seen.tainted
+        sound = previous is not None and not left and seen.all_hold(previous)
         effects += [Point(CHAMPION, previous if sound else config.base_name), Point(PREVIOUS, None)]
     elif previous in seen.tainted:
         effects.append(Point(PREVIOUS, None))

@@ -23,7 +23,7 @@ from ray.serve.handle import DeploymentHandle
 from kto_ray.config import Config
 from kto_ray.feedback.quarantine import Why
 from kto_ray.loop import trial, work
-from kto_ray.loop.clearing import Clearing
+from kto_ray.loop.clearing import Clearing, cut_short
 from kto_ray.loop.decide import decide
 from kto_ray.loop.lease import Lease, LostLease
 from kto_ray.loop.moves import Begin, Change, Move, Start, goes_on, overtaken, perform
@@ -34,7 +34,7 @@ from kto_ray.records.adapters import CHAMPION, PREVIOUS
 from kto_ray.records.evaluation import GateReport
 from kto_ray.records.requests import Act, Request
 from kto_ray.records.rollouts import RolloutKind
-from kto_ray.records.rounds import Awaiting, Ended, Judging, Reloading, Round, Sealing, Stage, Training
+from kto_ray.records.rounds import Awaiting, Judging, Reloading, Round, Sealing, Stage, Training
 from kto_ray.records.training import TrainProgress
 from kto_ray.store import adapters, joining, quarantine, replicas, requests, rounds, snapshots, store_of, tallies
 from kto_ray.store.database import STARTED_S
@@ -235,7 +235,7 @@ class Loop:
         if seen.round is None or after is None or _key(seen, after) == _key(seen, seen.round):
             return
         self._let_go()
-        self._clearing.add(sorted(_cut_short(after) - _cut_short(seen.round)))
+        self._clearing.add(sorted(cut_short(after) - cut_short(seen.round)))
 
     def _let_go(self) -> None:
         if self._job is not None:
@@ -247,7 +247,7 @@ class Loop:
         cleared: in the round before, where the storage was away, without which the next seals nothing."""
         self._let_go()
         with self._store.read() as tx:
-            self._clearing.add(run for known in rounds.latest(tx, 2) for run in sorted(_cut_short(known)))
+            self._clearing.add(run for known in rounds.latest(tx, 2) for run in sorted(cut_short(known)))
 
     def _tainted(self, seen: Seen) -> frozenset[str]:
         state = seen.round.state if seen.round is not None else None
@@ -294,11 +294,3 @@ def _key(seen: Seen, current: Round) -> _Key:
     with, for once there is another, what it finds would be said of the wrong one."""
     against = seen.aliases[CHAMPION] if current.stage is Stage.GATE else None
     return current.run, current.stage, current.attempts, against
-
-
-def _cut_short(current: Round) -> set[str]:
-    """Training runs that came to no adapter, whose workers may still hold what they were given."""
-    tried = {current.run_of(one) for one in current.candidates if one.tried is not None and one.tried.adapter is None}
-    state = current.state
-    training = isinstance(state, Ended) and state.snapshot is not None and state.adapter is None
-    return tried | {current.run} if training else tried
