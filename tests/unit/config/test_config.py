@@ -288,3 +288,8 @@ def test_what_is_no_yaml_is_told_with_its_name(tmp_path: Path) -> None:
             load_config(path)
     with pytest.raises(ConfigError, match=r"--set model.id has the value '\['"):
         load_config(None, ("model.id=[",))
+
+
+def test_a_win_rate_that_every_candidate_has_is_no_bar() -> None:
+    with pytest.raises(ConfigError, match="min_win_rate"):
+        load_config(None, ("gate.judge.min_win_rate=0",))

@@ -84,6 +84,8 @@ def test_a_promotion_may_be_rolled_back_in_the_tick_that_made_it(loop: Loop, sql
     assert all(isinstance(answer, Done) for answer in answers)
     with sqlite_store.read() as tx:
         assert adapters.aliases(tx, "policy@base") == {"champion": "policy@base", "previous": V1}
+    [again] = asked_in_one_tick(loop, sqlite_store, (Act.ROLLBACK, "policy@base"))
+    assert isinstance(again, Refused) and "nothing came before it" in again.words, "who was left does not come back"
 
 
 def test_who_passed_against_the_champion_that_was_just_left_is_not_approved(
