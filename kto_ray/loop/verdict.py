@@ -123,7 +123,7 @@ def watch_over(config: Config, seen: Seen) -> Move:
         why = "rollout.holdback is 0: nobody is held on the previous champion"
         return Change(None, (holdback.ended(state, why, seen.now),), f"holdback {state.id} ends: {why}")
     test = seen.trial.state if seen.trial is not None and seen.trial.state.live else None
-    after = holdback.step(state, seen.holdback.standing, _elsewhere(seen, test), seen.salt, seen.now)
+    after = holdback.step(state, seen.holdback.standing, _elsewhere(seen, test), seen.salt, seen.now, _splits(test))
     if after == state:
         return None
     rules = rules_of(config.rollout, state)
@@ -148,6 +148,11 @@ def _awaits_rollback(seen: Seen, state: RolloutState, after: RolloutState) -> Mo
     return Change(None, (told,), f"holdback {state.id}: {waits}", failed=True)
 
 
+def _splits(test: RolloutState | None) -> bool:
+    """Whether users have arms in it: one that waits for a person has none yet."""
+    return test is not None and test.live and test.weight > 0
+
+
 def _elsewhere(seen: Seen, test: RolloutState | None) -> float:
     """Of the users who are neither on the base model nor held back, the share that is not the holdback's other arm."""
     on_base = seen.base.state.weight if seen.base is not None else 0.0
@@ -156,11 +161,12 @@ def _elsewhere(seen: Seen, test: RolloutState | None) -> float:
 
 def measure(config: Config, seen: Seen) -> Move:
     """The holdback on the base model, which decides nothing: it takes in a week when that is over, and begins where
-    there is a champion and the rules have come to want it."""
+    there is a champion and the rules have come to want it; neither within a test."""
+    in_test = _splits(seen.trial.state if seen.trial is not None else None)
     if seen.base is None:
-        begun = _on_base(config, seen) if seen.aliases[CHAMPION] != config.base_name else None
+        begun = _on_base(config, seen) if seen.aliases[CHAMPION] != config.base_name and not in_test else None
         return None if begun is None else Change(None, (begun,))
-    after = base.step(config.rollout, seen.base.state, seen.base.standing, seen.salt, seen.now)
+    after = base.step(config.rollout, seen.base.state, seen.base.standing, seen.salt, seen.now, in_test)
     return None if after == seen.base.state else Change(None, (after,), after.reason)
 
 

@@ -7,8 +7,9 @@ the base model with whatever is champion, over all promotions and rollbacks. It 
 Its users are drawn anew each week, by a salt of its own: the holdback is for ever, nobody's answers from the base model
 are. That also makes a week's users fresh trials: the same people in the same arms, counted week by week, would be one
 chance counted often. A week is a stratum of `kto_ray.stats.strata`; it enters when it is over, and none is thrown away.
-In a week of a promotion the champion's arm is of both champions. A week with base as champion has no arms, and tells
-nothing: the gain is of the time in which another answered.
+A week that ends within a test goes on until the test has ended, so that nobody there changes versions for it. In a week
+of a promotion the champion's arm is of both champions. A week with base as champion has no arms, and tells nothing: the
+gain is of the time in which another answered.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from kto_ray.config.deciding import RolloutSection
 from kto_ray.records.adapters import CHAMPION
 from kto_ray.records.rollouts import ArmCount, RolloutKind, RolloutState, RolloutStatus
 from kto_ray.records.trials import Standing
-from kto_ray.rollout.holdback import WEEK_S
+from kto_ray.rollout.holdback import is_over
 from kto_ray.stats import strata
 from kto_ray.stats.strata import Strata
 
@@ -45,18 +46,21 @@ def start(rules: RolloutSection, base: str, name: str, salt: str, now: float) ->
     )
 
 
-def step(rules: RolloutSection, state: RolloutState, standing: Standing, salt: str, now: float) -> RolloutState:
+def step(
+    rules: RolloutSection, state: RolloutState, standing: Standing, salt: str, now: float, in_test: bool = False
+) -> RolloutState:
     """The state after another look: unchanged until a week is over, and then with that week in its sums and its users
     drawn anew. A week that began after `now` was dated by a clock that was wrong, and is over.
 
     Args:
         standing: of the present week.
         salt: fresh and random, for the next draw.
+        in_test: whether a test splits users at present.
     """
     if rules.base_holdback == 0:
         words = "rollout.base_holdback is 0: nobody is held on the base model"
         return replace(state, status=RolloutStatus.ABORTED, reason=words, ended_at=now)
-    if 0 <= now - state.stage_started_at < WEEK_S:
+    if not is_over(state, now, in_test):
         return state
     said = [[t.outcome for t in standing.trials if t.challenger is base] for base in (False, True)]
     champion, base = (ArmCount(len(outcomes), sum(outcomes)) for outcomes in said)

@@ -8,6 +8,10 @@ ten years) is a rollback.
 
 A draw takes its unsettled trials with it: whoever first comes less than `rollout.settle_hours` before a week ends, or
 before the holdback grows, is not counted. At the default of a day, that is who first comes on a week's last day.
+
+Within a test users change versions once at most, for the test: a week that is over then goes on until the test has
+ended, and each user counts once in all that time. Only where a warning is out are they drawn anew within it: users may
+be getting what is worse.
 """
 
 from __future__ import annotations
@@ -47,18 +51,22 @@ def start(rules: RolloutSection, champion: str, previous: str, name: str, salt: 
     )
 
 
-def step(state: RolloutState, standing: Standing, tested: float, salt: str, now: float) -> RolloutState:
-    """The state after another look: unchanged until a day is over. A day or week that began after `now` was dated by a
-    clock that was wrong, and is over.
+def step(
+    state: RolloutState, standing: Standing, tested: float, salt: str, now: float, in_test: bool = False
+) -> RolloutState:
+    """The state after another look: unchanged until a day is over, or a draw. A day or week that began after `now` was
+    dated by a clock that was wrong, and is over.
 
     Args:
-        standing: of the present week.
+        standing: of the present draw.
         tested: the share of the other users who are in neither arm: a test's challenger answers them, or they count
             for the holdback on the base model.
         salt: fresh and random, for the next draw.
+        in_test: whether a test splits users at present.
     """
     assert state.watch is not None
-    if 0 <= now - state.watch["at"] < DAY_S:
+    drawn_out = is_over(state, now, in_test and state.weight == _usual(state))
+    if 0 <= now - state.watch["at"] < DAY_S and not drawn_out:
         return state
     watch, folded = watch_of(state), state.watch["folded"]
     share = state.weight / (state.weight + (1 - state.weight) * (1 - tested))
@@ -75,7 +83,7 @@ def step(state: RolloutState, standing: Standing, tested: float, salt: str, now:
         )
         return replace(changed, status=RolloutStatus.PROMOTED, reason=words, ended_at=now)
     grows = said is Said.WARN and state.weight < GROWN
-    if not grows and 0 <= now - state.stage_started_at < WEEK_S:
+    if not grows and not drawn_out:
         return changed
     # Trials are of one draw and one weight. The same users in the same arms would be the same chance counted again, as
     # if it were new evidence: a share that grows is drawn anew, too.
@@ -86,6 +94,11 @@ def step(state: RolloutState, standing: Standing, tested: float, salt: str, now:
     if said is Said.WARN or state.weight == usual:
         return changed
     return replace(changed, weight=usual, reason=f"{state.challenger} is probably no better: fewer users are held back")
+
+
+def is_over(state: RolloutState, now: float, in_test: bool) -> bool:
+    """Whether a holdback's users are to be drawn anew: after a week, and not within a test."""
+    return not in_test and not 0 <= now - state.stage_started_at < WEEK_S
 
 
 def ended(state: RolloutState, why: str, now: float) -> RolloutState:

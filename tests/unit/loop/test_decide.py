@@ -288,6 +288,18 @@ def test_a_holdback_is_looked_at_once_a_day() -> None:
     assert after is None and look.rollout == "holdback-1" and state.live and state.watch["at"] == NOW
 
 
+def test_no_holdback_is_drawn_anew_or_begins_within_a_test() -> None:
+    now, week = {"champion": V1, "previous": "policy@base"}, watched(days=7.5)
+    waits = replace(TEST, weight=0.0)
+    for test, draws in ((TEST, 0), (replace(TEST, status=RolloutStatus.PAUSED), 0), (waits, 1)):
+        going = Trial(test, NOTHING, None)
+        _, (_, state) = changed(seen(aliases=now, holdback=week, trial=going))
+        assert state.stage == draws and state.watch["at"] == NOW, test
+        told = decide(MEASURED, seen(aliases=now, base=on_base(WEEK + 1), trial=going))
+        begun = decide(MEASURED, seen(aliases=now, trial=going))
+        assert (told is not None, begun is not None) == (bool(draws), bool(draws)), test
+
+
 def test_its_alarm_brings_the_previous_champion_back_and_ends_the_test_against_the_other() -> None:
     now = {"champion": V1, "previous": "policy@base"}
     alarmed = watched(watch=ALARM)

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from kto_ray.config.deciding import RolloutSection
 from kto_ray.records.completions import Arm
 from kto_ray.records.conversations import Conversation
 from kto_ray.records.rollouts import RolloutKind, RolloutState, RolloutStatus
+from kto_ray.records.trials import Standing
 from kto_ray.records.users import unit_interval
+from kto_ray.rollout import base as on_base
+from kto_ray.rollout import holdback as held_back
 from kto_ray.rollout.assignment import Route, UnknownModel, beside, go_on, route, splits, uncounted
 
 CHAMPION, CHALLENGER, BASE = "policy@v1-aaaaaa", "policy@v2-bbbbbb", "policy@base"
@@ -323,3 +328,24 @@ def test_staff_without_a_challenger_get_the_champion_and_others_are_no_staff() -
     assert alone == Route(CHAMPION, Arm.PINNED)
     for user in ("alice/b", "app", "apple/eve", None):
         assert route("policy", user, "policy", ALIASES, STAGE, HELD, staff=STAFF) == ask("policy", user, STAGE)
+
+
+def test_within_a_test_a_user_changes_versions_once_at_most_whatever_holdbacks_there_are() -> None:
+    """Weeks of both holdbacks end within a test of twelve days whose weight grows; between tests they draw anew."""
+    rules, day_s = RolloutSection(base_holdback=0.05), 86_400.0
+    back = held_back.start(rules, CHAMPION, "policy@v0-cccccc", "h1", "h", 0.0)
+    base = on_base.start(rules, BASE, "b1", "b", 0.0)
+    assert back is not None and base is not None
+    users, weights = [f"user-{i}" for i in range(2_000)], {3: 0.1, 5: 0.3, 8: 0.5}  # from which day on
+    held, test, versions = {*HELD, "policy@v0-cccccc"}, replace(ROLLOUT, weight=0.0), list[list[str]]()
+    for day in range(2, 16):
+        test = replace(test, weight=weights.get(day, test.weight))
+        in_test, now = test.weight > 0, day * day_s
+        back = held_back.step(back, Standing("h1", back.stage), 0.0, f"h-{day}", now, in_test)
+        base = on_base.step(rules, base, Standing("b1", base.stage), f"b-{day}", now, in_test)
+        versions.append([route("policy", u, "policy", ALIASES, test, held, back, base).adapter for u in users])
+    moves = [sum(a != b for a, b in pairwise(of_user)) for of_user in zip(*versions, strict=True)]
+    assert max(moves) == 1 and 0.3 < sum(moves) / len(users) < 0.5, "half of those whom nobody holds back"
+    back = held_back.step(back, Standing("h1", back.stage), 0.0, "new", 15 * day_s + 60)
+    base = on_base.step(rules, base, Standing("b1", base.stage), "new too", 15 * day_s + 60)
+    assert (back.stage, base.stage, back.salt, base.salt) == (1, 1, "new", "new too"), "once the test has ended"

@@ -47,3 +47,10 @@ def test_a_share_that_is_changed_holds_from_the_next_draw_on() -> None:
 
 def test_a_week_that_a_wrong_clock_dated_is_over() -> None:
     assert base.step(RULES, begun(), Standing("base-1", 0), "s", -1.0).stage == 1
+
+
+def test_a_week_that_ends_within_a_test_goes_on_until_that_has_ended() -> None:
+    week = Standing("base-1", 0, trials=WEEK)
+    assert base.step(RULES, begun(), week, "new", 2 * WEEK_S, in_test=True) == begun()
+    later = base.step(RULES, begun(), week, "new", 2 * WEEK_S)
+    assert (later.salt, later.stage) == ("new", 1) and base.sums_of(later) == base.sums_of(after(begun(), 1, *WEEK))

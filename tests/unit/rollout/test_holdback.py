@@ -103,6 +103,25 @@ def test_a_warning_that_passes_gives_the_users_back_at_the_next_draw() -> None:
     assert (still.weight, still.salt, still.stage) == (0.5, "week", 2) and "more users" in str(still.reason)
 
 
+def test_a_week_that_ends_within_a_test_goes_on_until_that_has_ended() -> None:
+    state, some = begun(), (Settled(True, 1.0), Settled(False, 0.0))
+    within = step(state, Standing("h", 0, trials=some), 0.5, "new", WEEK_S, in_test=True)
+    assert (within.salt, within.stage) == ("salt", 0) and watch_of(within).days == 1, "its trials count all the same"
+    assert step(within, Standing("h", 0, trials=some), 0.5, "new", WEEK_S + 1, in_test=True) == within
+    more = (*some, Settled(True, 0.0))
+    after = step(within, Standing("h", 0, trials=more), 0.0, "new", WEEK_S + 60)
+    assert (after.salt, after.stage, after.stage_started_at) == ("new", 1, WEEK_S + 60), "at once, within the day"
+    assert watch_of(after) == detector.fold(watch_of(within), np.array([True]), np.array([0.0]), 0.1), "nothing is lost"
+
+
+def test_a_warning_draws_others_within_a_test_too() -> None:
+    grown = step(at_stake(begun(), 1000.0), Standing("h", 0), 0.0, "new", DAY_S, in_test=True)
+    week = step(grown, Standing("h", 1), 0.0, "week", DAY_S + WEEK_S, in_test=True)
+    assert (grown.salt, grown.weight, week.salt, week.weight) == ("new", 0.5, "week", 0.5)
+    quiet = step(at_stake(grown, 10.0), Standing("h", 1), 0.0, "week", DAY_S + WEEK_S, in_test=True)
+    assert (quiet.salt, quiet.weight) == ("week", 0.1), "and gives the users back"
+
+
 def lucky(seed: int, people: int = 150) -> RolloutState | None:
     """The holdback of a clone within two weeks of a warning, None where there is none in 60 days. Each of its people
     keeps an opinion and comes once a week, and it begins near a warning, as after a lucky while."""
