@@ -24,7 +24,7 @@ from kto_ray.records.adapters import AdapterVersion
 from kto_ray.records.evaluation import GateDecision, GateReport
 from kto_ray.records.replicas import LoadFault, ReplicaReport
 from kto_ray.records.requests import NONE, Act, Done, Refused, Request
-from kto_ray.records.rollouts import RolloutState
+from kto_ray.records.rollouts import RolloutState, RolloutStatus
 from kto_ray.records.rounds import (
     Awaiting,
     Candidate,
@@ -42,6 +42,7 @@ from kto_ray.records.rounds import (
     Tried,
 )
 from kto_ray.records.training import Trained
+from kto_ray.records.trials import Votes
 from kto_ray.store import adapters, evaluation, open_store, requests, rollouts, rounds, trainings
 from kto_ray.store.schema import metadata
 from tests.support.loop import Jobs, cleared, hold, labels
@@ -275,6 +276,15 @@ def test_its_test_begins_once_it_is_approved() -> None:
     [test] = move.effects
     assert (test.challenger, test.champion, test.level) == (V1, "policy@base", 0.004)
     assert asked(Act.APPROVE, None)[0] == move
+
+
+def test_who_approves_is_told_where_the_test_waits_once_more() -> None:
+    few = Votes(users=130, rate=0.6, days=13.0)
+    move, answer = asked(Act.APPROVE, votes=few)
+    [test] = move.effects
+    assert test.status is RolloutStatus.PAUSED and test.weight == 0.0
+    assert answer == Done(f"the A/B test of {V1} {test.reason}")
+    assert "asks for resume or abort before it begins" in answer.words
 
 
 def test_its_round_ends_once_it_is_rejected() -> None:

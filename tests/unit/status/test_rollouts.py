@@ -8,7 +8,7 @@ import pytest
 
 from kto_ray.config import Config, load_config
 from kto_ray.records.requests import Act
-from kto_ray.records.rollouts import BudgetReset
+from kto_ray.records.rollouts import BudgetReset, Look
 from kto_ray.records.trials import FAULTS, GUARDS
 from kto_ray.rollout import holdback, machine
 from kto_ray.status.rollouts import Replay, ShownBudget, page, replayed
@@ -99,6 +99,26 @@ def test_a_test_is_replayed_with_the_guards_that_it_had(sqlite_store: Store, gua
     with sqlite_store.read() as tx:
         stage = replayed(tx, config.model_copy(update={"rollout": now}), "r1").stages[1]
     assert end in f"{stage.action}: {stage.reason}"
+
+
+@pytest.mark.parametrize(("first_look", "first_answer", "began"), [(100.0, 160.0, 100.0), (160.0, 100.0, 100.0)])
+def test_a_stage_that_is_over_is_replayed_from_when_it_began(
+    sqlite_store: Store, first_look: float, first_answer: float, began: float
+) -> None:
+    """A test that waited for a person began later than it was made; a stage that ends by its hours ends so long after."""
+    config = Config()
+    begun = machine.start(config.rollout, "policy@base", "policy@v1", "r1", "salt", 0.005, 1.0)
+    hours = config.rollout.stages[0].hours
+    ends = began + hours * HOUR
+    with sqlite_store.write() as tx:
+        rollouts.put(tx, replace(begun, stage=1, weight=0.5, stage_started_at=ends + 3.0))
+        for at in (first_look, first_look + HOUR):
+            rollouts.add_look(tx, Look("r1", at, 0, 1, 1.0, 1, 1.0, -1.0, 1.0))
+        one = {"rollout": "r1", "stage": 0, "known": True, "faults": [], "user": "u", "challenger": True}
+        tx.execute(trials.insert(), [{**one, "first_at": first_answer, "first_seq": 1, "place": 1}])
+    with sqlite_store.read() as tx:
+        first, _ = replayed(tx, config, "r1").stages
+    assert (first.action, first.at) == (machine.Action.ADVANCE, ends), first.reason
 
 
 def test_rules_that_a_replay_does_not_take_are_named_and_those_that_are_none_refused(sqlite_store: Store) -> None:
