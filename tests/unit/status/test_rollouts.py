@@ -105,7 +105,7 @@ def test_a_test_is_replayed_with_the_guards_that_it_had(sqlite_store: Store, gua
 def test_a_stage_that_is_over_is_replayed_from_when_it_began(
     sqlite_store: Store, first_look: float, first_answer: float, began: float
 ) -> None:
-    """A test that waited for a person began later than it was made; a stage that ends by its hours ends so long after."""
+    """A test that waited for a person began later than it was made, and its hours count from then."""
     config = Config()
     begun = machine.start(config.rollout, "policy@base", "policy@v1", "r1", "salt", 0.005, 1.0)
     hours = config.rollout.stages[0].hours
