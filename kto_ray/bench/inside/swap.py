@@ -3,6 +3,8 @@
 A greedy answer follows from what was asked and the weights alone, but for near-ties, which what else is in a batch may
 turn. So each token is held to what its version would have said there, given the tokens before it: by how many nats the
 likeliest was likelier. An answer that two versions made holds tokens that the one it names would not have said.
+
+It reads in float32, whatever is served: the gaps tell what rounding did to the answer, and not that of a second time.
 """
 
 from __future__ import annotations
@@ -22,8 +24,9 @@ from kto_ray.serve.policy.replica import llm_config
 
 def gaps(config: Config, folders: Sequence[str], said: Sequence[Said]) -> list[list[float]]:
     """Nats, a number a token of each answer. Adapters are loaded as they are needed: answers of one come together."""
+    exact = config.model_copy(update={"model": config.model.model_copy(update={"dtype": "float32"})})
     model = resolve_model(config.model)
-    llm = LLM(**{**llm_config(config, model).engine_kwargs, "model": model})
+    llm = LLM(**{**llm_config(exact, model).engine_kwargs, "model": model})
     known = [LoRARequest(folder, number, folder) for number, folder in enumerate(folders, start=1)]
     read = llm.generate(
         [{"prompt_token_ids": [*one.prompt_ids, *one.answer_ids]} for one in said],

@@ -145,13 +145,16 @@ def test_gaps_are_between_what_stands_there_and_the_likeliest() -> None:
     assert _gaps(Said(0, PROMPT, ANSWER), told) == [0.0, 2.0, 0.0, 0.25]
 
 
+ALONE = Said(6, PROMPT, ANSWER)  # without swaps
+
+
 def found_of(gaps: dict[Said, list[float]], said: list[Said | None], streams: list[Stream]) -> dict[str, object]:
     loads = Loads(
         [Streamed(1.0, (stream("w", first_ms=100.0),))],
         [Streamed(1.0, tuple(streams))],
         [Swap(0.1, 0.4, 3.0), Swap(0.1, 2.5, 3.0), Swap(0.1, 0.6, 3.0)],
     )
-    return swap.figures(loads, said, gaps)
+    return swap.figures(loads, said, [ALONE, None], {**gaps, ALONE: [0.0, 0.3, 0.0, 0.0]})
 
 
 def test_an_answer_of_two_versions_is_told_from_a_near_tie() -> None:
@@ -165,6 +168,7 @@ def test_an_answer_of_two_versions_is_told_from_a_near_tie() -> None:
     assert (found["answers"], found["failed"], found["truncated"], found["mixed"]) == (5, 1, 1, 1)
     assert found["other_version_seen_share"] == pytest.approx(2 / 3)
     assert found["exact_share"] == pytest.approx(1 / 3) and found["largest_gap_nats"] == 4.0
+    assert found["largest_gap_without_nats"] == 0.3
     assert found["first_p99_ratio"] == pytest.approx(1.19)
     assert found["serving_s"] == 2.5 and found["serving_p50_s"] == 0.6
 
