@@ -44,9 +44,7 @@ QUESTIONS = 16
 MAX_TOKENS = 24
 SHARE = 0.7  # of the capacity
 AT_ONCE = 16  # streams a replica, that find the capacity
-# By which bf16 and the rest of a batch may turn a near-tie. Without swaps, 0.24 was the most where the processor
-# multiplies bf16 by itself
-TIE_NATS = 0.5
+TIE_NATS = 0.5  # by which bf16 and the rest of a batch may turn a near-tie: without swaps, by a third at most so far
 BARS = {"failed": 0, "truncated": 0, "mixed": 0, "first_p99_ratio": 1.2, "serving_s": 2.0}  # at most
 AIM_SERVING_S = 0.5
 Tell = Callable[[str], None]
