@@ -33,7 +33,7 @@ lint: setup
 	.venv/bin/lint-imports --no-cache
 
 unit: setup
-	$(PYTEST) -n 2 --dist worksteal tests/unit tests/api tests/manifests -q -m "not slow"
+	$(PYTEST) -n 2 --dist worksteal tests/unit tests/api tests/manifests -q --durations=10 -m "not slow"
 
 integration: setup
 	$(PYTEST) tests/integration -q --durations=10 -m "not slow"
