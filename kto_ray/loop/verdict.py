@@ -12,7 +12,6 @@ from kto_ray.records.requests import Act
 from kto_ray.records.rollouts import Look, RolloutState, RolloutStatus
 from kto_ray.records.rounds import OnTrial, Outcome
 from kto_ray.rollout import base, evidence, holdback, machine
-from kto_ray.rollout.assignment import beside
 from kto_ray.rollout.begun import rules_of
 
 NO_LOOKS: tuple[Look, ...] = ()
@@ -123,7 +122,7 @@ def watch_over(config: Config, seen: Seen) -> Move:
         why = "rollout.holdback is 0: nobody is held on the previous champion"
         return Change(None, (holdback.ended(state, why, seen.now),), f"holdback {state.id} ends: {why}")
     test = seen.trial.state if seen.trial is not None and seen.trial.state.live else None
-    after = holdback.step(state, seen.holdback.standing, _elsewhere(seen, test), seen.salt, seen.now, _splits(test))
+    after = holdback.step(state, seen.holdback.standing, seen.salt, seen.now, _splits(test))
     if after == state:
         return None
     rules = rules_of(config.rollout, state)
@@ -151,12 +150,6 @@ def _awaits_rollback(seen: Seen, state: RolloutState, after: RolloutState) -> Mo
 def _splits(test: RolloutState | None) -> bool:
     """Whether users have arms in it: one that waits for a person has none yet."""
     return test is not None and test.live and test.weight > 0
-
-
-def _elsewhere(seen: Seen, test: RolloutState | None) -> float:
-    """Of the users who are neither on the base model nor held back, the share that is not the holdback's other arm."""
-    on_base = seen.base.state.weight if seen.base is not None else 0.0
-    return 1 - (1 - (test.weight if test else 0.0)) * (1 - beside(on_base) / (1 - on_base))
 
 
 def measure(config: Config, seen: Seen) -> Move:

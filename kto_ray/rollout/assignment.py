@@ -9,7 +9,9 @@ nothing about the arms. So are the answers to those for whom `rollout.staff` nam
 
 An answer counts for one holdback at most, so that a completion names one. The champion's users are the other arm of
 both: a slice of them, drawn with those on the base model, of that one's, all others of the last promotion's. None of
-them leaves a test for it.
+them leaves a test for it. In both arms of a holdback only those count whom another draw gives the champion: whom a
+test's challenger would answer counts in neither, or, as tests begin, grow and end, who comes often would be more often
+in one arm than in the other.
 """
 
 from __future__ import annotations
@@ -160,14 +162,14 @@ def _measured(
     servable: Collection[str],
 ) -> Route:
     """Who is held on the base model is in no test and no other holdback."""
+    drawn = _held_back(user, champion, rollout, holdback, servable)
     if base is None or not _fits(base, champion) or user is None or base.challenger not in servable:
-        return _held_back(user, champion, rollout, holdback, servable)
+        return drawn
+    counted = base.id if drawn.arm is Arm.CHAMPION else None
     place = unit_interval(base.salt, user)
     if place < base.weight:
-        return Route(base.challenger, Arm.HOLDBACK, None, base.id)
-    drawn = _held_back(user, champion, rollout, holdback, servable)
-    compared = place < base.weight + beside(base.weight) and drawn.arm is Arm.CHAMPION
-    return replace(drawn, holdback=base.id) if compared else drawn
+        return Route(base.challenger, Arm.HOLDBACK, None, counted)
+    return replace(drawn, holdback=counted) if place < base.weight + beside(base.weight) else drawn
 
 
 def _held_back(
@@ -179,12 +181,13 @@ def _held_back(
 ) -> Route:
     """Who is held back gets the previous champion and is in no test; all others whom the champion answers are the
     holdback's other arm, those in a test too."""
-    if holdback is None or not _fits(holdback, champion) or user is None or holdback.challenger not in servable:
-        return _assign(user, champion, rollout, servable)
-    if unit_interval(holdback.salt, user) < holdback.weight:
-        return Route(holdback.challenger, Arm.HOLDBACK, None, holdback.id)
     assigned = _assign(user, champion, rollout, servable)
-    return replace(assigned, holdback=holdback.id) if assigned.arm is Arm.CHAMPION else assigned
+    if holdback is None or not _fits(holdback, champion) or user is None or holdback.challenger not in servable:
+        return assigned
+    counted = holdback.id if assigned.arm is Arm.CHAMPION else None
+    if unit_interval(holdback.salt, user) < holdback.weight:
+        return Route(holdback.challenger, Arm.HOLDBACK, None, counted)
+    return replace(assigned, holdback=counted)
 
 
 def _assign(user: str | None, champion: str, rollout: RolloutState | None, servable: Collection[str]) -> Route:

@@ -11,7 +11,8 @@ before the holdback grows, is not counted. At the default of a day, that is who 
 
 Within a test users change versions once at most, for the test: a week that is over then goes on until the test has
 ended, and each user counts once in all that time. Only where a warning is out are they drawn anew within it: users may
-be getting what is worse.
+be getting what is worse. A draw at a test's end is one look more than a day's: by these, ten years of looks are over a
+little sooner.
 """
 
 from __future__ import annotations
@@ -51,16 +52,12 @@ def start(rules: RolloutSection, champion: str, previous: str, name: str, salt: 
     )
 
 
-def step(
-    state: RolloutState, standing: Standing, tested: float, salt: str, now: float, in_test: bool = False
-) -> RolloutState:
+def step(state: RolloutState, standing: Standing, salt: str, now: float, in_test: bool = False) -> RolloutState:
     """The state after another look: unchanged until a day is over, or a draw. A day or week that began after `now` was
     dated by a clock that was wrong, and is over.
 
     Args:
         standing: of the present draw.
-        tested: the share of the other users who are in neither arm: a test's challenger answers them, or they count
-            for the holdback on the base model.
         salt: fresh and random, for the next draw.
         in_test: whether a test splits users at present.
     """
@@ -69,12 +66,11 @@ def step(
     if 0 <= now - state.watch["at"] < DAY_S and not drawn_out:
         return state
     watch, folded = watch_of(state), state.watch["folded"]
-    share = state.weight / (state.weight + (1 - state.weight) * (1 - tested))
     new = standing.trials[folded:]
     arm = np.array([trial.challenger for trial in new], dtype=np.bool_)
     outcome = np.array([trial.outcome for trial in new], dtype=np.float64)
     if detector.said(watch) is not Said.ALARM:  # one that waits for its rollback stays, whatever settles meanwhile
-        watch, folded = detector.fold(watch, arm, outcome, share), len(standing.trials)
+        watch, folded = detector.fold(watch, arm, outcome, state.weight), len(standing.trials)
     changed = replace(state, watch=_kept(watch, folded, now))
     said = detector.said(watch)
     if said is Said.ALARM:
@@ -98,7 +94,8 @@ def step(
 
 def is_over(state: RolloutState, now: float, in_test: bool) -> bool:
     """Whether a holdback's users are to be drawn anew: after a week, and not within a test."""
-    return not in_test and not 0 <= now - state.stage_started_at < WEEK_S
+    age = now - state.stage_started_at
+    return age < 0 or (age >= WEEK_S and not in_test)
 
 
 def ended(state: RolloutState, why: str, now: float) -> RolloutState:

@@ -160,7 +160,7 @@ def loop_gain(tx: sa.Connection) -> ShownGain | None:
         return None
     sums = base.sums_of(state)
     low, high = strata.interval(sums, base.ALPHA)
-    words = f"{state.weight:.1%} of users stay on {state.challenger}, drawn anew each week: "
+    words = f"{state.weight:.1%} of users stay on {state.challenger}, drawn anew each week, but within a test: "
     if sums.mean is None:
         words += "no week is over yet in which users of both judged"
     else:

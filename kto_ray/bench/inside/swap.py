@@ -24,9 +24,8 @@ from kto_ray.serve.policy.replica import llm_config
 
 def gaps(config: Config, folders: Sequence[str], said: Sequence[Said]) -> list[list[float]]:
     """Nats, a number a token of each answer. Adapters are loaded as they are needed: answers of one come together."""
-    exact = config.model_copy(update={"model": config.model.model_copy(update={"dtype": "float32"})})
     model = resolve_model(config.model)
-    llm = LLM(**{**llm_config(exact, model).engine_kwargs, "model": model})
+    llm = LLM(**{**llm_config(config, model).engine_kwargs, "model": model, "dtype": "float32"})
     known = [LoRARequest(folder, number, folder) for number, folder in enumerate(folders, start=1)]
     read = llm.generate(
         [{"prompt_token_ids": [*one.prompt_ids, *one.answer_ids]} for one in said],

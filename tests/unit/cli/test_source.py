@@ -194,7 +194,7 @@ def test_status_tells_what_the_loop_gains_and_what_a_test_asks(config: Config, s
     told = CliRunner().invoke(app, ["status", "--set", f"home={config.home}"]).stdout
     words = " ".join(told.replace("│", " ").split())
     assert "asks for resume or abort before it begins: it could at best show a gain of 31.0 points" in words
-    assert "1.0% of users stay on policy@base, drawn anew each week: no week is over yet" in words
+    assert "1.0% of users stay on policy@base, drawn anew each week, but within a test: no week is over yet" in words
     with sqlite_store.write() as tx:
         rollouts.put(tx, replace(test, stage=1, weight=0.5, stage_started_at=time.time()))
         rollouts.add_look(

@@ -398,14 +398,6 @@ def test_a_week_on_the_base_is_taken_in_whoever_was_champion_and_decides_nothing
     assert (sums.strata, sums.one, sums.other, sums.mean) == (1, 2, 1, 0.75)
 
 
-def test_a_holdback_knows_that_some_of_the_champions_users_count_for_the_base() -> None:
-    now = {"champion": V1, "previous": "policy@base"}
-    one = replace(watched(), standing=Standing("holdback-1", 0, trials=(Settled(True, 1.0),)))
-    for measured, others in ((None, 0.9), (on_base(1.0, weight=0.01), 0.9 * (1 - 0.09 / 0.99))):
-        _, (_, state) = changed(seen(aliases=now, holdback=one, base=measured), MEASURED if measured else CONFIG)
-        assert state.watch["weight"] == pytest.approx(0.1 / (0.1 + others))
-
-
 BLIND = Votes(users=130, rate=0.6, days=13.0)
 
 

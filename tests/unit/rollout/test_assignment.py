@@ -147,7 +147,8 @@ def test_who_is_held_back_is_in_no_test_and_all_others_of_the_champion_are_the_o
         back = unit_interval("other", user) < 0.3
         assert (found.arm is Arm.HOLDBACK) is back
         if back:
-            assert (found.adapter, found.rollout, found.holdback) == ("policy@v0", None, "h1")
+            met = test is not None and unit_interval(test.salt, user) < test.weight
+            assert (found.adapter, found.rollout, found.holdback) == ("policy@v0", None, None if met else "h1")
         elif found.arm is Arm.CHALLENGER:
             assert (found.adapter, found.holdback) == (CHALLENGER, None)
         else:
@@ -256,23 +257,42 @@ def test_who_is_on_the_base_is_in_nothing_else_and_who_is_not_is_answered_as_wit
     place, without = unit_interval(salt, user), measured(user, base=None)
     found = measured(user, base=base)
     if place < share:
-        assert found == Route(BASE, Arm.HOLDBACK, None, "b1")
+        assert found == Route(BASE, Arm.HOLDBACK, None, "b1" if without.arm is Arm.CHAMPION else None)
     else:
-        compared = place < share + beside(share) and without.arm is Arm.CHAMPION
-        assert found == (replace(without, holdback="b1") if compared else without), "it leaves no test for it"
+        counted = "b1" if without.arm is Arm.CHAMPION else None
+        compared = place < share + beside(share)
+        assert found == (replace(without, holdback=counted) if compared else without), "it leaves no test for it"
 
 
 def test_the_draws_are_independent_and_each_holdback_has_another_arm() -> None:
     found = [measured(f"user-{i}") for i in range(20_000)]
     named = [(one.arm, one.holdback) for one in found]
-    assert abs(named.count((Arm.HOLDBACK, "b1")) / 20_000 - 0.05) < 0.006
+    assert abs(sum(one.adapter == BASE for one in found) / 20_000 - 0.05) < 0.006
+    assert abs(named.count((Arm.HOLDBACK, "b1")) / 20_000 - 0.05 * 0.7 * 0.5) < 0.006, "whom else the champion answered"
     held, free = (named.count((arm, "h1")) for arm in (Arm.HOLDBACK, Arm.CHAMPION))
-    assert abs(held / 20_000 - 0.95 * 0.3) < 0.014
+    assert abs(held / 20_000 - 0.5 * 0.3 * 0.5) < 0.012, "outside the slice, and whom else the champion answered"
     assert abs(named.count((Arm.CHAMPION, "b1")) / 20_000 - 0.45 * 0.7 * 0.5) < 0.012, "of a slice, the champion's"
     assert abs(free / 20_000 - 0.5 * 0.7 * 0.5) < 0.013
     on_test = [one for one in found if one.rollout is not None]
     assert abs(sum(one.arm is Arm.CHALLENGER for one in on_test) / len(on_test) - 0.5) < 0.02, "the test's split stays"
     assert [beside(0.01), beside(0.2)] == pytest.approx([0.09, 0.4])
+
+
+@given(names, st.text(max_size=9), st.text(max_size=9), st.floats(0.01, 0.99))
+def test_whether_a_user_counts_does_not_hang_on_the_arm(user: str, one: str, other: str, weight: float) -> None:
+    """Or who comes often would be more often in one arm than in the other, as tests begin, grow and end: each user
+    counts once in a draw, when they first come."""
+    test = replace(STAGE, weight=weight)
+
+    tested, place = unit_interval(test.salt, user) < weight, unit_interval(FOR_EVER.salt, user)
+    for salt in (one, other):
+        back = replace(OLDER, salt=salt)
+        found = route("policy", user, "policy", ALIASES, test, ALL_HELD, back, FOR_EVER)
+        if place < FOR_EVER.weight + beside(FOR_EVER.weight):
+            is_back = unit_interval(salt, user) < back.weight
+            assert found.holdback == (None if tested or is_back else "b1")
+        else:
+            assert found.holdback == (None if tested else "h1")
 
 
 def test_the_base_is_compared_with_whatever_is_champion_but_itself() -> None:
@@ -341,11 +361,11 @@ def test_within_a_test_a_user_changes_versions_once_at_most_whatever_holdbacks_t
     for day in range(2, 16):
         test = replace(test, weight=weights.get(day, test.weight))
         in_test, now = test.weight > 0, day * day_s
-        back = held_back.step(back, Standing("h1", back.stage), 0.0, f"h-{day}", now, in_test)
+        back = held_back.step(back, Standing("h1", back.stage), f"h-{day}", now, in_test)
         base = on_base.step(rules, base, Standing("b1", base.stage), f"b-{day}", now, in_test)
         versions.append([route("policy", u, "policy", ALIASES, test, held, back, base).adapter for u in users])
     moves = [sum(a != b for a, b in pairwise(of_user)) for of_user in zip(*versions, strict=True)]
     assert max(moves) == 1 and 0.3 < sum(moves) / len(users) < 0.5, "half of those whom nobody holds back"
-    back = held_back.step(back, Standing("h1", back.stage), 0.0, "new", 15 * day_s + 60)
+    back = held_back.step(back, Standing("h1", back.stage), "new", 15 * day_s + 60)
     base = on_base.step(rules, base, Standing("b1", base.stage), "new too", 15 * day_s + 60)
     assert (back.stage, base.stage, back.salt, base.salt) == (1, 1, "new", "new too"), "once the test has ended"

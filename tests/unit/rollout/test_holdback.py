@@ -40,7 +40,7 @@ def lived(state: RolloutState, days: int, voters: int, old: float, new: float, s
         back = random.random(voters) < state.weight
         up = random.random(voters) < np.where(back, old, new)
         trials += tuple(Settled(bool(b), float(u)) for b, u in zip(back, up, strict=True))
-        before, state = state, step(state, Standing(state.id, state.stage, trials=trials), 0.0, f"s{day}", day * DAY_S)
+        before, state = state, step(state, Standing(state.id, state.stage, trials=trials), f"s{day}", day * DAY_S)
         if state.stage != before.stage:
             trials = ()
         if not state.live:
@@ -64,23 +64,17 @@ def test_one_that_is_as_good_or_better_stays(old: float, new: float) -> None:
 
 def test_a_day_is_folded_once_and_a_week_draws_others() -> None:
     state, some = begun(), (Settled(True, 1.0), Settled(False, 0.0), Settled(False, 1.0))
-    assert step(state, Standing("h", 0, trials=some), 0.0, "new", DAY_S - 1) == state
-    day = step(state, Standing("h", 0, trials=some), 0.0, "new", DAY_S)
+    assert step(state, Standing("h", 0, trials=some), "new", DAY_S - 1) == state
+    day = step(state, Standing("h", 0, trials=some), "new", DAY_S)
     wanted = detector.fold(Watch(), np.array([True, False, False]), np.array([1.0, 0.0, 1.0]), 0.1)
     assert watch_of(day) == wanted and (day.salt, day.stage) == ("salt", 0)
-    assert step(day, Standing("h", 0, trials=some), 0.0, "new", DAY_S + 1) == day
-    again = step(day, Standing("h", 0, trials=(*some, Settled(True, 1.0))), 0.0, "new", 2 * DAY_S)
+    assert step(day, Standing("h", 0, trials=some), "new", DAY_S + 1) == day
+    again = step(day, Standing("h", 0, trials=(*some, Settled(True, 1.0))), "new", 2 * DAY_S)
     assert watch_of(again) == detector.fold(wanted, np.array([True]), np.array([1.0]), 0.1), "only what is new"
-    week = step(again, Standing("h", 0, trials=some), 0.0, "new", WEEK_S)
+    week = step(again, Standing("h", 0, trials=some), "new", WEEK_S)
     assert (week.salt, week.stage, week.stage_started_at, week.weight) == ("new", 1, WEEK_S, 0.1)
     assert week.watch is not None and week.watch["folded"] == 0
     assert RolloutState(**{**{n: getattr(week, n) for n in week.__slots__}, "watch": dict(week.watch)}) == week
-
-
-def test_the_share_is_of_those_whom_no_tests_challenger_answers() -> None:
-    state = begun()
-    quiet = step(state, Standing("h", 0, trials=(Settled(True, 1.0),)), 0.5, "new", DAY_S)
-    assert watch_of(quiet) == detector.fold(Watch(), np.array([True]), np.array([1.0]), 0.1 / 0.55)
 
 
 def at_stake(state: RolloutState, stake: float) -> RolloutState:
@@ -89,36 +83,36 @@ def at_stake(state: RolloutState, stake: float) -> RolloutState:
 
 
 def test_more_users_are_held_back_after_a_warning_and_all_are_drawn_anew() -> None:
-    grown = step(at_stake(begun(), 1000.0), Standing("h", 0), 0.0, "new", DAY_S)
+    grown = step(at_stake(begun(), 1000.0), Standing("h", 0), "new", DAY_S)
     assert (grown.weight, grown.salt, grown.stage) == (0.5, "new", 1) and "more users" in str(grown.reason)
 
 
 def test_a_warning_that_passes_gives_the_users_back_at_the_next_draw() -> None:
-    grown = step(at_stake(begun(), 1000.0), Standing("h", 0), 0.0, "new", DAY_S)
-    quiet = step(at_stake(grown, 10.0), Standing("h", 1), 0.0, "other", 2 * DAY_S)
+    grown = step(at_stake(begun(), 1000.0), Standing("h", 0), "new", DAY_S)
+    quiet = step(at_stake(grown, 10.0), Standing("h", 1), "other", 2 * DAY_S)
     assert (quiet.weight, quiet.salt) == (0.5, "new"), "not within a week"
-    week = step(quiet, Standing("h", 1), 0.0, "week", DAY_S + WEEK_S)
+    week = step(quiet, Standing("h", 1), "week", DAY_S + WEEK_S)
     assert (week.weight, week.salt, week.stage) == (0.1, "week", 2) and "fewer users" in str(week.reason)
-    still = step(at_stake(quiet, 1000.0), Standing("h", 1), 0.0, "week", DAY_S + WEEK_S)
+    still = step(at_stake(quiet, 1000.0), Standing("h", 1), "week", DAY_S + WEEK_S)
     assert (still.weight, still.salt, still.stage) == (0.5, "week", 2) and "more users" in str(still.reason)
 
 
 def test_a_week_that_ends_within_a_test_goes_on_until_that_has_ended() -> None:
     state, some = begun(), (Settled(True, 1.0), Settled(False, 0.0))
-    within = step(state, Standing("h", 0, trials=some), 0.5, "new", WEEK_S, in_test=True)
+    within = step(state, Standing("h", 0, trials=some), "new", WEEK_S, in_test=True)
     assert (within.salt, within.stage) == ("salt", 0) and watch_of(within).days == 1, "its trials count all the same"
-    assert step(within, Standing("h", 0, trials=some), 0.5, "new", WEEK_S + 1, in_test=True) == within
+    assert step(within, Standing("h", 0, trials=some), "new", WEEK_S + 1, in_test=True) == within
     more = (*some, Settled(True, 0.0))
-    after = step(within, Standing("h", 0, trials=more), 0.0, "new", WEEK_S + 60)
+    after = step(within, Standing("h", 0, trials=more), "new", WEEK_S + 60)
     assert (after.salt, after.stage, after.stage_started_at) == ("new", 1, WEEK_S + 60), "at once, within the day"
     assert watch_of(after) == detector.fold(watch_of(within), np.array([True]), np.array([0.0]), 0.1), "nothing is lost"
 
 
 def test_a_warning_draws_others_within_a_test_too() -> None:
-    grown = step(at_stake(begun(), 1000.0), Standing("h", 0), 0.0, "new", DAY_S, in_test=True)
-    week = step(grown, Standing("h", 1), 0.0, "week", DAY_S + WEEK_S, in_test=True)
+    grown = step(at_stake(begun(), 1000.0), Standing("h", 0), "new", DAY_S, in_test=True)
+    week = step(grown, Standing("h", 1), "week", DAY_S + WEEK_S, in_test=True)
     assert (grown.salt, grown.weight, week.salt, week.weight) == ("new", 0.5, "week", 0.5)
-    quiet = step(at_stake(grown, 10.0), Standing("h", 1), 0.0, "week", DAY_S + WEEK_S, in_test=True)
+    quiet = step(at_stake(grown, 10.0), Standing("h", 1), "week", DAY_S + WEEK_S, in_test=True)
     assert (quiet.salt, quiet.weight) == ("week", 0.1), "and gives the users back"
 
 
@@ -138,7 +132,7 @@ def lucky(seed: int, people: int = 150) -> RolloutState | None:
             comes = random.integers(0, 7, people)
         today = np.flatnonzero(comes == day - since)
         trials += tuple(Settled(bool(held[i]), float(opinion[i])) for i in today)
-        state = step(state, Standing(state.id, state.stage, trials=trials), 0.0, f"s{seed}-{day}", (day + 1) * DAY_S)
+        state = step(state, Standing(state.id, state.stage, trials=trials), f"s{seed}-{day}", (day + 1) * DAY_S)
         warned = day if warned is None and state.weight == 0.5 else warned
         if not state.live or (warned is not None and day > warned + 14):
             return state if warned is not None else None
@@ -155,9 +149,10 @@ def test_the_same_chance_is_not_counted_twice_where_users_come_again() -> None:
 
 def test_a_clock_that_was_wrong_once_stops_nothing() -> None:
     some = (Settled(True, 1.0), Settled(False, 0.0))
-    ahead = step(begun(), Standing("h", 0, trials=some), 0.0, "new", 400 * DAY_S)
+    ahead = step(begun(), Standing("h", 0, trials=some), "new", 400 * DAY_S)
     assert (ahead.stage, ahead.stage_started_at) == (1, 400 * DAY_S)
-    back = step(ahead, Standing("h", 1, trials=some), 0.0, "again", DAY_S)
+    back = step(ahead, Standing("h", 1, trials=some), "again", DAY_S)
     assert watch_of(back).trials > watch_of(ahead).trials
     assert (back.stage, back.stage_started_at, back.salt) == (2, DAY_S, "again")
-    assert step(back, Standing("h", 2), 0.0, "no", 2 * DAY_S - 1) == back, "and a day is a day again"
+    assert step(back, Standing("h", 2), "no", 2 * DAY_S - 1) == back, "and a day is a day again"
+    assert step(ahead, Standing("h", 1), "again", DAY_S, in_test=True).salt == "again", "within a test, too"
