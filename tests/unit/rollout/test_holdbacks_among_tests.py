@@ -87,8 +87,8 @@ def test_people_who_differ_are_no_fall() -> None:
 
 
 def test_a_fall_is_seen_among_tests_too() -> None:
-    among = [watched(0.1, 3, 14, seed) for seed in range(5)]
-    assert np.median([day or 300 for day in among]) < 100
+    without, among = (np.median([watched(0.1, gap, 14, seed) or 300 for seed in range(5)]) for gap in (NEVER, 3))
+    assert 20 < without < among < 100, "and later, for fewer count"
 
 
 @pytest.mark.parametrize(("gap", "length"), [(3, 14), (1, 5)])
