@@ -146,8 +146,9 @@ class RolloutSection(Section):
     # A user's trial is settled so long after their first answer in the deciding stage: what stands then counts for
     # good. 0: with the first judgement, and nobody has the time for what `guards` would see of reactions
     settle_hours: Hours = Field(24.0, ge=0)
-    # Whether users count who came since the test began. Names are free: true where an application vouches for them
-    new_users: bool = False
+    # Which users count who came since the test began, when names are free: those of the applications named here, by
+    # their principals' names (`kto-ray keys`), which vouch for theirs. true: all; false: none
+    new_users: bool | tuple[str, ...] = False
     min_users: int = Field(100, ge=1)  # settled trials of each arm before the deciding stage may promote
     max_users: int = Field(20_000, ge=20)  # settled trials of both arms; then the deciding stage ends
     min_hours: Hours = Field(48.0, ge=0)  # of the deciding stage
@@ -202,6 +203,16 @@ class RolloutSection(Section):
                     "GET /v1/models lists those, as policy@v7-3fa9c1"
                 )
         return staff
+
+    @field_validator("new_users")
+    @classmethod
+    def _applications(cls, new_users: bool | tuple[str, ...]) -> bool | tuple[str, ...]:
+        for name in new_users if isinstance(new_users, tuple) else ():
+            if not name or set("/*") & set(name):
+                raise ValueError(
+                    f"{name!r} is no application; name each by the principal of its key, as `kto-ray keys list` has it"
+                )
+        return new_users
 
     @model_validator(mode="after")
     def _last_stage_decides(self) -> RolloutSection:

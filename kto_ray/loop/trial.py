@@ -82,7 +82,8 @@ def votes_of(store: Store, section: RolloutSection, now: float) -> Votes | None:
     knows, and no verdict of the gate is lost for it."""
     try:
         with store.read() as tx:
-            return labels.votes(tx, now, 3600 * outlook.counting_hours(section), section.new_users)
+            window_s, settle_s = 3600 * outlook.counting_hours(section), 3600 * section.settle_hours
+            return labels.votes(tx, now, window_s, section.new_users, settle_s)
     except sa.exc.SQLAlchemyError as error:
         log.warning("who judged of late is not known: %s", first_line(error))
         return None

@@ -13,6 +13,10 @@ GUARDS = (*FAULTS, *REACTIONS)  # none may be more frequent than with the champi
 SOLICITED = ("solicited", "rated", "rated_up")
 
 
+# Whether users count who came since a test began: all, none, or those of the applications that are named
+NewUsers = bool | tuple[str, ...]
+
+
 @dataclass(frozen=True, slots=True)
 class Exposed:
     """Users of one arm who got an answer in the stage, and of how many the first one failed, was left by the client,

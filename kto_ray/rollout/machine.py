@@ -91,7 +91,7 @@ def decide(rules: RolloutSection, state: RolloutState, look: Look, now: float) -
         return Decision(Action.HOLD, f"the rollout is {state.status}")
     hours = (now - state.stage_started_at) / 3600
     action, reason, criterion = _harm(rules, state, look) or (
-        _decide(rules, state, stage, look, hours) if stage.decides else _watch(rules, stage, look, hours)
+        _decide(rules, state, stage, look, hours) if stage.decides else _watch(rules, state, stage, look, hours)
     )
     if action is Action.ABORT and criterion is not None and asks(rules, criterion) and not answered(state, criterion):
         action = Action.ASK
@@ -138,14 +138,15 @@ def _harm(rules: RolloutSection, state: RolloutState, look: Look) -> Verdict | N
     return None
 
 
-def _watch(rules: RolloutSection, stage: RolloutStage, look: Look, hours: float) -> Verdict:
+def _watch(rules: RolloutSection, state: RolloutState, stage: RolloutStage, look: Look, hours: float) -> Verdict:
     if stage.exposed is not None and look.exposed_challenger >= stage.exposed:
         seen = f"{look.exposed_challenger} users whom the challenger answered"
         return Action.ADVANCE, f"stage {stage.name!r} saw no harm among {seen}", None
     if hours >= stage.hours and look.exposed_challenger == 0:
         nobody = f"stage {stage.name!r}: the challenger answered nobody in {hours:.1f} hours"
-        if hours >= rules.max_hours:
-            return Action.ABORT, f"{nobody} (max_hours)", "hours"
+        if hours >= rules.max_hours + (prolonged_at(state) or 0.0):
+            again = " after it was resumed" if answered(state, "hours") else ""
+            return Action.ABORT, f"{nobody} (max_hours){again}", "hours"
         return Action.HOLD, f"{nobody}, and waits for somebody", None
     if hours >= stage.hours:
         return Action.ADVANCE, f"stage {stage.name!r} saw no harm in {stage.hours:g} hours", None

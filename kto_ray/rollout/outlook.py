@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from kto_ray.config.deciding import RolloutSection
@@ -42,9 +42,9 @@ class Outlook:
     that it waits for, with how far each is; `trials_needed` are those that the evidence of a gain lacks, if people go
     on to judge as they did so far, None where there is now next to no such evidence, or was enough; `ends` are the
     thresholds to which the test is on the way, of which any one ends it, the nearest first. `trials_left` may settle
-    before users or hours run out, at `trials_per_day`; `detectable_gain` is the difference that is then promoted in 80%
-    of tests, None where even the largest is not. Before the deciding stage only the verdict and what ends the test are
-    known."""
+    before users or hours run out, at the `trials_per_day` of late; `detectable_gain` is the difference that is then
+    promoted in 80% of tests, None where even the largest is not. Before the deciding stage only the verdict and what
+    ends the test are known."""
 
     verdict: str
     trials_per_day: float | None = None
@@ -97,7 +97,11 @@ def foresee(rules: RolloutSection, level: float, votes: Votes | None, accepted: 
     return Ahead(True, f"it could at best show {shows} {pace}, where {least}; {ANSWERS}", min(gain, 1.0))
 
 
-def outlook(rules: RolloutSection, state: RolloutState, look: Look, now: float) -> Outlook:
+def outlook(
+    rules: RolloutSection, state: RolloutState, look: Look, now: float, earlier: Sequence[Look] = ()
+) -> Outlook:
+    """Of a live test by its newest look; by `earlier` ones, oldest first, the pace of late is told from that of the
+    stage."""
     decision = machine.decide(rules, state, look, now)
     verdict = f"{decision.action}: {decision.reason}"
     if decision.action is machine.Action.PROMOTE and state.reason:
@@ -115,16 +119,25 @@ def outlook(rules: RolloutSection, state: RolloutState, look: Look, now: float) 
         ends=ends,
     )
     blind = max(0.0, rules.burn_in_hours - burn_in.before(rules, state.stage))
-    passed = age_s - 3600 * (blind + rules.settle_hours)  # none settles before
-    if passed <= 0:
+    counts_from = state.stage_started_at + 3600 * (blind + rules.settle_hours)  # none settles before
+    if now <= counts_from:
         return told
-    per_day = settled / passed * DAY_S
+    per_day = _pace(earlier, look, counts_from, now)
     days_left = max(0.0, machine.hours_of(rules, state) * 3600 - age_s) / DAY_S
     left = math.floor(per_day * days_left)
     if not answered(state, "users"):
         left = max(0, min(rules.max_users - settled, left))
     gain = _detectable(rules, state, look, settled + left)
     return replace(told, trials_per_day=per_day, trials_left=left, detectable_gain=gain)
+
+
+def _pace(earlier: Sequence[Look], look: Look, since: float, now: float) -> float:
+    """Trials a day in the later half of the time in which they settle: people who come back are in a test once, so
+    that its first days bring more than those that follow."""
+    looks = [one for one in earlier if one.stage == look.stage]
+    half = (since + now) / 2 if looks else since
+    before = max((one.n_champion + one.n_challenger for one in looks if one.at <= half), default=0)
+    return (look.n_champion + look.n_challenger - before) / (now - half) * DAY_S
 
 
 def _needed(look: Look, level: float) -> int | None:

@@ -52,9 +52,10 @@ def replay(
         asked=(),
     )
     decides, name = rules.stages[stage].decides, rules.stages[stage].name
-    hours = machine.hours_of(rules, now) if decides else rules.stages[stage].hours
+    # A watching stage goes on beyond its hours, while its challenger answers nobody
+    hours = (machine.hours_of(rules, now),) if decides else (rules.stages[stage].hours, rules.max_hours)
     standing, last, decision = Standing(state.id, stage), None, None
-    for at, what, part in _events(parts, began_at + 3600 * hours, until):
+    for at, what, part in _events(parts, [began_at + 3600 * each for each in hours], until):
         standing = standing if part is None else _with(standing, part, what)
         if evidence.is_due(last, standing):
             last = evidence.look(rules, now, standing, at)
@@ -73,22 +74,22 @@ class What(enum.IntEnum):
     ANSWERED = 0
     SETTLED = 1
     READ = 2  # what they did
+    OVER = 3  # hours run out
 
 
-Event = tuple[float, What, Part | None]  # when, what, whose; nobody's where hours run out
+Event = tuple[float, What, Part | None]  # when, what, whose
 
 
-def _events(parts: Sequence[Part], end: float, until: float) -> list[Event]:
-    """What happens to those who count, in order of time; the end of its hours where what is known reaches it."""
+def _events(parts: Sequence[Part], ends: Sequence[float], until: float) -> list[Event]:
+    """What happens to those who count, in order of time, and hours that run out, where what is known reaches that."""
     known = [part for part in parts if part.known]
     events: list[Event] = [(part.first_at, What.ANSWERED, part) for part in known]
     events += [(part.settled_at, What.SETTLED, part) for part in known if part.settled_at is not None]
     read = (part for part in known if part.react_by is not None and part.reactions is not None)
     events += [(part.react_by, What.READ, part) for part in read if part.react_by is not None]
-    events.sort(key=lambda event: event[:2])
-    in_time = [event for event in events if event[0] <= end]
-    reached = end <= until or len(in_time) < len(events)
-    return [*in_time, (end, What.ANSWERED, None)] if reached else in_time
+    known_to = max([until, *(event[0] for event in events)])
+    events += [(end, What.OVER, None) for end in ends if end <= known_to]
+    return sorted(events, key=lambda event: event[:2])
 
 
 def _with(standing: Standing, part: Part, what: What) -> Standing:

@@ -263,6 +263,6 @@ def _watched(tx: sa.Connection, config: Config, state: RolloutState) -> WatchedT
         counts={names.get(look.stage, f"week {look.stage + 1}"): ShownArms(*look.arms) for look in looks},
         exposed=ShownExposed(*arms),
         ratings=ratings(*arms, rules.harm_alpha),
-        outlook=outlook(rules, state, looks[-1], time.time()) if looks and state.live and test else None,
+        outlook=outlook(rules, state, looks[-1], time.time(), looks) if looks and state.live and test else None,
         history=tuple(looks),
     )

@@ -17,7 +17,7 @@ from kto_ray.records.completions import Arm, Completion
 from kto_ray.records.examples import Example
 from kto_ray.records.feedback import Feedback
 from kto_ray.records.labels import Label, Verdict
-from kto_ray.records.trials import Votes
+from kto_ray.records.trials import NewUsers, Votes
 from kto_ray.store import trials
 from kto_ray.store.among import among
 from kto_ray.store.mapping import completion_of, feedback_of
@@ -98,10 +98,13 @@ def _events(tx: sa.Connection, chosen: sa.ColumnElement[bool]) -> dict[str, list
     return events
 
 
-def votes(tx: sa.Connection, now: float, window_s: float, new_users: bool) -> Votes | None:
-    """Who judged answers of the loop's own in about the last `window_s` seconds, 14 days at most, and was seen before
-    these, as a test counts; who came since, too, where it does. None where the service has answered for less than two
-    days, so that nobody can tell."""
+def votes(
+    tx: sa.Connection, now: float, window_s: float, new_users: NewUsers = False, settle_s: float = 0.0
+) -> Votes | None:
+    """Who judged the loop's own answers of about the last `window_s` seconds, 14 days at most, as a test would have
+    counted them that had begun then: who was seen before, but of `new_users`, and judged within `settle_s` of their
+    first answer, or whenever they liked where that is 0. None where the service has answered for less than two days, so
+    that nobody can tell."""
     c, l = completions.c, labels.c  # noqa: E741
     first = sa.select(c.created_at).where(SERVED).order_by(c.created_at).limit(1)
     began = tx.execute(first).scalar()
@@ -111,16 +114,30 @@ def votes(tx: sa.Connection, now: float, window_s: float, new_users: bool) -> Vo
     since = now - window_s
     up = sa.func.avg(sa.case((l.verdict == Verdict.UP.value, 1.0), else_=0.0)).label("up")
     decided = (feedback.c.completion_id == l.completion_id) & (feedback.c.seq == l.seq)
-    theirs = l.asker.is_not(None) & ~l.reviewer & l.arm.not_in([Arm.PINNED.value, Arm.IMPORT.value])
-    said = sa.select(l.asker, up).select_from(labels.join(feedback, decided))
-    each_one = said.where(feedback.c.created_at >= since, theirs).group_by(l.asker).subquery()
+    theirs = l.asker.is_not(None) & ~l.reviewer & l.arm.not_in(_NOT_DRAWN) & (c.created_at >= since)
+    each = sa.select(l.asker, up, sa.func.max(c.principal).label("principal"))
+    each = each.select_from(labels.join(feedback, decided).join(completions, c.id == l.completion_id))
+    each = each.where(feedback.c.created_at >= since, theirs)
+    if settle_s:
+        each = each.where(feedback.c.created_at <= _first_answer(l.asker, since) + settle_s)
+    each_one = each.group_by(l.asker).subquery()
     counted = sa.select(sa.func.count(), sa.func.avg(each_one.c.up))
-    if not new_users:
+    if new_users is not True:
         earlier = completions.alias()
         known = sa.select(earlier.c.id).where(earlier.c.user == each_one.c.asker, earlier.c.created_at < since)
-        counted = counted.where(known.exists())
+        counted = counted.where(known.exists() | each_one.c.principal.in_(new_users or ()))
     number, rate = tx.execute(counted.select_from(each_one)).one()
     return Votes(number, float(rate) if number else 0.5, window_s / DAY_S)
+
+
+_NOT_DRAWN = (Arm.PINNED.value, Arm.IMPORT.value)
+
+
+def _first_answer(user: sa.Column[str], since: float) -> sa.ScalarSelect[Any]:
+    """When a user got their first answer from then on that a test would count."""
+    a = completions.alias().c
+    counts = a.arm.not_in(_NOT_DRAWN) & a.task.is_(None) & ~a.forced
+    return sa.select(sa.func.min(a.created_at)).where(a.user == user, a.created_at >= since, counts).scalar_subquery()
 
 
 def lock(tx: sa.Connection, completion_ids: Iterable[str]) -> None:

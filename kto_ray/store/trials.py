@@ -10,7 +10,7 @@ nothing is overlooked which was committed meanwhile, in whatever order.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +21,7 @@ from kto_ray.feedback import faults
 from kto_ray.records.completions import Arm, Completion
 from kto_ray.records.labels import Verdict
 from kto_ray.records.rollouts import LIVE, RolloutKind, RolloutState
-from kto_ray.records.trials import FAULTS, Part, Settled, Standing
+from kto_ray.records.trials import FAULTS, NewUsers, Part, Settled, Standing
 from kto_ray.records.users import unit_interval
 from kto_ray.store import exposed, reactions
 from kto_ray.store.among import among, values
@@ -37,7 +37,7 @@ class Rules:
     """What makes a trial, of the config that a test goes on under."""
 
     settle_s: float  # after the first answer
-    new_users: bool  # whether who came since the test began counts
+    new_users: NewUsers
     slow_s: float  # a first token after this is a fault
     since: float = 0.0  # who got an answer before (seconds since the epoch) enters with the next one
     long_tokens: int | None = None  # more are a fault
@@ -137,8 +137,8 @@ def _named(table: sa.Table, state: RolloutState) -> sa.ColumnElement[bool]:
 def _expose(tx: sa.Connection, state: RolloutState, rules: Rules) -> bool:
     """Enter the users of new answers, each by the first; whether all that had arrived have been looked at."""
     c, come = completions.c, arrivals.c
-    columns = (c.id, c.seq, c.user, c.arm, c.task, c.forced, c.created_at, c.status, c.finish_reason, c.first_token_s)
-    query = sa.select(*columns, c.latency_s, c.completion_tokens, come.faults)
+    columns = (c.id, c.seq, c.user, c.principal, c.arm, c.task, c.forced, c.created_at, c.status, c.finish_reason)
+    query = sa.select(*columns, c.first_token_s, c.latency_s, c.completion_tokens, come.faults)
     query = query.join(arrivals, come.completion_id == c.id)
     # Locked, so that an erasure of them waits, and finds what is made of them.
     some = query.where(come.rollout == state.id).order_by(c.seq).limit(ANSWERS).with_for_update(of=arrivals)
@@ -149,7 +149,8 @@ def _expose(tx: sa.Connection, state: RolloutState, rules: Rules) -> bool:
     held = sa.select(trials.c.user).where(of_stage(trials, state), among(tx, trials.c.user, first))
     for name in tx.execute(held).scalars():
         del first[name]
-    known = set(first) if rules.new_users else _seen_before(tx, list(first), row.started_seq)
+    new = set(first) if rules.new_users is True else {u for u in first if first[u].principal in (rules.new_users or ())}
+    known = new | _seen_before(tx, first.keys() - new, row.started_seq)
     entered = [_new_part(state, rules, answer, name in known) for name, answer in first.items()]
     if entered:
         tx.execute(trials.insert(), entered)
@@ -169,7 +170,7 @@ def _as_drawn(state: RolloutState, answer: Any) -> bool:
     return bool(answer.arm == (challenger_of(state) if challenger else Arm.CHAMPION))
 
 
-def _seen_before(tx: sa.Connection, users: Sequence[str], seq: int) -> set[str]:
+def _seen_before(tx: sa.Connection, users: Collection[str], seq: int) -> set[str]:
     """Of these users, who asked before a moment in the store's order."""
     each, earlier = values(tx, users), completions.c
     asked = sa.select(earlier.id).where(earlier.user == each.c.value, earlier.seq <= seq).exists()

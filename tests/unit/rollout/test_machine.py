@@ -87,6 +87,11 @@ def test_a_canary_waits_advances_or_aborts_but_never_promotes() -> None:
     assert unseen.action is Action.HOLD and "answered nobody in 2.0 hours, and waits for somebody" in unseen.reason
     never = decide(RULES, CANARY, look((0, 0), (0, 0), exposed=0), now + 3600 * RULES.max_hours)
     assert (never.action, never.criterion) == (Action.ABORT, "hours") and "answered nobody in" in never.reason
+    resumed = replace(CANARY, asked=(f"hours@{RULES.max_hours + 2}",))
+    again = decide(RULES, resumed, look((0, 0), (0, 0), exposed=0), now + 3600 * (2 * RULES.max_hours + 1))
+    assert again.action is Action.HOLD, "as many hours again, for who resumed it"
+    ended = decide(RULES, resumed, look((0, 0), (0, 0), exposed=0), now + 3600 * (2 * RULES.max_hours + 3))
+    assert ended.action is Action.ABORT and "(max_hours) after it was resumed" in ended.reason
     assert decide(RULES, CANARY, look((200, 0), (200, 200), exposed=500), now).action is Action.ADVANCE
     harm = decide(RULES, CANARY, look((60, 58), (20, 0), exposed=500, harm=3.1), now)
     assert harm.action is Action.ABORT and "worse" in harm.reason

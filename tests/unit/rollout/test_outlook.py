@@ -32,6 +32,15 @@ def test_it_says_what_a_promotion_waits_for_and_how_much_is_left() -> None:
     assert told.detectable_gain == pytest.approx(detectable(6500, 301 / 502, 0.005, UPS_ALPHA))
 
 
+def test_the_pace_is_that_of_late() -> None:
+    """People who come back are in a test once: 900 of 1000 came on its first day, and 100 on its second."""
+    first = replace(LOOK, at=2 * DAY, n_champion=450, n_challenger=450)
+    told = outlook(RULES, AB, replace(LOOK, at=3 * DAY), 3 * DAY, [replace(LOOK, stage=0, at=0.1), first])
+    assert told.trials_per_day == pytest.approx(100.0) and told.trials_left == 100 * 11
+    nobody_yet = outlook(RULES, AB, replace(LOOK, at=3 * DAY), 3 * DAY, [replace(LOOK, at=2.5 * DAY)])
+    assert nobody_yet.trials_per_day == pytest.approx(1000.0), "all of them came on the second day"
+
+
 def test_users_may_run_out_first() -> None:
     few = RULES.model_copy(update={"max_users": 1200})
     assert outlook(few, AB, LOOK, 3 * DAY).trials_left == 200

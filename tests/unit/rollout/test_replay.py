@@ -122,3 +122,16 @@ def test_a_stage_is_looked_at_with_its_own_weight() -> None:
     parts = [Part(bool(random.random() < 0.1), True, i * 10.0, (), None, None) for i in range(400)]
     found = replay(rules, AB, 0, 0.0, 0.0, parts)
     assert found.look is not None and found.look.evidence["unequal"] < 1, "a tenth, as was drawn"
+
+
+def test_a_canary_that_answers_nobody_goes_on_beyond_its_hours() -> None:
+    """As the test itself does, until it answers somebody; never beyond max_hours."""
+    canary = replace(AB, stage=0)
+    late = [Part(True, True, 30 * HOUR, (), None, None)]
+    found = replay(RULES, canary, 0, 0.0, 200 * HOUR, late)
+    assert (found.action, found.at) == (Action.ADVANCE, 30 * HOUR)
+    champions = [Part(False, True, 1 * HOUR, (), None, None)]
+    never = replay(RULES, canary, 0, 0.0, 200 * HOUR, champions)
+    assert (never.action, never.at) == (Action.ABORT, 100 * HOUR) and "answered nobody" in never.reason
+    young = replay(RULES, canary, 0, 0.0, 50 * HOUR, champions)
+    assert (young.action, young.at) == (Action.HOLD, None) and "waits for somebody" in young.reason
