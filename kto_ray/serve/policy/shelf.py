@@ -26,6 +26,7 @@ log = logging.getLogger(__name__)
 
 FIRST_S, LONGEST_S = 1.0, 60.0  # between two tries of one adapter
 WAIT_S = 10.0  # that a look waits for what is being loaded; a storage that hangs holds up nothing else
+HANGS = "it has been loading for long: neither its files nor an error come from the storage, or the engine is busy"
 
 
 class Engine(Protocol):
@@ -54,6 +55,7 @@ class Shelf:
         self._copies: dict[str, str] = {}  # of what is held -> the folder that the engine may read again
         self._troubles: dict[str, _Trouble] = {}
         self._loading: dict[str, asyncio.Task[None]] = {}
+        self._began: dict[str, float] = {}  # of what is being loaded, by the monotonic clock
         self._in_use: Counter[str] = Counter()
         self._last_used: dict[str, float] = {}
         self._lock = asyncio.Lock()  # of the engine's slots
@@ -69,8 +71,10 @@ class Shelf:
 
     @property
     def faults(self) -> dict[str, LoadFault]:
+        """What could not be loaded, and what is neither loaded nor refused after a while."""
         now = time.monotonic()
-        return {
+        ages = {name: now - self._began[name] for name in self._loading}
+        return {name: LoadFault(HANGS, refused=False, age_s=age) for name, age in ages.items() if age > WAIT_S} | {
             name: LoadFault(trouble.reason, trouble.refused, trouble.tries, now - trouble.began_at)
             for name, trouble in self._troubles.items()
         }
@@ -100,7 +104,7 @@ class Shelf:
             return
         if version.name not in self._loading:
             task = asyncio.create_task(self._try(version))
-            self._loading[version.name] = task
+            self._loading[version.name], self._began[version.name] = task, time.monotonic()
             task.add_done_callback(lambda _: self._loading.pop(version.name))
         await asyncio.shield(self._loading[version.name])
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import threading
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -281,6 +282,40 @@ def test_a_champion_that_cannot_be_loaded_keeps_no_replica_out_unless_another_ho
         await replica._tell()
         with sqlite_store.write() as tx:
             replicas.report(tx, other)
+        with sqlite_store.read() as tx:
+            assert readiness(tx, config).answers == version.name
+
+    asyncio.run(act())
+
+
+def test_a_storage_that_hangs_keeps_no_replica_out(
+    config: Config, sqlite_store: Store, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Neither files nor an error come from it: the previous champion or the base model answers meanwhile."""
+    back, reached = threading.Event(), fetch
+
+    def fetched(*asked: Any) -> str:
+        assert back.wait(30)
+        return reached(*asked)
+
+    async def act() -> None:
+        version = challenger(config, sqlite_store, 1)
+        as_champion(sqlite_store, version)
+        monkeypatch.setattr("kto_ray.adapters.files.fetch", fetched)
+        monkeypatch.setattr("kto_ray.serve.policy.shelf.WAIT_S", 0.3)
+        replica = policy(quick(config, patience_s=0.2), sqlite_store)
+        try:
+            await asyncio.wait_for(replica._hold_champion(), 20)
+            assert f"comes in without the champion {version.name}" in caplog.text
+            with sqlite_store.read() as tx:
+                ready = readiness(tx, config)
+            assert (ready.ready, ready.answers) == (True, config.base_name)
+            assert "loading for long" in ready.replicas[0].errors[version.name].reason
+        finally:
+            back.set()
+        while version.name not in replica._shelf.held:
+            await replica._reconcile()
+        await replica._tell()
         with sqlite_store.read() as tx:
             assert readiness(tx, config).answers == version.name
 

@@ -248,11 +248,14 @@ def test_a_storage_that_hangs_holds_up_no_other(config: Config, clock: Clock, mo
     async def act(shelf: Shelf, engine: Engine) -> None:
         while other.name not in shelf.held:
             await shelf.follow([stuck, other])
-        assert set(shelf.held) == {other.name} and shelf.loading
+        assert set(shelf.held) == {other.name} and shelf.loading and shelf.faults == {}
+        clock.now += 60
+        told = shelf.faults[stuck.name]
+        assert set(shelf.faults) == {stuck.name} and not told.refused and "loading for long" in told.reason
         back.set()
         while shelf.loading:
             await shelf.follow([stuck, other])
-        assert set(shelf.held) == {stuck.name, other.name}
+        assert set(shelf.held) == {stuck.name, other.name} and shelf.faults == {}
 
     acted(config, act)
 
