@@ -147,6 +147,9 @@ def _status_table(told: dict[str, Any]) -> Table:
     champion, answers = told["readiness"]["champion"], told["readiness"].get("answers")  # an older service has none
     if answers not in (None, champion):
         table.add_row("", f"[red]{answers} answers in place of the champion {champion}[/]")
+    acting = loop.get("controller")  # an older service has none
+    if acting and told["running"] and not acting["acts"]:
+        table.add_row("controller", f"[red]{plain(acting['in_words'])}[/]")
     labels = loop["labels"]
     table.add_row("completions", str(loop["completions"]))
     table.add_row(
@@ -161,6 +164,8 @@ def _status_table(told: dict[str, Any]) -> Table:
         progress = current["train_metrics"]
         steps = f", step {progress['step']}/{progress['steps']}" if "step" in progress else ""
         table.add_row("round", f"{current['id']}: {current['stage']}{steps}")
+        if current["reason"]:
+            table.add_row("", f"[red]{plain(current['reason'])}[/]")
         for candidate in current.get("candidates", ()):  # an older service has none
             table.add_row("", plain(_candidate(candidate)))
     for ended in loop["rounds"][-3:]:
@@ -180,6 +185,8 @@ def _status_table(told: dict[str, Any]) -> Table:
         low, high = back["interval"]
         held = f"{back['weight']:.0%} of users stay on {back['challenger']}, {back['stage_name']}"
         table.add_row("holdback", f"{held}: it is better by {low:+.3f} to {high:+.3f}")
+        if back["reason"]:
+            table.add_row("", plain(back["reason"]))
     if spending := told["budget"]:
         table.add_row("budget", plain(spending["in_words"]))
     if gain := told["gain"]:

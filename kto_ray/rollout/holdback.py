@@ -98,6 +98,11 @@ def is_over(state: RolloutState, now: float, in_test: bool) -> bool:
     return age < 0 or (age >= WEEK_S and not in_test)
 
 
+def waits(state: RolloutState) -> bool:
+    """Whether a live holdback has raised its alarm, and its rollback waits for a replica."""
+    return detector.said(watch_of(state)) is Said.ALARM
+
+
 def ended(state: RolloutState, why: str, now: float) -> RolloutState:
     return replace(state, status=RolloutStatus.ABORTED, reason=why, ended_at=now)
 

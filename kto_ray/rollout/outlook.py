@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from kto_ray.config.deciding import RolloutSection
-from kto_ray.records.rollouts import Look, RolloutState
+from kto_ray.records.rollouts import Look, RolloutState, RolloutStatus
 from kto_ray.records.trials import Votes
 from kto_ray.rollout import burn_in, guards, machine
 from kto_ray.rollout.asked import answered, asks
@@ -104,8 +104,8 @@ def outlook(
     stage."""
     decision = machine.decide(rules, state, look, now)
     verdict = f"{decision.action}: {decision.reason}"
-    if decision.action is machine.Action.PROMOTE and state.reason:
-        verdict += f"; it {state.reason}"  # for replicas
+    if state.status is RolloutStatus.RUNNING and state.reason:
+        verdict += f"; it {state.reason}"  # as to replicas
     age_s = now - state.stage_started_at
     decides = machine.stage_of(rules, state).decides
     ends = tuple(sorted(_ends(rules, state, look, age_s / 3600, decides), key=lambda flip: -flip.way))

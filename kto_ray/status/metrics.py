@@ -7,10 +7,13 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import GaugeMetricFamily
 
 from kto_ray.config import Config
+from kto_ray.records.rollouts import RolloutKind
 from kto_ray.records.rounds import Stage
 from kto_ray.records.trainings import TrainingRun
+from kto_ray.rollout.holdback import waits
 from kto_ray.status.readiness import readiness
 from kto_ray.status.rollouts import loop_gain
+from kto_ray.status.rounds import controller
 from kto_ray.store import adapters, rollouts, rounds, tallies, trainings
 
 Gauges = dict[str, tuple[str, float]]  # name -> (help, value)
@@ -38,7 +41,7 @@ def as_text(gauges: Gauges) -> bytes:
 
 def _loop(tx: sa.Connection, config: Config) -> Gauges:
     tally, current, test = tallies.total(tx), rounds.current(tx), rollouts.live(tx)
-    ready = readiness(tx, config)
+    ready, back = readiness(tx, config), rollouts.live(tx, RolloutKind.HOLDBACK)
     return {
         "kto_ray_completions": ("Completions logged", tally.completions),
         "kto_ray_feedback_events": ("Feedback events stored", tally.stored),
@@ -62,6 +65,14 @@ def _loop(tx: sa.Connection, config: Config) -> Gauges:
         "kto_ray_approval_waits": (
             "Whether a candidate waits for a person's approval",
             float(current is not None and current.stage is Stage.APPROVAL),
+        ),
+        "kto_ray_controller_acts": (
+            "Whether a controller holds its lease, without which rounds, tests and holdbacks stand still",
+            float(controller(tx).acts),
+        ),
+        "kto_ray_rollback_waits": (
+            "Whether the champion has turned out worse than the one before, which a replica lacks: it stays meanwhile",
+            float(back is not None and waits(back)),
         ),
         "kto_ray_rollout_weight": ("The challenger's share of users, 0 if no rollout", test.weight if test else 0),
     }

@@ -13,7 +13,7 @@ from kto_ray.paths import without_passwords
 from kto_ray.records.completions import Json
 from kto_ray.records.rounds import Awaiting, Candidate, Ended, Round, Stage
 from kto_ray.records.trainings import TrainingRun
-from kto_ray.store import quarantine, rounds, tallies, trainings
+from kto_ray.store import leases, quarantine, rounds, tallies, trainings
 from kto_ray.store.tallies import Tally
 
 SHOWN = 100  # of the newest rounds
@@ -84,8 +84,19 @@ class ShownFeedback:
 
 
 @dataclass(frozen=True, slots=True)
+class ShownController:
+    """Whether a controller `acts`: holds its lease, which it renewed `ago_s` ago."""
+
+    acts: bool
+    node: str | None
+    pid: int | None
+    ago_s: float | None
+    in_words: str
+
+
+@dataclass(frozen=True, slots=True)
 class LoopPage:
-    """`rounds` are the newest, oldest first; `next` says in words what happens next."""
+    """`rounds` are the newest, oldest first; `next` says in words what happens next, once a `controller` acts."""
 
     round: ShownRound | None
     rounds: tuple[ShownRound, ...]
@@ -94,6 +105,7 @@ class LoopPage:
     completions: int
     min_labels: int
     next: str
+    controller: ShownController
 
 
 def loop(tx: sa.Connection, config: Config) -> LoopPage:
@@ -110,7 +122,20 @@ def loop(tx: sa.Connection, config: Config) -> LoopPage:
         completions=tally.completions,
         min_labels=config.loop.min_labels,
         next=_next(config, found[-1] if found else None, new),
+        controller=controller(tx),
     )
+
+
+def controller(tx: sa.Connection) -> ShownController:
+    holder = leases.holder(tx, leases.CONTROLLER)
+    if holder is None:
+        words = (
+            "no controller acts: rounds, tests and holdbacks stand still until one takes its lease; the log of the "
+            "controller, or of Ray Serve, says why none does"
+        )
+        return ShownController(False, None, None, None, words)
+    words = f"process {holder.pid} on {holder.node}, which renewed its lease {holder.ago_s:.1f} s ago"
+    return ShownController(True, holder.node, holder.pid, holder.ago_s, words)
 
 
 def _feedback(tx: sa.Connection, tally: Tally) -> ShownFeedback:

@@ -71,6 +71,7 @@ class Viewer:
 
     def __init__(self, config: Config, store: Store) -> None:
         self._config, self._store = config, store
+        self._one_at_a_time = threading.Lock()  # or an older look could replace a newer one
         self._answers = ""  # who did at the last look
         self._read_at, self._back_at = time.monotonic(), float("-inf")  # the last look; and when the store was back
         self.refresh()
@@ -83,6 +84,10 @@ class Viewer:
         return time.monotonic() - self._read_at
 
     def refresh(self) -> None:
+        with self._one_at_a_time:
+            self._look()
+
+    def _look(self) -> None:
         config, began = self._config, time.monotonic()
         with self._store.read() as tx:
             ready = readiness(tx, config)

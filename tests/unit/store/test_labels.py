@@ -235,11 +235,11 @@ def test_who_judged_of_late_counts_as_a_test_would_count_them(store: Store) -> N
         assert labels.votes(tx, now, 13 * DAY_S, new_users=False) == Votes(2, 0.25, 5.0)
         assert labels.votes(tx, now, 13 * DAY_S, new_users=True) == Votes(4, 0.375, 5.0)
         assert labels.votes(tx, now, 13 * DAY_S, new_users=("other",)) == Votes(2, 0.25, 5.0)
-        assert labels.votes(tx, now, 13 * DAY_S, new_users=("app",)).users == 3, "the application vouches for gus"
+        assert labels.votes(tx, now, 13 * DAY_S, new_users=("app",)) == Votes(3, 1 / 6, 5.0), "app vouches for gus"
         assert labels.votes(tx, now, 13 * DAY_S, settle_s=2 * DAY_S) == Votes(2, 0.25, 5.0)
         late = labels.votes(tx, now, 13 * DAY_S, new_users=True, settle_s=1.9 * DAY_S)
         assert late == Votes(1, 0.0, 5.0), "whoever takes longer to judge has no trial"
-        assert labels.votes(tx, now, 2.5 * DAY_S, new_users=True).users == 0, "of answers from before the test"
+        assert labels.votes(tx, now, 2.5 * DAY_S, new_users=True) == Votes(0, 0.5, 2.5), "of answers before the test"
         assert labels.votes(tx, now + 40 * DAY_S, 90 * DAY_S, new_users=True) == Votes(0, 0.5, 14.0)
         assert labels.votes(tx, 11.9 * DAY_S, 13 * DAY_S, new_users=True) is None, "too young to tell"
 

@@ -128,6 +128,19 @@ def test_only_users_seen_before_the_test_count_unless_the_rules_say_so(store: St
     assert (found.challenger.users, found.challenger.known) == (2, 1)
 
 
+@pytest.mark.parametrize(("vouch", "known"), [(("app",), 2), (("app", "bots"), 3), (("none",), 1), (True, 3)])
+def test_new_users_count_of_the_applications_that_the_rules_name(
+    store: Store, vouch: bool | tuple[str, ...], known: int
+) -> None:
+    with store.write() as tx:
+        completions.insert(tx, completion("old", user=ANN))
+        rollouts.put(tx, STAGE)
+        asked(tx, "a1", ANN)
+        asked(tx, "b1", ART, principal="app")
+        asked(tx, "c1", AMY, principal="bots")
+    assert told(store, 2 * DAY, replace(RULES, new_users=vouch)).challenger.known == known
+
+
 def test_who_came_while_a_test_waited_to_begin_was_there_before_it(store: Store) -> None:
     section = RolloutSection(min_users=10, max_users=20)
     begun = machine.start(section, "policy@base", "policy@v1", "r", STAGE.salt, 0.005, 1.0)
