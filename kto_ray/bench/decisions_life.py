@@ -10,8 +10,8 @@ import numpy as np
 from numpy.random import Generator
 from scipy.stats import chi2
 
-from kto_ray.bench.decisions_trials import LEVEL, over, share, voters
-from kto_ray.stats import budget, detector, score
+from kto_ray.bench.decisions_trials import LEVEL, highest, over, share, voters
+from kto_ray.stats import budget, detector
 from kto_ray.stats.budget import Spent
 from kto_ray.stats.score import Arms, Floats, Past
 
@@ -22,24 +22,26 @@ START, GROWN, WEEK = 0.1, 0.5, 7  # the holdback's share, before and after a war
 
 
 def lifetimes(tests: int) -> dict[str, Any]:
-    """Rounds in a row: false promotions among promotions, and true promotions kept, by e-LORD and by 5% each.
+    """Rounds in a row: false promotions among promotions, and true promotions kept: by the score with e-LORD, as the
+    loop decides with it, and by the score with 5% each.
 
     Of a round only the largest evidence matters, so lifetimes draw their rounds from a pool of simulated ones.
     """
-    pools = [_highest(size, rates) for size, rates in zip(POOL, ((0.5, 0.5), (0.5, 0.55)), strict=True)]
+    pools = [
+        over(voters(VOTERS, rates), VOTERS, size, 4, highest)
+        for size, rates in zip(POOL, ((0.5, 0.5), (0.5, 0.55)), strict=True)
+    ]
     random = np.random.default_rng(5)
     real = random.random((tests, ROUNDS)) < TRUE
-    highest = np.where(real, random.choice(pools[1], real.shape), random.choice(pools[0], real.shape))
-    spent = np.stack([_promotions(each) for each in highest])
-    each = highest >= -math.log(LEVEL)
-    return {"rounds": ROUNDS, "voters": VOTERS, "e_lord": _life(spent, real), "each_at_5": _life(each, real)}
-
-
-def _highest(tests: int, rates: tuple[float, float]) -> Floats:
-    found: Floats = over(
-        voters(VOTERS, rates), VOTERS, tests, 4, lambda t: score.log_evidence(t.challenger, t.outcome, 0.5).max(axis=-1)
-    )
-    return found
+    drawn = [random.integers(size, size=real.shape) for size in POOL]
+    alone, decided = (np.where(real, pools[1][drawn[1], by], pools[0][drawn[0], by]) for by in (0, 1))
+    return {
+        "rounds": ROUNDS,
+        "voters": VOTERS,
+        "e_lord": _life(np.stack([_promotions(each) for each in alone]), real),
+        "as_decided": _life(np.stack([_promotions(each) for each in decided]), real),
+        "each_at_5": _life(alone >= -math.log(LEVEL), real),
+    }
 
 
 def _promotions(highest: Floats) -> Arms:

@@ -74,16 +74,21 @@ def reached(log_evidence: Floats, level: float) -> Arms:
 
 
 def rules(trials: Trials, weight: float = 0.5, level: float = LEVEL) -> Arms:
-    """(tests, 2): promoted by the score alone, at a level; by it and, at a moment from then on, more ups at the level
-    of `rollout/machine` and no hold on unequal shares of voters. As there, evidence of a gain stays, and the others are
-    as they are at that moment."""
+    """(tests, 2): promoted at a level by the score alone, and as the loop decides."""
+    return highest(trials, weight) >= -math.log(level)
+
+
+def highest(trials: Trials, weight: float = 0.5) -> Floats:
+    """(tests, 2): the most evidence of a gain, by the score alone; and of that, what had come by a moment with more ups
+    at the level of `rollout/machine` and no hold on unequal shares of voters. As there, evidence of a gain stays, and
+    the others are as they are at that moment."""
     arm, up = trials.challenger, trials.outcome >= 0.5
-    better = reached(score.log_evidence(arm, trials.outcome, weight), level)
+    gain = np.maximum.accumulate(score.log_evidence(arm, trials.outcome, weight), axis=-1)
     counts = np.cumsum(arm, axis=-1)
     unequal = ratio.log_evidence(np.arange(1, arm.shape[-1] + 1) - counts, counts, weight) >= -math.log(HELD)
     ups = ratio.more_ups(np.cumsum(~arm & up, axis=-1), np.cumsum(arm & up, axis=-1), weight)
-    together = better & (ups >= -math.log(UPS_ALPHA)) & ~unequal
-    return np.stack([better.any(axis=-1), together.any(axis=-1)], axis=-1)
+    together = np.where((ups >= -math.log(UPS_ALPHA)) & ~unequal, gain, -math.inf)
+    return np.stack([gain[..., -1], together.max(axis=-1)], axis=-1)
 
 
 def share(hits: Arms) -> dict[str, float]:

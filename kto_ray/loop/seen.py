@@ -88,6 +88,8 @@ class Seen:
 
     def lacking(self, adapter: str) -> str:
         """How many live replicas do not hold the adapter, and what they say of it."""
+        if not self.live:
+            return "no policy replica is live"
         waiting = sum(adapter not in replica.held for replica in self.live)
         faults = sorted((r.replica, r.errors[adapter].reason) for r in self.live if adapter in r.errors)
         told = f"{waiting} of {len(self.live)} live replicas do not hold the adapter"

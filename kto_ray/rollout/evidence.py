@@ -8,6 +8,7 @@ ups           log evidence that more users of the challenger than of the champio
 unequal       log evidence that users were not drawn by the weight, among all who got an answer
 unequal_votes the same among those who judged
 observed      users whose time to react is over
+GUARD_seen    how many users of both arms reacted so, of reactions alone
 GUARD_low     how much more often, at least, a user's first answer has this fault, or a user reacts so, than with the
               champion; that any of these bounds is ever wrong has a chance of harm_alpha together
 GUARD_high    how much more often at most, each by itself: a promotion needs all of them
@@ -95,6 +96,8 @@ def _guards(rules: RolloutSection, standing: Standing) -> dict[str, float]:
         bounds[f"{name}_low"] = _interval(*arms, rules.harm_alpha / len(GUARDS))[0]
         bounds[f"{name}_high"] = _interval(*arms, rules.harm_alpha)[1]
         bounds[f"{name}_rise"] = _rise(*arms)  # as it was seen; in arms of unlike size no interval's middle
+        if name in REACTIONS:
+            bounds[f"{name}_seen"] = sum(arm.up for arm in arms)
     return bounds
 
 

@@ -207,7 +207,7 @@ def in_words(rules: RolloutSection, look: Look) -> str:
     return (
         f"{look.up_challenger:.10g} up of {look.n_challenger} users against the champion's {look.up_champion:.10g} of "
         f"{look.n_champion}, difference {look.low:+.3f} to {look.high:+.3f} ({1 - 2 * rules.harm_alpha:.0%} confidence "
-        f"sequence); answered {look.exposed_challenger} and {look.exposed_champion} users{blind(rules)}"
+        f"sequence); answered {look.exposed_challenger} and {look.exposed_champion} users{blind(rules, look)}"
     )
 
 

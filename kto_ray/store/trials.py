@@ -257,15 +257,12 @@ def _settle(tx: sa.Connection, state: RolloutState, now: float) -> None:
     here = set(tx.execute(theirs.with_for_update()).scalars())  # an erasure of one waits, and leaves no gap in places
     users = [user for user in dict.fromkeys(user for user, _ in marks) if user in here]
     said = _judgements(tx, state, users)
-    place = len_of(tx, state)
-    settled = [
-        {"name": user, "at": place + i, "of": said[user]}
-        for i, user in enumerate((user for user in users if user in said), start=1)
-    ]
+    judged, place = [user for user in users if user in said], len_of(tx, state)
+    settled = [{"name": user, "at": place + i, "of": said[user]} for i, user in enumerate(judged, start=1)]
     mine = of_stage(trials, state) & (trials.c.user == sa.bindparam("name")) & trials.c.place.is_(None)
     if settled:
-        values = {"place": sa.bindparam("at"), "outcome": sa.bindparam("of"), "settled_at": now}
-        tx.execute(trials.update().where(mine).values(**values), settled)
+        set_ = trials.update().where(mine).values(place=sa.bindparam("at"), outcome=sa.bindparam("of"), settled_at=now)
+        tx.execute(set_, settled)
     _drop(tx, state, marks)
 
 

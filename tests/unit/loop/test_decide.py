@@ -139,7 +139,7 @@ def test_a_candidate_that_cannot_be_loaded_yet_waits_and_says_why_until_its_dead
     after, _ = changed(seen(Loading("s", V1), live=(HOLDS,)))
     assert after is not None and after.state == Judging("s", V1)
     at_last = 950.0 + CONFIG.adapters.load_s
-    for live, told in (((HOLDS, away), words), ((HOLDS, EMPTY), "1 of 2 live"), ((), "0 of 0 live")):
+    for live, told in (((HOLDS, away), words), ((HOLDS, EMPTY), "1 of 2 live"), ((), "no policy replica is live")):
         now = seen(Loading("s", V1), live=live, now=at_last)
         assert now.round is not None and decide(CONFIG, replace(now, round=now.round.waits(words))) is None
         after, effects = changed(seen(Loading("s", V1), live=live, now=at_last + 1))

@@ -134,6 +134,22 @@ def test_what_nobody_had_the_time_for_is_not_judged_and_said_so() -> None:
     assert "hardly" not in decide(RolloutSection(settle_hours=0.1), AB, GAIN, LATER).reason
 
 
+def test_what_no_client_tells_of_is_said_to_guard_nothing() -> None:
+    """Whoever sends no signals has users who are never found to ask again, or to disagree."""
+    arms = Exposed(99, 99, observed=99), Exposed(99, 99, observed=99, disagreed=1)
+
+    def told(rules: RolloutSection = RULES) -> str:
+
+        seen = evidence.look(rules, AB, Standing("r1", 1, *arms), LATER)
+        return decide(rules, AB, seen, LATER).reason
+
+    assert told().endswith(
+        "; regenerated of none of 198 users: where clients send no such signals, this guards nothing"
+    )
+    assert "guards nothing" not in told(RULES.model_copy(update={"guards": FAULTS})), "nor is it to"
+    assert "guards nothing" not in told(RULES.model_copy(update={"guards": ("edited",)})), "edits are feedback"
+
+
 def test_what_nobody_ever_does_holds_up_no_promotion() -> None:
     """Not beyond what the margin needs of any guard: 280 users of each arm, or of a canary's weight more."""
     for n, shown in ((200, False), (280, True), (1000, True)):
