@@ -114,8 +114,11 @@ def test_a_trained_adapter_is_recorded_and_wanted() -> None:
 
 def test_the_candidate_is_judged_when_every_live_replica_holds_it() -> None:
     loading = Loading("s", V1)
-    assert decide(CONFIG, seen(loading, live=())) is None
+    nobody, _ = changed(seen(loading, live=()))
+    assert nobody is not None and nobody.failure == "no policy replica is live"
     assert decide(CONFIG, seen(loading, live=(HOLDS, EMPTY))) is None
+    late, _ = changed(replace(seen(loading, live=(HOLDS, EMPTY)), round=nobody))
+    assert late is not None and late.failure == "1 of 2 live replicas do not hold the adapter", "and no more that"
     after, effects = changed(seen(loading))
     assert after is not None and after.state == Judging("s", V1) and effects == ()
 
@@ -141,7 +144,9 @@ def test_a_candidate_that_cannot_be_loaded_yet_waits_and_says_why_until_its_dead
     at_last = 950.0 + CONFIG.adapters.load_s
     for live, told in (((HOLDS, away), words), ((HOLDS, EMPTY), "1 of 2 live"), ((), "no policy replica is live")):
         now = seen(Loading("s", V1), live=live, now=at_last)
-        assert now.round is not None and decide(CONFIG, replace(now, round=now.round.waits(words))) is None
+        assert now.round is not None
+        told_so = decide(CONFIG, replace(now, round=now.round.waits(words)))
+        assert told_so is None if live[1:] == (away,) else isinstance(told_so, Change) and told_so.round is not None
         after, effects = changed(seen(Loading("s", V1), live=live, now=at_last + 1))
         assert after is not None and isinstance(after.state, Ended) and after.state.outcome is Outcome.FAILED
         assert after.state.reason is not None and after.state.reason.startswith(f"load: {told}")
