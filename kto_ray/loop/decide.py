@@ -12,7 +12,7 @@ from typing import assert_never
 from kto_ray.config import Config
 from kto_ray.loop import candidates, verdict
 from kto_ray.loop.moves import Begin, Change, KeepSnapshot, Move, Point, Start
-from kto_ray.loop.seen import Failed, Running, Seen
+from kto_ray.loop.seen import NOBODY, Failed, Running, Seen
 from kto_ray.paths import Paths
 from kto_ray.records.adapters import CHALLENGER, CHAMPION
 from kto_ray.records.evaluation import GateReport
@@ -178,6 +178,6 @@ def _load(config: Config, seen: Seen, current: Round, adapter: str) -> Move:
     told = seen.lacking(adapter)
     if seen.now - current.stage_started_at > config.adapters.load_s:
         return _give_up(config, seen, current, f"{told}, after {config.adapters.load_s:.0f} s (adapters.load_s)")
-    if (faults or not seen.live or current.failure) and told != current.failure:
+    if (faults or NOBODY in (told, current.failure)) and told != current.failure:
         return Change(current.waits(told), words=f"round {current.id} waits: {told}", failed=True)
     return None

@@ -51,6 +51,9 @@ class Trial:
     last: Look | None
 
 
+NOBODY = "no policy replica is live"
+
+
 @dataclass(frozen=True, slots=True)
 class Seen:
     """All that a decision looks at."""
@@ -89,7 +92,7 @@ class Seen:
     def lacking(self, adapter: str) -> str:
         """How many live replicas do not hold the adapter, and what they say of it."""
         if not self.live:
-            return "no policy replica is live"
+            return NOBODY
         waiting = sum(adapter not in replica.held for replica in self.live)
         faults = sorted((r.replica, r.errors[adapter].reason) for r in self.live if adapter in r.errors)
         told = f"{waiting} of {len(self.live)} live replicas do not hold the adapter"
