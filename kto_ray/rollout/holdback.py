@@ -100,7 +100,7 @@ def is_over(state: RolloutState, now: float, in_test: bool) -> bool:
 
 def waits(state: RolloutState) -> bool:
     """Whether a live holdback has raised its alarm, and its rollback waits for a replica."""
-    return detector.said(watch_of(state)) is Said.ALARM
+    return state.watch is not None and detector.said(watch_of(state)) is Said.ALARM
 
 
 def ended(state: RolloutState, why: str, now: float) -> RolloutState:

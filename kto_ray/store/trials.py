@@ -19,11 +19,10 @@ from sqlalchemy.dialects import postgresql, sqlite
 
 from kto_ray.feedback import faults
 from kto_ray.records.completions import Arm, Completion
-from kto_ray.records.labels import Verdict
 from kto_ray.records.rollouts import LIVE, RolloutKind, RolloutState
 from kto_ray.records.trials import FAULTS, NewUsers, Part, Settled, Standing
 from kto_ray.records.users import unit_interval
-from kto_ray.store import exposed, reactions
+from kto_ray.store import exposed, judged, reactions
 from kto_ray.store.among import among, values
 from kto_ray.store.exposed import challenger_of, of_stage
 from kto_ray.store.schema import arrivals, completions, labels, rollouts, trials, voters
@@ -87,7 +86,7 @@ def advance(tx: sa.Connection, state: RolloutState, rules: Rules, now: float) ->
     undated = _marked(tx, state, voters.c.due_at.is_(None))  # read first: what they judged has then arrived
     all_seen = _expose(tx, state, rules)
     _date(tx, state, rules, undated, all_seen)
-    _settle(tx, state, now)
+    _settle(tx, state, rules, now)
     reactions.read(tx, state, now)
 
 
@@ -127,11 +126,6 @@ def forget(tx: sa.Connection, user: str, pseudonym: str) -> None:
 
 def _row(tx: sa.Connection, state: RolloutState) -> Any:
     return tx.execute(sa.select(rollouts).where(rollouts.c.id == state.id)).one()
-
-
-def _named(table: sa.Table, state: RolloutState) -> sa.ColumnElement[bool]:
-    """Answers, or labels of answers, that are of a rollout. A user may be in a test and in a holdback's other arm."""
-    return (table.c.rollout if state.kind is RolloutKind.TEST else table.c.holdback) == state.id
 
 
 def _expose(tx: sa.Connection, state: RolloutState, rules: Rules) -> bool:
@@ -245,20 +239,23 @@ def _date(tx: sa.Connection, state: RolloutState, rules: Rules, marks: Marks, al
 def _late(tx: sa.Connection, state: RolloutState, due: Mapping[str, float]) -> set[tuple[str, int]]:
     """What users have said since their trials were due."""
     query = sa.select(labels.c.asker, labels.c.seq, labels.c.at)
-    said = tx.execute(query.where(_named(labels, state), among(tx, labels.c.asker, due)))
+    said = tx.execute(query.where(judged.named(labels, state), among(tx, labels.c.asker, due)))
     return {(row.asker, row.seq) for row in said if row.at > due[row.asker]}
 
 
-def _settle(tx: sa.Connection, state: RolloutState, now: float) -> None:
+def _settle(tx: sa.Connection, state: RolloutState, rules: Rules, now: float) -> None:
     marks = _marked(tx, state, voters.c.due_at <= now)
     if not marks:
         return
-    theirs = sa.select(trials.c.user).where(of_stage(trials, state), among(tx, trials.c.user, {u for u, _ in marks}))
-    here = set(tx.execute(theirs.with_for_update()).scalars())  # an erasure of one waits, and leaves no gap in places
-    users = [user for user in dict.fromkeys(user for user, _ in marks) if user in here]
-    said = _judgements(tx, state, users)
-    judged, place = [user for user in users if user in said], len_of(tx, state)
-    settled = [{"name": user, "at": place + i, "of": said[user]} for i, user in enumerate(judged, start=1)]
+    theirs = of_stage(trials, state) & among(tx, trials.c.user, {user for user, _ in marks})
+    query = sa.select(trials.c.user, trials.c.first_at).where(theirs)
+    # Locked, so that an erasure of one waits, and leaves no gap in places
+    first = {row.user: row.first_at for row in tx.execute(query.with_for_update())}
+    users = [user for user in dict.fromkeys(user for user, _ in marks) if user in first]
+    due = {user: first[user] + rules.settle_s if rules.settle_s else None for user in users}
+    means, place = judged.means(tx, state, due, now), len_of(tx, state)
+    having = (user for user in users if user in means)
+    settled = [{"name": user, "at": place + i, "of": means[user]} for i, user in enumerate(having, start=1)]
     mine = of_stage(trials, state) & (trials.c.user == sa.bindparam("name")) & trials.c.place.is_(None)
     if settled:
         set_ = trials.update().where(mine).values(place=sa.bindparam("at"), outcome=sa.bindparam("of"), settled_at=now)
@@ -270,20 +267,6 @@ def len_of(tx: sa.Connection, state: RolloutState) -> int:
     """How many trials of the stage are settled."""
     query = sa.select(sa.func.coalesce(sa.func.max(trials.c.place), 0)).where(of_stage(trials, state))
     return int(tx.execute(query).scalar_one())
-
-
-def _judgements(tx: sa.Connection, state: RolloutState, users: Sequence[str]) -> dict[str, float]:
-    """The mean of what stands of each user's own judgements of answers from the first on that counts; who has none is
-    not there. An edit counts as a down: the answer was not good enough."""
-    l, t = labels.c, trials.c  # noqa: E741
-    arm = sa.case((t.challenger, challenger_of(state).value), else_=Arm.CHAMPION.value)
-    open_ = of_stage(trials, state) & (t.user == l.asker) & t.place.is_(None) & t.known
-    counted = (l.arm == arm) & (l.asked_seq >= t.first_seq)
-    theirs = _named(labels, state) & among(tx, l.asker, users) & ~l.reviewer
-    up = sa.case((l.verdict == Verdict.UP.value, 1.0), else_=0.0)
-    mean = sa.func.avg(up).label("mean")
-    query = sa.select(l.asker, mean).select_from(labels.join(trials, open_ & counted)).where(theirs)
-    return {row.asker: float(row.mean) for row in tx.execute(query.group_by(l.asker))}
 
 
 _MARK = (

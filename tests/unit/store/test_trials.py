@@ -103,6 +103,28 @@ def test_who_judges_after_their_time_has_no_trial(store: Store) -> None:
     assert told(store, 6 * DAY, replace(RULES, settle_s=0.0), at_once).trials == (Settled(True, 1.0),), "at once"
 
 
+@pytest.mark.parametrize("away_s", [0.0, 10 * DAY])
+def test_a_trial_comes_to_what_stood_when_it_was_due_however_late_it_is_settled(store: Store, away_s: float) -> None:
+    """Where the controller was away, what is turned, withdrawn or edited meanwhile is too late."""
+    due = 100.0 + DAY
+    with store.write() as tx:
+        rollouts.put(tx, STAGE)
+        for name, user in (("a1", ANN), ("a2", ANN), ("b1", ART), ("c1", AMY), ("d1", BOB)):
+            asked(tx, name, user)
+        for name, user in (("a1", ANN), ("a2", ANN), ("b1", ART), ("c1", AMY), ("d1", BOB)):
+            judged(tx, name, user, True)
+        feedback.withdraw(tx, "f-d1", due - 1)
+    if not away_s:
+        told(store, due)
+    with store.write() as tx:
+        feedback.record(tx, thumb("turned", "a1", value=False, user=ANN, created_at=due + 1))
+        feedback.withdraw(tx, "f-b1", due + 1)
+        edited = thumb("edited", "c1", value=None, kind=FeedbackKind.EDIT, text="Better.", user=AMY)
+        feedback.record(tx, replace(edited, created_at=due + 1))
+    found = told(store, due + away_s)
+    assert found.trials == (Settled(True, 1.0),) * 3 and found.waiting == 0
+
+
 def test_who_withdraws_all_before_has_no_trial_and_may_have_one_later(store: Store) -> None:
     with store.write() as tx:
         rollouts.put(tx, STAGE)
