@@ -178,6 +178,7 @@ def _load(config: Config, seen: Seen, current: Round, adapter: str) -> Move:
     told = seen.lacking(adapter)
     if seen.now - current.stage_started_at > config.adapters.load_s:
         return _give_up(config, seen, current, f"{told}, after {config.adapters.load_s:.0f} s (adapters.load_s)")
-    if (faults or NOBODY in (told, current.failure)) and told != current.failure:
-        return Change(current.waits(told), words=f"round {current.id} waits: {told}", failed=True)
-    return None
+    if faults or told == NOBODY:
+        words = f"round {current.id} waits: {told}"
+        return Change(current.waits(told), words=words, failed=True) if told != current.failure else None
+    return Change(current.waits(None)) if current.failure == NOBODY else None

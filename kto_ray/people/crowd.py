@@ -164,7 +164,16 @@ class Crowd:
         return Answer(ids.pop(), text, adapters.pop(), finish)
 
     async def judge(self, answer: Answer, user: User, reaction: Reaction, resend: bool) -> None:
-        """Send a thumb or an edit; with `resend`, once more under the same Idempotency-Key."""
+        """Send a thumb or an edit; with `resend`, once more under the same Idempotency-Key. Whoever is stopped has sent
+        what they began to, or what came of it would not be known."""
+        sent = asyncio.create_task(self._judge(answer, user, reaction, resend))
+        try:
+            await asyncio.shield(sent)
+        except asyncio.CancelledError:
+            await sent
+            raise
+
+    async def _judge(self, answer: Answer, user: User, reaction: Reaction, resend: bool) -> None:
         body: dict[str, Any] = {"completion_id": answer.id, "kind": reaction.kind, "user": user.id}
         if reaction.kind == "edit":
             body["text"] = reaction.text

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True, slots=True)
 class LoadFault:
-    """Why a replica could not load an adapter at its last try; it goes on trying. `refused`: for what its files are,
-    and not for what stood in the way. `age_s`: since the first try that failed."""
+    """Why a replica could not load an adapter at its last try, or has not yet; it goes on trying. `refused`: for what
+    its files are, and not for what stood in the way. `age_s`: since the first try that failed, or goes on."""
 
     reason: str
     refused: bool

@@ -182,8 +182,8 @@ class Round:
         """The round after a failed attempt of its stage."""
         return replace(self, attempts=self.attempts + 1, failure=failure)
 
-    def waits(self, failure: str) -> Round:
-        """The round whose stage begins again, by no fault of its own."""
+    def waits(self, failure: str | None) -> Round:
+        """The round whose stage begins again, by no fault of its own; None: it waits for that no longer."""
         return replace(self, failure=failure)
 
     def ended(self, outcome: Outcome, reason: str | None, now: float) -> Round:

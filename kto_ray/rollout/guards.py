@@ -50,10 +50,11 @@ def blind(rules: RolloutSection, look: Look) -> str:
 
 
 def _untold(rules: RolloutSection, look: Look) -> str:
-    """Signals come from clients that send them; where none does, nobody is found to do what is not told."""
+    """Signals come from clients that send them; where none does, nobody is found to do what is not told. A stage that
+    only watches leaves little time to send one."""
     of = look.evidence.get("observed", 0.0)
     names = [name for name in SIGNALS if name in rules.guards and look.evidence.get(f"{name}_seen") == 0]
-    if of < TELLING or not names:
+    if of < TELLING or not names or not rules.stages[min(look.stage, len(rules.stages) - 1)].decides:
         return ""
     told = f"{', '.join(names)} of none of {of:.0f} users"
     return f"; {told}: where clients send no such signals, this guards nothing"

@@ -132,10 +132,10 @@ def outlook(
 
 
 def _pace(earlier: Sequence[Look], look: Look, since: float, now: float) -> float:
-    """Trials a day in the later half of the time in which they settle: people who come back are in a test once, so
-    that its first days bring more than those that follow."""
+    """Trials a day in the later half of the time in which they settle, once that is a day: people who come back are in
+    a test once, so that its first days bring more than those that follow."""
     looks = [one for one in earlier if one.stage == look.stage]
-    half = (since + now) / 2 if looks else since
+    half = (since + now) / 2 if looks and now - since >= 2 * DAY_S else since
     before = max((one.n_champion + one.n_challenger for one in looks if one.at <= half), default=0)
     return (look.n_champion + look.n_challenger - before) / (now - half) * DAY_S
 

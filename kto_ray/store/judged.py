@@ -1,5 +1,5 @@
-"""What users' own judgements in a stage come to: the mean of what stands when their trial is due, however late it is
-settled."""
+"""What users' own judgements in a stage come to: the mean of what stands when their trial is due, to a minute, however
+late it is settled. What quarantine made of them is of the time of settling."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ def means(tx: sa.Connection, state: RolloutState, due: Mapping[str, float | None
     return _now(tx, state, [user for user in due if user not in late]) | _then(tx, state, late)
 
 
-def named(table: sa.Table, state: RolloutState) -> sa.ColumnElement[bool]:
-    """Answers, or labels of answers, that are of a rollout. A user may be in a test and in a holdback's other arm."""
-    return (table.c.rollout if state.kind is RolloutKind.TEST else table.c.holdback) == state.id
+def named(state: RolloutState) -> sa.ColumnElement[bool]:
+    """Labels of a rollout's answers. A user may be in a test and in a holdback's other arm."""
+    return (l.rollout if state.kind is RolloutKind.TEST else l.holdback) == state.id
 
 
 def _arm(state: RolloutState) -> sa.ColumnElement[str]:
@@ -49,14 +49,14 @@ def _now(tx: sa.Connection, state: RolloutState, users: Sequence[str]) -> dict[s
         return {}
     open_ = of_stage(trials, state) & (t.user == l.asker) & t.place.is_(None) & t.known
     counted = (l.arm == _arm(state)) & (l.asked_seq >= t.first_seq)
-    theirs = named(labels, state) & among(tx, l.asker, users) & ~l.reviewer
+    theirs = named(state) & among(tx, l.asker, users) & ~l.reviewer
     mean = sa.func.avg(sa.case((l.verdict == Verdict.UP.value, 1.0), else_=0.0)).label("mean")
     query = sa.select(l.asker, mean).select_from(labels.join(trials, open_ & counted)).where(theirs)
     return {row.asker: float(row.mean) for row in tx.execute(query.group_by(l.asker))}
 
 
 def _then(tx: sa.Connection, state: RolloutState, due: Mapping[str, float]) -> dict[str, float]:
-    """By the log, of what stood when the trials were due: a controller that was away changes none."""
+    """By the log, of what stood when the trials were due: what is said while a controller is away changes none."""
     if not due:
         return {}
     open_ = of_stage(trials, state) & (t.user == c.user) & t.place.is_(None) & t.known
@@ -64,7 +64,9 @@ def _then(tx: sa.Connection, state: RolloutState, due: Mapping[str, float]) -> d
     spoken = sa.select(feedback.c.completion_id).where(feedback.c.completion_id == c.id).exists()
     columns = (c.id, c.text, c.tool_calls, c.status, c.task, c.forced, c.user, c.principal)
     query = sa.select(*columns).join_from(completions, trials, open_ & counted)
-    answers = tx.execute(query.where(named(completions, state), among(tx, c.user, due), spoken)).all()
+    of = c.rollout if state.kind is RolloutKind.TEST else c.holdback
+    theirs = (of.concat("") == state.id) & among(tx, c.user, due)  # by the users: SQLite would walk the whole test
+    answers = tx.execute(query.where(theirs, spoken)).all()
     events, ups = said(tx, [answer.id for answer in answers]), defaultdict[str, list[bool]](list)
     for answer in answers:
         for label in labels_of(answer, as_of(events.get(answer.id, ()), due[answer.user])):

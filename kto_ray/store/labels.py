@@ -115,11 +115,15 @@ def votes(
     up = sa.func.avg(sa.case((l.verdict == Verdict.UP.value, 1.0), else_=0.0)).label("up")
     decided = (feedback.c.completion_id == l.completion_id) & (feedback.c.seq == l.seq)
     theirs = l.asker.is_not(None) & ~l.reviewer & l.arm.not_in(_NOT_DRAWN) & (c.created_at >= since)
-    each = sa.select(l.asker, up, sa.func.max(c.principal).label("principal"))
-    each = each.select_from(labels.join(feedback, decided).join(completions, c.id == l.completion_id))
-    each = each.where(feedback.c.created_at >= since, theirs)
+    said = labels.join(feedback, decided).join(completions, c.id == l.completion_id)
+    lately = theirs & (feedback.c.created_at >= since)
+    each = sa.select(l.asker, up, sa.func.max(c.principal).label("principal")).where(lately)
     if settle_s:
-        each = each.where(feedback.c.created_at <= _first_answer(l.asker, since) + settle_s)
+        begun = _first_answers(sa.select(l.asker).select_from(said).where(lately).distinct().subquery(), since)
+        each = each.select_from(said.join(begun, begun.c.user == l.asker))
+        each = each.where(feedback.c.created_at <= begun.c.first_at + settle_s)
+    else:
+        each = each.select_from(said)
     each_one = each.group_by(l.asker).subquery()
     counted = sa.select(sa.func.count(), sa.func.avg(each_one.c.up))
     if new_users is not True:
@@ -133,11 +137,12 @@ def votes(
 _NOT_DRAWN = (Arm.PINNED.value, Arm.IMPORT.value)
 
 
-def _first_answer(user: sa.Column[str], since: float) -> sa.ScalarSelect[Any]:
-    """When a user got their first answer from then on that a test would count."""
-    a = completions.alias().c
-    counts = a.arm.not_in(_NOT_DRAWN) & a.task.is_(None) & ~a.forced
-    return sa.select(sa.func.min(a.created_at)).where(a.user == user, a.created_at >= since, counts).scalar_subquery()
+def _first_answers(askers: sa.Subquery, since: float) -> sa.Subquery:
+    """When each got their first answer from then on that a test would count."""
+    a = completions.alias()
+    counts = a.c.arm.not_in(_NOT_DRAWN) & a.c.task.is_(None) & ~a.c.forced & (a.c.created_at >= since)
+    theirs = sa.select(a.c.user, sa.func.min(a.c.created_at).label("first_at"))
+    return theirs.join_from(askers, a, a.c.user == askers.c.asker).where(counts).group_by(a.c.user).subquery()
 
 
 def lock(tx: sa.Connection, completion_ids: Iterable[str]) -> None:

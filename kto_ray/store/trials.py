@@ -239,7 +239,7 @@ def _date(tx: sa.Connection, state: RolloutState, rules: Rules, marks: Marks, al
 def _late(tx: sa.Connection, state: RolloutState, due: Mapping[str, float]) -> set[tuple[str, int]]:
     """What users have said since their trials were due."""
     query = sa.select(labels.c.asker, labels.c.seq, labels.c.at)
-    said = tx.execute(query.where(judged.named(labels, state), among(tx, labels.c.asker, due)))
+    said = tx.execute(query.where(judged.named(state), among(tx, labels.c.asker, due)))
     return {(row.asker, row.seq) for row in said if row.at > due[row.asker]}
 
 

@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 
 FIRST_S, LONGEST_S = 1.0, 60.0  # between two tries of one adapter
 WAIT_S = 10.0  # that a look waits for what is being loaded; a storage that hangs holds up nothing else
-HANGS = "it has been loading for long: neither its files nor an error come from the storage, or the engine is busy"
+HANGS = "it goes on loading: neither its files nor an error come from the storage, or the engine is busy"
 
 
 class Engine(Protocol):
@@ -56,6 +56,7 @@ class Shelf:
         self._troubles: dict[str, _Trouble] = {}
         self._loading: dict[str, asyncio.Task[None]] = {}
         self._began: dict[str, float] = {}  # of what is being loaded, by the monotonic clock
+        self._wanted: frozenset[str] = frozenset()  # at the last look
         self._in_use: Counter[str] = Counter()
         self._last_used: dict[str, float] = {}
         self._lock = asyncio.Lock()  # of the engine's slots
@@ -71,12 +72,13 @@ class Shelf:
 
     @property
     def faults(self) -> dict[str, LoadFault]:
-        """What could not be loaded, and what is neither loaded nor refused after a while."""
-        now = time.monotonic()
-        ages = {name: now - self._began[name] for name in self._loading}
-        return {name: LoadFault(HANGS, refused=False, age_s=age) for name, age in ages.items() if age > WAIT_S} | {
+        """What could not be loaded, and what is wanted and neither loaded nor refused after `adapters.patience_s`. Other
+        threads ask, too."""
+        now, patience_s = time.monotonic(), max(WAIT_S, self._config.adapters.patience_s)
+        ages = {name: now - began for name, began in list(self._began.items()) if name in self._wanted}
+        return {name: LoadFault(HANGS, refused=False, age_s=age) for name, age in ages.items() if age > patience_s} | {
             name: LoadFault(trouble.reason, trouble.refused, trouble.tries, now - trouble.began_at)
-            for name, trouble in self._troubles.items()
+            for name, trouble in list(self._troubles.items())
         }
 
     async def change(self, within_s: float) -> None:
@@ -87,7 +89,7 @@ class Shelf:
 
     async def follow(self, wanted: Sequence[AdapterVersion]) -> None:
         """Let go of what is neither wanted nor used, and load what is wanted and missing."""
-        names = {version.name for version in wanted}
+        self._wanted = names = frozenset(version.name for version in wanted)
         for name in set(self._copies) - names:
             await self._unload_if_idle(name)
         self._troubles = {name: trouble for name, trouble in self._troubles.items() if name in names}
@@ -105,8 +107,12 @@ class Shelf:
         if version.name not in self._loading:
             task = asyncio.create_task(self._try(version))
             self._loading[version.name], self._began[version.name] = task, time.monotonic()
-            task.add_done_callback(lambda _: self._loading.pop(version.name))
+            task.add_done_callback(lambda _: self._ended(version.name))
         await asyncio.shield(self._loading[version.name])
+
+    def _ended(self, name: str) -> None:
+        self._loading.pop(name)
+        self._began.pop(name)
 
     @contextmanager
     def using(self, name: str) -> Iterator[None]:

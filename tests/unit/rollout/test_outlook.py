@@ -39,6 +39,8 @@ def test_the_pace_is_that_of_late() -> None:
     assert told.trials_per_day == pytest.approx(100.0) and told.trials_left == 100 * 11
     nobody_yet = outlook(RULES, AB, replace(LOOK, at=3 * DAY), 3 * DAY, [replace(LOOK, at=2.5 * DAY)])
     assert nobody_yet.trials_per_day == pytest.approx(1000.0), "all of them came on the second day"
+    young = outlook(RULES, AB, replace(LOOK, at=2.9 * DAY), 2.9 * DAY, [replace(first, at=1.9 * DAY)])
+    assert young.trials_per_day == pytest.approx(1000 / 1.9), "half of it may be a night"
 
 
 def test_users_may_run_out_first() -> None:

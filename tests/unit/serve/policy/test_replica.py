@@ -310,7 +310,7 @@ def test_a_storage_that_hangs_keeps_no_replica_out(
             with sqlite_store.read() as tx:
                 ready = readiness(tx, config)
             assert (ready.ready, ready.answers) == (True, config.base_name)
-            assert "loading for long" in ready.replicas[0].errors[version.name].reason
+            assert "goes on loading" in ready.replicas[0].errors[version.name].reason
         finally:
             back.set()
         while version.name not in replica._shelf.held:
