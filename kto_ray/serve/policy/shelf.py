@@ -72,8 +72,8 @@ class Shelf:
 
     @property
     def faults(self) -> dict[str, LoadFault]:
-        """What could not be loaded, and what is wanted and neither loaded nor refused after `adapters.patience_s`. Other
-        threads ask, too."""
+        """What could not be loaded, and what is wanted and neither loaded nor refused after `adapters.patience_s`.
+        Other threads ask, too."""
         now, patience_s = time.monotonic(), max(WAIT_S, self._config.adapters.patience_s)
         ages = {name: now - began for name, began in list(self._began.items()) if name in self._wanted}
         return {name: LoadFault(HANGS, refused=False, age_s=age) for name, age in ages.items() if age > patience_s} | {
