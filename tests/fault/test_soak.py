@@ -51,7 +51,8 @@ PARTS = {
     "controller": "ServeReplica:kto-ray:Controller",
 }
 SAMPLE_S, SWAP_S = 5.0, 45.0
-WARM_S = 180.0  # of batches of every size: vLLM's layers, and ours, keep what they made for the last 32 sizes each
+# Of batches of every size: vLLM's layers, and ours, keep what they made for the last 32 sizes each, some 15 MiB a size
+WARM_S, WARM_ASKED = 180.0, 1500  # however slow the machine is
 SHARE_AN_HOUR, SLACK = 0.01, 4 * 2**20  # that a process may grow, of itself, and what a page cache or a heap may do
 
 
@@ -179,17 +180,19 @@ def test_nothing_grows_and_nothing_is_left(run: Steered) -> None:
     for part, (bytes_, bound) in grown.items():
         first, last = memory.seen[part][0][1] / 2**20, memory.seen[part][-1][1] / 2**20
         print(f"{part}: {first:.0f} to {last:.0f} MiB, {bytes_ / 2**20:+.1f} in the second half of {bound / 2**20:.1f}")
+        print("  each minute:", *(f"{held / 2**20:.0f}" for _, held in memory.seen[part][:: round(60 / SAMPLE_S)]))
     assert all(bytes_ <= bound for bytes_, bound in grown.values()), grown
     nothing_is_left(run, crowd)
     its_end_cuts_no_stream(run)
 
 
 def warm_up(run: Steered) -> None:
-    until = time.monotonic() + min(WARM_S, 15 * MINUTES)
+    until, each = time.monotonic() + min(WARM_S, 15 * MINUTES), WARM_ASKED // SEATS
 
     def ask(seat: int) -> None:
-        chance = random.Random(seat)
-        while time.monotonic() < until:
+        chance, asked_for = random.Random(seat), 0
+        while time.monotonic() < until or asked_for < each:
+            asked_for += 1
             words = " ".join(chance.choices(("why", "is", "the", "sky", "blue"), k=chance.randint(1, 60)))
             model = chance.choice(("policy", "policy@champion", "policy@base"))
             asked = {"model": model, "messages": [{"role": "user", "content": words}], "user": f"warm-{seat}"}
