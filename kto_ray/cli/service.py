@@ -133,23 +133,7 @@ def _state(config: Config) -> dict[str, Any]:
 def _status_table(told: dict[str, Any]) -> Table:
     loop, current, test = told["loop"], told["loop"]["round"], told["rollout"]
     table = Table(title="kto_ray", show_header=False, title_justify="left")
-    replicas = told["readiness"]["replicas"]
-    ready = "ready" if told["readiness"]["ready"] else "not ready"
-    if not told["running"]:
-        ready = "no service runs here (`kto-ray serve` starts one)"
-    table.add_row("policy", f"{ready}, {len(replicas)} live replica(s), champion {told['readiness']['champion']}")
-    for replica in replicas:
-        held = ", ".join(replica["held"]) or "the base"
-        table.add_row("", f"{replica['replica']} on {replica['node']} holds {held}, in {replica['dtype']}")
-        for adapter, fault in replica["errors"].items():
-            words = f"cannot load {adapter} for {fault['age_s']:.0f} s ({fault['tries']} tries): {fault['reason']}"
-            table.add_row("", f"[red]{plain(words)}[/]")
-    champion, answers = told["readiness"]["champion"], told["readiness"].get("answers")  # an older service has none
-    if answers not in (None, champion):
-        table.add_row("", f"[red]{answers} answers in place of the champion {champion}[/]")
-    acting = loop.get("controller")  # an older service has none
-    if acting and told["running"] and not acting["acts"]:
-        table.add_row("controller", f"[red]{plain(acting['in_words'])}[/]")
+    _show_policy(table, told)
     labels = loop["labels"]
     table.add_row("completions", str(loop["completions"]))
     table.add_row(
@@ -193,6 +177,27 @@ def _status_table(told: dict[str, Any]) -> Table:
         table.add_row("loop", plain(gain["in_words"]))
     table.add_row("next", loop["next"])
     return table
+
+
+def _show_policy(table: Table, told: dict[str, Any]) -> None:
+    """Who answers, and whether anybody decides."""
+    replicas = told["readiness"]["replicas"]
+    ready = "ready" if told["readiness"]["ready"] else "not ready"
+    if not told["running"]:
+        ready = "no service runs here (`kto-ray serve` starts one)"
+    table.add_row("policy", f"{ready}, {len(replicas)} live replica(s), champion {told['readiness']['champion']}")
+    for replica in replicas:
+        held = ", ".join(replica["held"]) or "the base"
+        table.add_row("", f"{replica['replica']} on {replica['node']} holds {held}, in {replica['dtype']}")
+        for adapter, fault in replica["errors"].items():
+            words = f"cannot load {adapter} for {fault['age_s']:.0f} s ({fault['tries']} tries): {fault['reason']}"
+            table.add_row("", f"[red]{plain(words)}[/]")
+    champion, answers = told["readiness"]["champion"], told["readiness"].get("answers")  # an older service has none
+    if answers not in (None, champion):
+        table.add_row("", f"[red]{answers} answers in place of the champion {champion}[/]")
+    acting = told["loop"].get("controller")  # an older service has none
+    if acting and told["running"] and not acting["acts"]:
+        table.add_row("controller", f"[red]{plain(acting['in_words'])}[/]")
 
 
 def _candidate(told: dict[str, Any]) -> str:
