@@ -1,6 +1,6 @@
 # make demo [TASTE=short|name|question|noise]   the whole loop, on this machine
 # make test                                     style, types, unit and integration tests (the manifests among them)
-# make slow, make fault                         more training runs and requests; kill -9 of everything in mid-loop
+# make slow, make fault                         more training runs, kills and requests; kill -9 of everything in mid-loop
 # make soak [MINUTES=30]                        used for long, by clients who leave, stall and give up: nothing grows
 # make bench [DATA=file]                        all benchmarks into runs/bench; hours on two cores, and it can be cut off
 # make setup FLAVOUR=gpu                        the same environment for CUDA machines
@@ -39,7 +39,7 @@ integration: setup
 	$(PYTEST) tests/integration -q --durations=10 -m "not slow"
 
 slow: setup
-	$(PYTEST) tests/integration tests/api -q --durations=10 -m slow
+	$(PYTEST) tests/unit tests/integration tests/api -q --durations=10 -m slow
 
 fault: setup
 	$(PYTEST) tests/fault -q --durations=10

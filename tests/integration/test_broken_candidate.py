@@ -120,6 +120,7 @@ def test_a_learning_rate_that_breaks_the_model_is_rejected_in_words(home: Path) 
     assert any(word in reason.lower() for reason in report.reasons for word in sane), report.reasons
 
 
+@pytest.mark.slow
 def test_a_sane_candidate_passes(home: Path) -> None:
     report = judged(home, learning_rate=2e-4)
     assert report.decision is GateDecision.PROMOTE_TO_CANARY, report.reasons

@@ -156,19 +156,26 @@ def test_loss_is_that_of_plain_trl(whole_run: Any, sealed: Any, tmp_path: Path) 
     assert [r.learning_rate for r in result.history] == pytest.approx([entry["learning_rate"] for entry in logged])
 
 
+def in_4_bits(sealed: Any, home: Path, step: str) -> tuple[Config, TrainResult]:
+    """QLoRA, by our step or by TRL's."""
+    settings = config(home)
+    train = settings.train.model_copy(update={"quantize": "nf4", "step": step})
+    settings = settings.model_copy(update={"train": train})
+    return settings, ray.get(train_task.remote(settings, step, sealed.manifest, sealed.uri))
+
+
 def test_a_4_bit_base_learns_nearly_what_the_whole_one_does(whole_run: Any, sealed: Any, tmp_path: Path) -> None:
-    """QLoRA, by our step and by TRL's."""
-    runs = {}
-    for step in ("exact", "trl"):
-        settings = config(tmp_path)
-        train = settings.train.model_copy(update={"quantize": "nf4", "step": step})
-        settings = settings.model_copy(update={"train": train})
-        runs[step] = ray.get(train_task.remote(settings, step, sealed.manifest, sealed.uri))
-    ours, trl, whole = losses(runs["exact"]), losses(runs["trl"]), losses(whole_run[1])
-    assert ours[0] == pytest.approx((1.25 + 1.0) / 4, abs=1e-6)
-    assert ours == pytest.approx(trl, abs=1e-2)
+    settings, result = in_4_bits(sealed, tmp_path, "exact")
+    ours, whole = losses(result), losses(whole_run[1])
+    assert ours[0] == pytest.approx((1.25 + 1.0) / 4, abs=1e-6), result.history
     assert ours == pytest.approx(whole, abs=0.1) and ours[1:] != pytest.approx(whole[1:], abs=1e-4)
-    assert read_sound(runs["exact"].adapter_dir, settings.serve.max_lora_rank).rank == settings.kto.rank
+    assert read_sound(result.adapter_dir, settings.serve.max_lora_rank).rank == settings.kto.rank
+
+
+@pytest.mark.slow
+def test_a_4_bit_base_learns_as_by_trl(sealed: Any, tmp_path: Path) -> None:
+    ours, trl = (losses(in_4_bits(sealed, tmp_path, step)[1]) for step in ("exact", "trl"))
+    assert ours == pytest.approx(trl, abs=1e-2)
 
 
 def test_a_killed_worker_goes_on_from_its_checkpoint(whole_run: Any, sealed: Any, tmp_path: Path) -> None:
@@ -187,6 +194,7 @@ def test_a_killed_worker_goes_on_from_its_checkpoint(whole_run: Any, sealed: Any
     assert read_steps(f"{settings.home}/training/killed/metrics.jsonl") == result.history
 
 
+@pytest.mark.slow
 def test_a_run_whose_driver_died_goes_on_from_its_checkpoint(whole_run: Any, sealed: Any, tmp_path: Path) -> None:
     settings = config(tmp_path)
     run = train_task.options(max_retries=0).remote(settings, "orphan", sealed.manifest, sealed.uri)

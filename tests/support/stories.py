@@ -7,6 +7,8 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from kto_ray.config import Config
 from kto_ray.records.requests import Act
 from kto_ray.rollout import holdback
@@ -14,6 +16,10 @@ from kto_ray.store import rollouts
 from tests.support.lives import DAY_S, HOUR_S, RULES, World
 
 Story = Callable[[World], None]
+# Of the moments of a story: each takes minutes, hence `make slow`
+EACH_FIFTH_OR_EACH = pytest.mark.parametrize(
+    "every", [5, pytest.param(1, marks=pytest.mark.slow)], ids=["each fifth", "each"]
+)
 
 
 def a_round_is_promoted(world: World) -> None:

@@ -70,6 +70,7 @@ def test_the_second_time_nothing_heavy_is_imported() -> None:
     assert resolve_elsewhere() == [path, "False"]
 
 
+@pytest.mark.slow
 @pytest.mark.integration
 def test_a_killed_conversion_leaves_nothing_half_written(tmp_path: Path) -> None:
     """What a killed converter leaves is a partial directory under another name; the next one starts over."""

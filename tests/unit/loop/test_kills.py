@@ -12,6 +12,7 @@ from kto_ray.config import Config
 from kto_ray.store import Store
 from tests.support.lives import CHANGES, Killed, Told, World, life
 from tests.support.stories import (
+    EACH_FIFTH_OR_EACH,
     Story,
     a_challenger_does_harm,
     a_round_is_promoted,
@@ -58,16 +59,17 @@ def lived(
         return world, fate.moments, world.end()
 
 
+@EACH_FIFTH_OR_EACH
 @pytest.mark.parametrize("story", STORIES, ids=lambda story: story.__name__)
 def test_killed_at_any_moment_the_next_controller_comes_to_the_same_end(
-    store: Store, tmp_path: Path, story: Story
+    store: Store, tmp_path: Path, story: Story, every: int
 ) -> None:
     if not store.sqlite and story in (a_round_is_promoted, an_operator_goes_back_at_the_gate, the_holdback_goes_back):
         pytest.skip("the shorter ones are told there")
     config, told = settings(tmp_path), Told(store.url)
     whole, moments, end = lived(store, told, config, story)
     assert whole.controllers == 1 and not whole.cluster.placed
-    for at, moment in enumerate(moments, start=1):
+    for at, moment in list(enumerate(moments, start=1))[::every]:
         killed, _, found = lived(store, told, config, story, at)
         when = f"killed at {at} of {len(moments)}, {moment}"
         assert killed.controllers == 2, when
