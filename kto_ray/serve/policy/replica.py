@@ -30,7 +30,7 @@ from kto_ray.model import awaited
 from kto_ray.processor import precision
 from kto_ray.records.adapters import CHAMPION, AdapterVersion
 from kto_ray.records.replicas import ReplicaReport
-from kto_ray.serve.policy import refusals
+from kto_ray.serve.policy import logs, refusals
 from kto_ray.serve.policy.bundled import bundled
 from kto_ray.serve.policy.engine import AdapterEngine
 from kto_ray.serve.policy.shelf import Shelf
@@ -89,6 +89,7 @@ def llm_config(config: Config, model_source: str) -> LLMConfig:
             health_check_period_s=5,
             health_check_timeout_s=60,
             graceful_shutdown_timeout_s=section.grace_s,
+            logging_config={"enable_access_log": False},  # a gateway has told of the request, and the store keeps it
             max_surge_percent=100 if section.surge else 0,
             **({"placement_group_bundle_label_selector": [selector]} if selector else {}),
         ),
@@ -108,7 +109,9 @@ class Policy(LLMServer):
         config = config.with_dtype(self._precision.dtype)
         self._config = config
         self._store = await asyncio.to_thread(store_of, config, wait_s=STARTED_S)
-        await super().__init__(llm_config(config, await asyncio.to_thread(awaited, config.model)))
+        source = await asyncio.to_thread(awaited, config.model)
+        with logs.kept():
+            await super().__init__(llm_config(config, source))
         self._shelf = Shelf(config, self.engine, self._probe)
         self._replica = serve.get_replica_context().replica_id.unique_id
         await self._probe(config.base_name)
