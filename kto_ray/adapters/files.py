@@ -16,8 +16,8 @@ import posixpath
 import shutil
 import stat
 import threading
-from collections.abc import Collection, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -79,6 +79,17 @@ def fetch(version: AdapterVersion, max_rank: int, keys: Sequence[str]) -> str:
         let_go(copy)
         raise
     return copy
+
+
+@contextmanager
+def fetched(version: AdapterVersion, max_rank: int, keys: Sequence[str]) -> Iterator[str]:
+    """The copy that `fetch` makes, as long as it is needed; and without what killed processes left of others."""
+    sweep((version,))
+    copy = fetch(version, max_rank, keys)
+    try:
+        yield copy
+    finally:
+        let_go(copy)
 
 
 def let_go(copy: str) -> None:

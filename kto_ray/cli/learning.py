@@ -172,8 +172,8 @@ def evaluate(
         from kto_ray.evaluate.measure import reward_metrics
         from kto_ray.records.evaluation import held_out
 
-        directory = adapter_files.fetch(version, settings.serve.max_lora_rank, settings.adapters.signing_keys)
         rows = held_out(read_split(uri, load_manifest(uri), "holdout"))
-        scorer = Scorer(settings, resolve_model(settings.model), directory, None)
+        with adapter_files.fetched(version, settings.serve.max_lora_rank, settings.adapters.signing_keys) as directory:
+            scorer = Scorer(settings, resolve_model(settings.model), directory, None)
         metrics = reward_metrics(settings, scorer, rows, settings.base_name)
     tell({"adapter": adapter, "snapshot": version.snapshot, **metrics}, as_json)

@@ -43,8 +43,8 @@ def examine(config: Config, champion: Report, before: Sequence[Turn], after: Seq
     from kto_ray.evaluate.logprobs import Scorer  # loads torch
 
     version = AdapterVersion(**{name: champion[name] for name in AdapterVersion.__slots__})
-    directory = adapter_files.fetch(version, config.serve.max_lora_rank, config.adapters.signing_keys)
-    scorer = Scorer(config, resolve_model(config.model), directory, None)
+    with adapter_files.fetched(version, config.serve.max_lora_rank, config.adapters.signing_keys) as directory:
+        scorer = Scorer(config, resolve_model(config.model), directory, None)
     tokenizer = load_tokenizer(resolve_model(config.model), config.model.revision)
     new, old = (_tokenized(tokenizer, _answers(turns[:EXAMINED])) for turns in (after, before))
     fresh = guard_metrics(scorer, new, old)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Sequence
-from contextlib import closing
+from contextlib import ExitStack, closing
 from typing import Any
 
 import ray
@@ -94,7 +94,7 @@ def gate(
     champion_answers: Sequence[GuardAnswer],
 ) -> GateReport:
     """Judge a candidate on held-out feedback and on its answers to the guard prompts."""
-    from kto_ray.adapters.files import fetch
+    from kto_ray.adapters.files import fetched
     from kto_ray.data.manifest import load_manifest
     from kto_ray.data.snapshot import read_split
     from kto_ray.evaluate.measure import evaluate
@@ -107,20 +107,21 @@ def gate(
     manifest = load_manifest(snapshot_uri)
     rows = held_out(read_split(snapshot_uri, manifest, "holdout"))
     rank, keys = config.serve.max_lora_rank, config.adapters.signing_keys
-    return evaluate(
-        config=config,
-        adapter=candidate.name,
-        snapshot=manifest.id,
-        model_path=resolve_model(config.model),
-        adapter_dir=fetch(candidate, rank, keys),
-        champion_dir=fetch(champion, rank, keys) if champion else None,
-        rows=rows,
-        candidate=candidate_answers,
-        champion=champion_answers,
-        now=time.time(),
-        served_as=champion.name if champion else config.base_name,
-        opinion=opinion(config.gate, candidate_answers, champion_answers, _read(config, rows)),
-    )
+    with ExitStack() as copies:
+        return evaluate(
+            config=config,
+            adapter=candidate.name,
+            snapshot=manifest.id,
+            model_path=resolve_model(config.model),
+            adapter_dir=copies.enter_context(fetched(candidate, rank, keys)),
+            champion_dir=copies.enter_context(fetched(champion, rank, keys)) if champion else None,
+            rows=rows,
+            candidate=candidate_answers,
+            champion=champion_answers,
+            now=time.time(),
+            served_as=champion.name if champion else config.base_name,
+            opinion=opinion(config.gate, candidate_answers, champion_answers, _read(config, rows)),
+        )
 
 
 def _read(config: Config, rows: Sequence[HeldOut]) -> Sequence[Thumbed]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 import os
 import shutil
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 from transformers.distributed import DistributedConfig
 from trl import KTOConfig
 
-from kto_ray.adapters.files import fetch
+from kto_ray.adapters.files import fetched
 from kto_ray.cluster import yield_to_serving
 from kto_ray.model import resolve_model
 from kto_ray.processor import precision
@@ -66,8 +67,8 @@ def train_on_worker(job: TrainJob, stream: DataIterator) -> TrainOutcome:
     steps = job.kto.epochs * math.ceil(len(batches) / job.kto.accumulate)
     model_path = resolve_model(job.model)
     tokenizer = AutoTokenizer.from_pretrained(model_path, revision=job.model.revision)
-    start = fetch(job.start, job.start.rank, job.signing_keys) if job.start else None
-    model, fresh_adapter = policy(job, model_path, start)
+    with fetched(job.start, job.start.rank, job.signing_keys) if job.start else nullcontext() as start:
+        model, fresh_adapter = policy(job, model_path, start)
     trainer = RowTrainer(
         job,
         batches,

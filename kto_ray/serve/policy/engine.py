@@ -39,17 +39,21 @@ class AdapterEngine(VLLMEngine):
             os._exit(1)
 
     async def load_adapter(self, name: str, directory: str) -> None:
-        """Load a LoRA adapter and hold it under `name`.
+        """Load a LoRA adapter and hold it under `name`; one at a time.
 
         Raises:
             ValueError: vLLM refused the adapter; the message is vLLM's.
             Exception: the engine has ended, which vLLM tells of in the same way.
         """
         asked = DiskMultiplexConfig(model_id=name, max_total_tokens=None, local_path=directory, lora_assigned_int_id=0)
+        numbers = self._oai_models.lora_id_counter
+        before = numbers.value
         try:
             await self.resolve_lora(asked)
         except ValueError:
             await self.check_health()
+            if numbers.value != before:  # its workers may have taken a slot before they failed, which nobody names now
+                await self._engine_client.remove_lora(numbers.value)
             raise
 
     async def unload_adapter(self, name: str) -> None:

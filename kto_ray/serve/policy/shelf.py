@@ -176,8 +176,7 @@ class Shelf:
             copy = self._copies.pop(name)
             self._changed.set()
             await self._out_of_engine(name)
-        if name not in self._loading:  # else it is needed again
-            await asyncio.to_thread(files.let_go, copy)
+        await asyncio.to_thread(files.let_go, copy)  # a load that has begun meanwhile holds it once more
 
     def _put_off(self, name: str, error: Exception) -> None:
         """What is wrong with the files raises ValueError; anything else may pass."""

@@ -15,7 +15,7 @@ import pytest
 from moto.server import ThreadedMotoServer
 
 from kto_ray.adapters import files
-from kto_ray.adapters.files import check_adapter, fetch, let_go, sweep
+from kto_ray.adapters.files import check_adapter, fetch, fetched, let_go, sweep
 from kto_ray.adapters.publish import sign
 from kto_ray.config import Config
 from kto_ray.paths import StorageAway, filesystem
@@ -109,6 +109,16 @@ def test_a_copy_goes_with_the_last_process_that_holds_it(published: Published, c
     assert copy.is_dir(), "it is wanted"
     sweep(())
     assert not copy.exists()
+
+
+def test_who_needs_a_copy_for_a_while_leaves_nothing_in_the_cache(published: Published, cache: Path) -> None:
+    version, killed = published(), cache / "of one that was killed"
+    killed.mkdir(parents=True)
+    with fetched(version, MAX_RANK, ()) as copy, fetched(version, MAX_RANK, ()) as again:
+        assert copy == again and [str(each) for each in cache.iterdir()] == [copy]
+    with pytest.raises(ZeroDivisionError), fetched(version, MAX_RANK, ()):
+        raise ZeroDivisionError
+    assert list(cache.iterdir()) == []
 
 
 def test_a_copy_that_is_let_go_while_it_is_taken_is_there(published: Published, cache: Path) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from vllm.utils.counter import AtomicCounter
 
 from kto_ray.serve.policy.engine import AdapterEngine
 
@@ -29,9 +30,14 @@ def test_a_model_that_is_here_is_not_downloaded(tmp_path: Path, monkeypatch: pyt
     assert seen == [not here]
 
 
-@pytest.mark.parametrize("dead", [True, False])
-def test_an_engine_that_has_ended_refused_nothing(monkeypatch: pytest.MonkeyPatch, dead: bool) -> None:
+@pytest.mark.parametrize(("dead", "numbered"), [(True, True), (False, True), (False, False)])
+def test_an_engine_that_has_ended_refused_nothing(monkeypatch: pytest.MonkeyPatch, dead: bool, numbered: bool) -> None:
+    """What it refused keeps no slot: vLLM's workers may have given it one before they failed."""
+    numbers, removed = AtomicCounter(6), list[int]()
+
     async def fails(*_: object) -> None:
+        if numbered:
+            numbers.inc(1)
         raise ValueError("Failed to load lora model: it is broken")
 
     async def healthy(_: AdapterEngine) -> None:
@@ -39,6 +45,14 @@ def test_an_engine_that_has_ended_refused_nothing(monkeypatch: pytest.MonkeyPatc
             raise RuntimeError("EngineCore encountered an issue")
 
     monkeypatch.setattr(AdapterEngine, "resolve_lora", fails)
+
+    async def remove_lora(number: int) -> None:
+        removed.append(number)
+
     monkeypatch.setattr(AdapterEngine, "check_health", healthy)
+    engine = AdapterEngine.__new__(AdapterEngine)
+    engine._engine_client = SimpleNamespace(remove_lora=remove_lora)
+    engine._oai_models = SimpleNamespace(lora_id_counter=numbers)
     with pytest.raises(RuntimeError if dead else ValueError):
-        asyncio.run(AdapterEngine.__new__(AdapterEngine).load_adapter("policy@v1", "/nowhere"))
+        asyncio.run(engine.load_adapter("policy@v1", "/nowhere"))
+    assert removed == ([7] if numbered and not dead else []), "the number of before is another's"

@@ -210,7 +210,7 @@ def test_what_does_not_answer_leaves_no_slot_taken_and_is_not_refused(config: Co
 
     async def act(shelf: Shelf, engine: Engine) -> None:
         await shelf.follow([one])
-        assert shelf.held == () and engine.held == {} and copies(config) == 0
+        assert not shelf.held and engine.held == {} and copies(config) == 0
         assert not shelf.faults[one.name].refused
 
     acted(config, act, mute)
@@ -297,6 +297,29 @@ def test_a_copy_stays_as_long_as_the_engine_may_read_it(config: Config, clock: C
         clock.now += config.serve.drain_s
         await shelf.follow([])
         assert not copy.exists() and not shelf.held and engine.held == {}
+
+    acted(config, act)
+
+
+def test_a_request_that_comes_while_its_adapter_is_let_go_leaves_no_copy_behind(config: Config, clock: Clock) -> None:
+    one = version(config, 1)
+
+    async def act(shelf: Shelf, engine: Engine) -> None:
+        await shelf.follow([one])
+        loads, unload = [], engine.unload_adapter
+
+        async def slowly(name: str) -> None:
+            loads.append(asyncio.create_task(shelf.load(one)))
+            await asyncio.sleep(0)
+            await unload(name)
+
+        engine.unload_adapter = slowly  # type: ignore[method-assign]
+        await shelf.follow([])
+        await asyncio.wait(loads)
+        assert set(shelf.held) == {one.name} and copies(config) == 1
+        engine.unload_adapter = unload  # type: ignore[method-assign]
+        await shelf.follow([])
+        assert shelf.held == () and engine.held == {} and copies(config) == 0
 
     acted(config, act)
 
