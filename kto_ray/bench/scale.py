@@ -115,7 +115,7 @@ def _grow(store: Store, before: int, size: int, tell: Tell) -> None:
             stored_rounds.update(tx, Round(begun.id, ended, 1.0, 9.0, came))
             figures = {**step, "steps": STEPS, "tokens_per_s": 100.0, "train_s": 9.0}
             trainings.put(tx, TrainingRun(begun.run, "s", 1.0, begun.id, None, 9.0, figures, (step,) * STEPS))
-        replicas.report(tx, ReplicaReport("r", "node", 1, ()))
+        replicas.report(tx, ReplicaReport("r", "node", 1, ()), Config().serve.heartbeat_timeout_s)
         rollouts.put(tx, TEST)
         # Ids are hashes: one in sixteen; of users that say much and little.
         few = labels.c.completion_id.startswith("chatcmpl-1") & (sa.func.length(labels.c.asker) <= len("user-999"))
@@ -189,7 +189,7 @@ async def _pages(config: Config, store: Store, repeats: int) -> dict[str, float]
     return found
 
 
-def _no_engine(body: Mapping[str, Any], adapter: str) -> Any:
+def _no_engine(body: Mapping[str, Any], adapter: str, everywhere: bool) -> Any:
     raise AssertionError("nobody chats in this benchmark")
 
 

@@ -64,10 +64,13 @@ Move = Begin | Start | Change | None
 
 
 def overtaken(tx: sa.Connection, change: Change, live: Sequence[ReplicaReport], timeout_s: float) -> bool:
-    """Whether it moves the champion, and a replica has come in since `live` was looked at, which may lack the next one.
-    In the lease's transaction, which none comes in beside: the alias never points at what a live replica lacks."""
+    """Whether it moves the champion, and a replica may lack the next one: it has come in since `live` was looked at, or
+    is silent as all were while the store was away. In the lease's transaction, which none comes in beside: the alias
+    never points at what a live replica lacks."""
     if not any(isinstance(effect, Point) and effect.alias == CHAMPION for effect in change.effects):
         return False
+    if not replicas.settled(tx, timeout_s):
+        return True
     return not {now.replica for now in replicas.live(tx, timeout_s)} <= {seen.replica for seen in live}
 
 

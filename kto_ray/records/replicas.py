@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+LACKED = "adapter_unavailable"  # the type of a replica's error that lacks the version it is asked for
+
 
 @dataclass(frozen=True, slots=True)
 class LoadFault:

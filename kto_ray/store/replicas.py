@@ -14,13 +14,31 @@ from kto_ray.store.schema import replicas
 FORGET_S = 3600.0  # after its last report; replicas are never named twice
 
 
-def report(tx: sa.Connection, told: ReplicaReport) -> None:
-    """Take a replica's report, as of now by the store's clock, and forget those that have been silent for an hour."""
-    now = clock.now(tx)
-    silent = replicas.c.heartbeat_at < now - FORGET_S
-    tx.execute(replicas.delete().where((replicas.c.replica == told.replica) | silent))
-    columns = {**asdict(told), "held": list(told.held), "heartbeat_at": now}
+def report(tx: sa.Connection, told: ReplicaReport, timeout_s: float) -> None:
+    """Take a replica's report, as of now by the store's clock; and forget those that have been silent for an hour, if
+    that one has been heard of meanwhile: after an outage of the store all have been silent.
+
+    Args:
+        timeout_s: serve.heartbeat_timeout_s, after which a silence is a break.
+    """
+    now, mine = float(tx.execute(sa.select(clock.now(tx))).scalar_one()), replicas.c.replica == told.replica
+    before = tx.execute(sa.select(replicas.c.heartbeat_at, replicas.c.steady_since).where(mine)).first()
+    unbroken = before is not None and before.heartbeat_at >= now - timeout_s
+    since = min(before.steady_since, now) if before is not None and unbroken else now
+    tx.execute(replicas.delete().where(mine))
+    columns = {**asdict(told), "held": list(told.held), "heartbeat_at": now, "steady_since": since}
     tx.execute(replicas.insert().values(**columns))
+    if since <= now - timeout_s:
+        tx.execute(replicas.delete().where(replicas.c.heartbeat_at < now - FORGET_S))
+
+
+def settled(tx: sa.Connection, timeout_s: float) -> bool:
+    """Whether who is silent is gone: another has been heard of for `timeout_s` without a break, so that the store was
+    there to be told. Until then they may live, and hold what they held: it was away perhaps, and is just back."""
+    lately = clock.now(tx) - timeout_s
+    silent = sa.exists().where(replicas.c.heartbeat_at < lately)
+    steady = sa.exists().where(replicas.c.heartbeat_at >= lately, replicas.c.steady_since <= lately)
+    return bool(tx.execute(sa.select(sa.not_(silent) | steady)).scalar_one())
 
 
 def live(tx: sa.Connection, timeout_s: float) -> list[ReplicaReport]:
@@ -34,7 +52,8 @@ def live(tx: sa.Connection, timeout_s: float) -> list[ReplicaReport]:
 
 def _report(row: sa.RowMapping) -> ReplicaReport:
     errors = {adapter: _fault(told) for adapter, told in row["errors"].items()}
-    return ReplicaReport(**{**row, "held": tuple(row["held"]), "errors": errors})
+    columns = {name: value for name, value in row.items() if name != "steady_since"}
+    return ReplicaReport(**{**columns, "held": tuple(row["held"]), "errors": errors})
 
 
 def _fault(told: Any) -> LoadFault:

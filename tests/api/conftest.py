@@ -42,7 +42,7 @@ class Api:
     def holding(self, *held: str) -> None:
         """One live replica, which holds these adapters."""
         with self.store.write() as tx:
-            replicas.report(tx, ReplicaReport("r", "node", 1, held))
+            replicas.report(tx, ReplicaReport("r", "node", 1, held), 15.0)
         self.door.viewer.refresh()
 
 

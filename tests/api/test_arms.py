@@ -32,7 +32,7 @@ def versions(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
     with api.store.write() as tx:
         for alias, name in (("champion", BEST), ("challenger", NEW), ("previous", OLD)):
             adapters.set_alias(tx, alias, name, 1.0)
-        replicas.report(tx, ReplicaReport("r1", "node", 1, (OLD, BEST, NEW)))
+        replicas.report(tx, ReplicaReport("r1", "node", 1, (OLD, BEST, NEW)), 15.0)
     api.door.viewer.refresh()
     monkeypatch.setattr(conversations, "WAIT_S", 20.0)  # a busy machine is no store that is away
 
@@ -170,7 +170,7 @@ def test_a_conversation_of_a_time_without_the_challenger_counts_for_no_arm(api: 
     api.holding(BEST, OLD)  # a second replica
     assert [asked(api, user, "chat").rollout for user in users] == [None, None]
     with api.store.write() as tx:
-        replicas.report(tx, ReplicaReport("r", "node", 1, (OLD, BEST, NEW)))
+        replicas.report(tx, ReplicaReport("r", "node", 1, (OLD, BEST, NEW)), 15.0)
     api.door.viewer.refresh()
     told = [asked(api, user, "chat", "m2") for user in users]
     assert [(row.adapter, row.rollout) for row in told] == [(BEST, None)] * 2

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from kto_ray.records.completions import Arm, ExternalRef
-from kto_ray.store import completions
+from kto_ray.store import adapters, completions
 from tests.api.conftest import HI, Api
 from tests.support.engine import PROMPT
 
@@ -96,6 +96,40 @@ def test_a_replica_that_tells_of_its_own_failure_costs_no_error(api: Api, stream
     assert len(api.engine.asked) == 4, "a request is tried twice and no more"
 
 
+LACKED = {"message": "adapter policy@v1 cannot be loaded now", "code": 503, "type": "adapter_unavailable"}
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_replica_that_lacks_a_version_costs_no_error_where_another_holds_it(api: Api, stream: bool) -> None:
+    """Who refuses is free at once, and may be asked again and again."""
+    with api.store.write() as tx:
+        adapters.set_alias(tx, "champion", "policy@v1", 1.0)
+    api.holding("policy@v1")
+    api.engine.refusal, api.engine.refuses = LACKED, 7
+    told = api.chat(stream=stream)
+    assert told.status_code == 200 and "policy@v1" in told.text
+    assert len(api.engine.asked) == 8
+
+
+def test_a_version_that_no_replica_holds_is_asked_for_twice(api: Api) -> None:
+    with api.store.write() as tx:
+        adapters.set_alias(tx, "challenger", "policy@v1", 1.0)
+    api.holding()
+    api.engine.refusal = LACKED
+    told = api.chat(model="policy@challenger")
+    assert (told.status_code, told.json()["error"]["code"]) == (503, "adapter_unavailable")
+    assert len(api.engine.asked) == 2
+
+
+def test_patience_with_replicas_that_lack_a_version_ends(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("kto_ray.serve.gateway.answer.PATIENT_S", 0.3)
+    with api.store.write() as tx:
+        adapters.set_alias(tx, "champion", "policy@v1", 1.0)
+    api.holding("policy@v1")
+    api.engine.refusal = LACKED
+    assert api.chat().status_code == 503 and len(api.engine.asked) > 2
+
+
 def test_a_request_that_is_refused_is_asked_once(api: Api) -> None:
     api.engine.refusal = {"message": "max_tokens is too large", "code": 400, "param": "max_tokens", "type": "bad"}
     assert api.chat().status_code == 400
@@ -128,11 +162,15 @@ def test_a_bad_request_is_told_by_its_field_before_anything_is_generated(api: Ap
     assert api.engine.asked == []
 
 
-def test_models_are_the_alias_and_what_every_replica_holds(api: Api) -> None:
-    api.holding("policy@v1")
+def test_models_are_the_aliases_and_what_they_name_where_every_replica_holds_it(api: Api) -> None:
+    with api.store.write() as tx:
+        adapters.set_alias(tx, "previous", "policy@v1", 1.0)
+    api.holding("policy@v0", "policy@v1")
+    assert api.chat(model="policy@v0").status_code == 404, "it would stay in a slot for as long as somebody asks for it"
     assert [one["id"] for one in api.client.get("/v1/models").json()["data"]] == [
         "policy",
         "policy@champion",
+        "policy@previous",
         "policy@base",
         "policy@v1",
     ]

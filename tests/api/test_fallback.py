@@ -36,7 +36,7 @@ def test_of(api: Api) -> None:
 def live(api: Api, *reports: ReplicaReport) -> None:
     with api.store.write() as tx:
         for report in reports:
-            replicas.report(tx, report)
+            replicas.report(tx, report, 15.0)
     api.door.viewer.refresh()
 
 
@@ -100,7 +100,7 @@ def test_what_waited_for_a_replica_that_then_cannot_load_the_champion_is_answere
     live(api, HOLDS_ALL)
     answers, asked = api.door.generate, list[str]()
 
-    async def generate(body: Mapping[str, Any], adapter: str) -> AsyncIterator[str]:
+    async def generate(body: Mapping[str, Any], adapter: str, everywhere: bool) -> AsyncIterator[str]:
         asked.append(adapter)
         if len(asked) == 1:
             raise RayActorError
@@ -108,7 +108,7 @@ def test_what_waited_for_a_replica_that_then_cannot_load_the_champion_is_answere
             live(api, LACKS_BEST)
             yield json.dumps({"error": {"message": f"{BEST} cannot be loaded now", "param": "model", "code": 503}})
             return
-        async for event in answers(body, adapter):
+        async for event in answers(body, adapter, everywhere):
             yield event
 
     monkeypatch.setattr(api.door, "generate", generate)

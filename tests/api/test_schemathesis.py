@@ -36,7 +36,7 @@ def tried(api: Api, monkeypatch: pytest.MonkeyPatch, examples: int) -> Counter[t
     serve = api.config.serve.model_copy(update={"heartbeat_timeout_s": 3600})
     monkeypatch.setattr(api.door.viewer, "_config", api.config.model_copy(update={"serve": serve}))
     with api.store.write() as tx:  # a replica that stays ready
-        replicas.report(tx, ReplicaReport("r", "node", 1, (), 0.0))
+        replicas.report(tx, ReplicaReport("r", "node", 1, (), 0.0), 15.0)
         _, key = keys.create(tx, "app", [Scope.CHAT, Scope.FEEDBACK, Scope.ADMIN], False, api.config.salt, 1.0)
     api.door.viewer.refresh()
     headers = {"Authorization": f"Bearer {key}"}

@@ -42,7 +42,9 @@ class StandIn:
         self.stalls_after: int | None = None
         self.stopped = 0
 
-    async def generate(self, body: Mapping[str, Any], adapter: str) -> AsyncGenerator[str, None]:
+    async def generate(
+        self, body: Mapping[str, Any], adapter: str, everywhere: bool = False
+    ) -> AsyncGenerator[str, None]:
         try:
             async for event in self._answer(body, adapter):
                 yield event

@@ -330,7 +330,7 @@ class World:
     def report(self) -> None:
         with self.store.write() as tx:
             held = tuple(version.name for version in adapters.desired(tx))
-            replicas.report(tx, ReplicaReport("r", "node", 1, held, dtype="float32"))
+            replicas.report(tx, ReplicaReport("r", "node", 1, held, dtype="float32"), 15.0)
 
     def note(self) -> None:
         """What users and operators see of the loop, where it has changed."""

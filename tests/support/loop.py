@@ -55,7 +55,7 @@ def labels(store: Store, number: int = 8) -> None:
 
 def hold(store: Store, *held: str) -> None:
     with store.write() as tx:
-        replicas.report(tx, ReplicaReport("r", "node", 1, held, dtype="float32"))
+        replicas.report(tx, ReplicaReport("r", "node", 1, held, dtype="float32"), 15.0)
 
 
 def until(loop: Loop, store: Store, stage: Stage) -> Any:

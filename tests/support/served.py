@@ -20,7 +20,7 @@ from tests.support.engine import StandIn
 def served(config: Config, store: Store, engine: StandIn) -> Iterator[str]:
     """Yields the base URL; one live replica holds the base model."""
     with store.write() as tx:
-        replicas.report(tx, ReplicaReport("r", "node", 1, ()))
+        replicas.report(tx, ReplicaReport("r", "node", 1, ()), 15.0)
     app = build(config, store, engine.generate)
     server = uvicorn.Server(uvicorn.Config(app, config.http.host, config.http.port, log_level="warning"))
     thread = threading.Thread(target=server.run)

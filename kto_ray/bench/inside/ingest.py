@@ -19,7 +19,7 @@ from kto_ray.store.database import DOOR
 SAID = "Blue light is scattered more than red, so that is what comes to us from all sides. " * 3
 
 
-async def generate(body: Mapping[str, Any], adapter: str) -> AsyncGenerator[str, None]:
+async def generate(body: Mapping[str, Any], adapter: str, everywhere: bool) -> AsyncGenerator[str, None]:
     message = {"role": "assistant", "content": SAID}
     yield json.dumps(
         {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 import uuid
 from collections.abc import AsyncGenerator, Awaitable, Mapping
 from contextlib import aclosing, suppress
@@ -31,6 +32,7 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 TRIES = 2  # a request that kills its replica is given one more
+PATIENT_S = 30.0  # that it is asked again where a replica lacks its version, and another holds it
 
 
 async def answer_to(door: Door, request: Request, ask: ChatAsk, kind: str) -> Answer:
@@ -243,27 +245,29 @@ def _failed(name: str, error: RayError | RayServeException) -> ApiError:
 async def _asked(door: Door, body: Mapping[str, Any], made: Capture) -> AsyncGenerator[str, None]:
     """The policy's events, but DONE. A replica that dies before its first event, or has nothing but its own failure to
     tell, costs the client time and no error; nor does a champion that none can load any more since it was routed."""
-    tries = 0
+    tries, until = 0, time.monotonic() + PATIENT_S
     while True:
-        made.route, tries = _route_now(door, made), tries + 1
-        begun, last = False, tries >= TRIES
+        made.route, begun = _route_now(door, made), False
+        adapter = made.route.adapter
         try:
-            async with aclosing(door.generate(body, made.route.adapter)) as events:
+            async with aclosing(door.generate(body, adapter, adapter in door.view.servable)) as events:
                 async for event in events:
-                    if (
-                        not begun
-                        and engine.failed_itself(event)
-                        and not (last and _route_now(door, made) == made.route)
-                    ):
-                        log.warning("a replica failed before it answered, asking once more")
-                        break
+                    if not begun and engine.failed_itself(event):
+                        elsewhere = (
+                            engine.lacks(event) and time.monotonic() < until and door.view.somebody_holds(adapter)
+                        )
+                        tries += not elsewhere
+                        if elsewhere or tries < TRIES or _route_now(door, made) != made.route:
+                            log.warning("a replica failed before it answered, asking again")
+                            break
                     begun = True
                     if event != DONE:
                         yield event
                 else:
                     return
         except RayActorError as error:
-            if begun or last:
+            tries += 1
+            if begun or tries >= TRIES:
                 raise
             log.warning("a replica died before it answered, asking another: %s", error)
 

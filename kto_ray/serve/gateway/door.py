@@ -28,8 +28,9 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-# One chat request and the adapter that is to answer it; yields what `Policy.generate` does; closed, it stops it.
-Generate = Callable[[Mapping[str, Any], str], AsyncGenerator[str, None]]
+# One chat request, the adapter that is to answer it, and whether every replica holds that; yields what
+# `Policy.generate` does; closed, it stops it.
+Generate = Callable[[Mapping[str, Any], str, bool], AsyncGenerator[str, None]]
 
 READS_WAITING = 64  # beyond those that are under way; more are refused
 RETRY_AFTER = {"retry-after": "1"}  # seconds

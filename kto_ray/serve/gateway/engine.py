@@ -7,6 +7,7 @@ import logging
 from collections.abc import Mapping
 from typing import Any
 
+from kto_ray.records.replicas import LACKED
 from kto_ray.serve.gateway.errors import ApiError
 
 log = logging.getLogger(__name__)
@@ -40,8 +41,16 @@ def refusal(error: Any) -> ApiError:
 
 def failed_itself(event: str) -> bool:
     """Whether a first event tells that not the request was at fault, but who was to answer it."""
+    return str(_error(event).get("code")) in ("500", "503")
+
+
+def lacks(event: str) -> bool:
+    """Whether it tells that this replica does not hold the version it was asked for."""
+    return _error(event).get("type") == LACKED
+
+
+def _error(event: str) -> Mapping[str, Any]:
+    """What an event tells of an error; empty where it tells of none."""
     told = event.removeprefix("data:").lstrip()
-    if not told.startswith('{"error"'):
-        return False
-    error = json.loads(told)["error"]
-    return isinstance(error, dict) and str(error.get("code")) in ("500", "503")
+    error = json.loads(told)["error"] if told.startswith('{"error"') else None
+    return error if isinstance(error, dict) else {}

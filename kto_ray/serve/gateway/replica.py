@@ -37,8 +37,8 @@ class Gateway:
         steady()
         return app
 
-    async def _generate(self, body: Mapping[str, Any], adapter: str) -> AsyncGenerator[str, None]:
-        events = self._policy.generate.remote(body, adapter)
+    async def _generate(self, body: Mapping[str, Any], adapter: str, everywhere: bool) -> AsyncGenerator[str, None]:
+        events = self._policy.generate.remote(body, adapter, everywhere)
         try:
             async for together in events:
                 for event in split(together):

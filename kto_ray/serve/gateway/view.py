@@ -33,7 +33,7 @@ class View:
     holdback: RolloutState | None
     base: RolloutState | None  # the holdback on the base model
     staff: Mapping[str, str]
-    servable: frozenset[str]  # held by every live replica, or the base
+    servable: frozenset[str]  # what an alias names and every live replica holds, and the base
     ready: Readiness
     keys: Mapping[str, Key]  # by their public ids, the revoked ones too
 
@@ -53,6 +53,10 @@ class View:
             return route
         adapter = self.ready.answers if route.adapter == self.ready.champion else route.adapter
         return replace(route, adapter=adapter, arm=Arm.PINNED, rollout=None, holdback=None)
+
+    def somebody_holds(self, adapter: str) -> bool:
+        """Whether a live replica does, which may answer what another one cannot."""
+        return any(adapter in replica.held for replica in self.ready.replicas)
 
     def splits(self, user: str) -> bool:
         """Whether it matters which conversation a user's request goes on with."""
@@ -99,7 +103,9 @@ class Viewer:
         if ready.answers != ready.champion and ready.answers != self._answers:
             log.error("%s answers in place of the champion %s, which a replica cannot load: %s", *_why(ready))
         self._answers = ready.answers
-        servable, staff = held_by_all(ready.replicas) | {config.base_name}, config.rollout.staff
+        # Who asks for a version by its name keeps it, but not for ever: it would keep others out of the engines' slots.
+        servable = (held_by_all(ready.replicas) & frozenset(aliases.values())) | {config.base_name}
+        staff = config.rollout.staff
         self.view = View(aliases, test, back, base, staff, servable, ready, known)
         self._read_at = began
 

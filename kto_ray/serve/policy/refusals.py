@@ -6,10 +6,12 @@ import json
 
 from pydantic import ValidationError
 
+from kto_ray.records.replicas import LACKED
+
 
 def unavailable(message: str) -> str:
     """Another replica may answer."""
-    return json.dumps({"error": {"message": message, "type": "server_error", "param": "model", "code": 503}})
+    return json.dumps({"error": {"message": message, "type": LACKED, "param": "model", "code": 503}})
 
 
 def bad_request(error: ValidationError) -> str:

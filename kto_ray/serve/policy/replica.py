@@ -13,7 +13,6 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-import os
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
 from typing import Any
@@ -28,19 +27,20 @@ from kto_ray.cluster import cpu_engine
 from kto_ray.config import Config
 from kto_ray.model import awaited
 from kto_ray.processor import precision
-from kto_ray.records.adapters import CHAMPION, AdapterVersion
-from kto_ray.records.replicas import ReplicaReport
+from kto_ray.records.adapters import AdapterVersion
 from kto_ray.serve.policy import logs, refusals
 from kto_ray.serve.policy.bundled import bundled
 from kto_ray.serve.policy.engine import AdapterEngine
+from kto_ray.serve.policy.reports import Reports
 from kto_ray.serve.policy.shelf import Shelf
-from kto_ray.store import adapters, leases, replicas, store_of
+from kto_ray.store import adapters, store_of
 from kto_ray.store.database import STARTED_S
 from kto_ray.store.faults import first_line
 
 log = logging.getLogger(__name__)
 
 STREAM_TOKENS = 4  # of a chunk, on a CPU
+LACKS_S = 1.0  # before it says that it lacks a version: who refuses at once has the shortest queue, and is asked next
 DEAD_S = 0.1  # that a dead engine may go unnoticed where nobody asks it for anything
 TELL_S = 1.0  # between two reports where nothing has changed; what has is told at once, for a flip waits for it
 # Of replicas: one event loop for Serve's router and our code, for handing messages over takes from the model.
@@ -114,6 +114,7 @@ class Policy(LLMServer):
             await super().__init__(llm_config(config, source))
         self._shelf = Shelf(config, self.engine, self._probe)
         self._replica = serve.get_replica_context().replica_id.unique_id
+        self._reports = Reports(config, self._store, self._shelf, self._replica, self._precision)
         await self._probe(config.base_name)
         watch = asyncio.create_task(self._die_with_engine())  # also before it is ready: nobody else looks then
         await self._survive(self._sweep)
@@ -127,12 +128,13 @@ class Policy(LLMServer):
             asyncio.create_task(self._forever(lambda: self._shelf.change(TELL_S), self._tell)),
         ]
 
-    async def generate(self, body: Mapping[str, Any], adapter: str) -> AsyncIterator[str]:
+    async def generate(self, body: Mapping[str, Any], adapter: str, everywhere: bool = False) -> AsyncIterator[str]:
         """Answer one chat request with one adapter version.
 
         Args:
             body: an OpenAI chat completion request; its `model` is ignored.
             adapter: the served name of the version, or of the base model.
+            everywhere: whether every live replica holds it, as far as the caller knows.
 
         Yields:
             `data: {...}` events when body["stream"], those in one that come together; otherwise one JSON response. On a
@@ -149,10 +151,11 @@ class Policy(LLMServer):
         try:
             with self._shelf.using(adapter):  # before any await, so that an unload sees it
                 if adapter != self._config.base_name and adapter not in self._shelf.held:
-                    await self._load_on_demand(adapter)
+                    await self._load_on_demand(adapter, everywhere)
                 async for events in bundled(self._said(request)):
                     yield events
         except AdapterUnavailable as error:
+            await asyncio.sleep(LACKS_S)
             yield refusals.unavailable(str(error))
         except EngineDeadError:
             self.engine.die_if_dead()
@@ -168,8 +171,12 @@ class Policy(LLMServer):
         for task in self._tasks:
             if task.done():
                 raise RuntimeError(f"a loop of replica {self._replica} has ended: {task.exception()!r}")
+        if self._reports.left_behind:
+            raise RuntimeError(
+                f"replica {self._replica} cannot reach the store, and the others have gone on without it"
+            )
 
-    async def _load_on_demand(self, name: str) -> None:
+    async def _load_on_demand(self, name: str, everywhere: bool) -> None:
         """Raises:
         AdapterUnavailable: it is not held then; why is told to operators only.
         """
@@ -177,6 +184,8 @@ class Policy(LLMServer):
             version = await asyncio.to_thread(self._version, name)
         except sa.exc.SQLAlchemyError as error:
             log.warning("adapter %s is asked for and cannot be looked up: %s", name, first_line(error))
+            if everywhere:
+                self._reports.lacks_what_all_hold()
             raise AdapterUnavailable(f"adapter {name} cannot be loaded now: the store is away") from None
         if version is None:
             raise AdapterUnavailable(f"adapter {name} is not in the store")
@@ -192,7 +201,7 @@ class Policy(LLMServer):
 
         async def come_in() -> None:
             nonlocal is_in
-            is_in = await asyncio.to_thread(self._come_in, time.monotonic() > patient_until)
+            is_in = await asyncio.to_thread(self._reports.come_in, time.monotonic() > patient_until)
 
         while True:
             if await self._survive(self._reconcile):
@@ -200,28 +209,6 @@ class Policy(LLMServer):
             if is_in:
                 return
             await asyncio.sleep(self._config.serve.reconcile_s)
-
-    def _come_in(self, waited: bool) -> bool:
-        """Report for the first time, if it is as it should be. While that is decided, no alias moves: or a replica
-        could come in with the champion of a moment ago."""
-        with self._store.write() as tx:
-            leases.stand_still(tx, leases.CONTROLLER)
-            champion = adapters.aliases(tx, self._config.base_name)[CHAMPION]
-            live = replicas.live(tx, self._config.serve.heartbeat_timeout_s)
-            if not self._comes_in(champion, any(champion in other.held for other in live), waited):
-                return False
-            replicas.report(tx, self._told())
-        return True
-
-    def _comes_in(self, champion: str, others_hold: bool, waited: bool) -> bool:
-        if champion in (*self._shelf.held, self._config.base_name):
-            return waited or not self._shelf.loading  # the rest has been tried
-        fault = self._shelf.faults.get(champion)
-        if fault is None or others_hold or not (fault.refused or waited):
-            return False
-        words = "replica %s comes in without the champion %s, for which another answers until it can be loaded: %s"
-        log.error(words, self._replica, champion, fault.reason)
-        return True
 
     async def _forever(self, wait: Callable[[], Awaitable[None]], step: Callable[[], Awaitable[None]]) -> None:
         while True:
@@ -252,7 +239,11 @@ class Policy(LLMServer):
 
     async def _tell(self) -> None:
         """By itself: a replica that waits for files is alive."""
-        await asyncio.to_thread(self._report)
+        if not self._reports.silent:
+            await asyncio.to_thread(self._reports.tell)
+            return
+        await self._reconcile()
+        await asyncio.to_thread(self._reports.come_back)
 
     async def _probe(self, name: str) -> None:
         """One token through the real path.
@@ -275,21 +266,6 @@ class Policy(LLMServer):
     def _version(self, name: str) -> AdapterVersion | None:
         with self._store.read() as tx:
             return adapters.get(tx, name)
-
-    def _report(self) -> None:
-        with self._store.write() as tx:
-            replicas.report(tx, self._told())
-
-    def _told(self) -> ReplicaReport:
-        return ReplicaReport(
-            replica=self._replica,
-            node=os.uname().nodename,
-            pid=os.getpid(),
-            held=self._shelf.held,
-            errors=self._shelf.faults,
-            dtype=self._precision.dtype,
-            dtype_why=self._precision.why,
-        )
 
 
 class AdapterUnavailable(RuntimeError):

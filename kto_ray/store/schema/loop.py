@@ -227,6 +227,7 @@ replicas = Table(
     Column("held", JSON, nullable=False),
     Column("errors", JSON, nullable=False),
     Column("heartbeat_at", Double, nullable=False),
+    Column("steady_since", Double, nullable=False, server_default="0"),  # 0: told by a program that knew no breaks
     Column("dtype", String(16), nullable=False, server_default="auto"),
     Column("dtype_why", Text, nullable=False, server_default=""),
 )

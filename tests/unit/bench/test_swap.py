@@ -65,7 +65,7 @@ def following(store: Store, names: tuple[str, ...] = ("r0", "r1")) -> Iterator[l
             for name in names:
                 with store.write() as tx:
                     held = tuple(version.name for version in adapters.desired(tx))
-                    replicas.report(tx, ReplicaReport(name, "node", 1, held))
+                    replicas.report(tx, ReplicaReport(name, "node", 1, held), 15.0)
                 stopped.wait(0.05)
             if held not in seen[-1:]:
                 seen.append(held)

@@ -218,7 +218,7 @@ def test_status_says_who_answers_for_a_champion_that_cannot_be_loaded(tmp_path: 
     with store.write() as tx:
         adapters.set_alias(tx, "champion", best, 1.0)
         fault = LoadFault("its file [weights] has changed", refused=True, tries=4, age_s=9.0)
-        replicas.report(tx, ReplicaReport("r", "node", 1, (), errors={best: fault}))
+        replicas.report(tx, ReplicaReport("r", "node", 1, (), errors={best: fault}), 15.0)
     store.close()
     told = " ".join(run("status", "--set", f"home={tmp_path}").stdout.replace("\u2502", "").split())
     assert f"cannot load {best} for 9 s (4 tries): its file [weights] has changed" in told

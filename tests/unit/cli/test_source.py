@@ -232,7 +232,7 @@ def test_a_candidate_is_approved_by_command(config: Config, sqlite_store: Store)
     thread = threading.Thread(target=run)
     with served(config, sqlite_store, StandIn()):
         with sqlite_store.write() as tx:
-            replicas.report(tx, ReplicaReport("r", "node", 1, ("policy@v1",)))
+            replicas.report(tx, ReplicaReport("r", "node", 1, ("policy@v1",)), 15.0)
         thread.start()
         settings = ["--json", "--set", f"home={config.home}", "--set", f"http.port={config.http.port}"]
         other = CliRunner().invoke(app, ["rollout", "reject", "--candidate", "policy@v9", *settings])

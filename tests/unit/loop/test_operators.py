@@ -19,6 +19,7 @@ from kto_ray.records.rollouts import BudgetReset, RolloutKind, RolloutState, Rol
 from kto_ray.records.rounds import Ended, Loading, Outcome, Round, Stage
 from kto_ray.records.trials import Standing
 from kto_ray.store import Store, adapters, replicas, requests, rollouts, rounds
+from kto_ray.store.schema import replicas as rows
 from tests.support.loop import V1, Jobs, hold, labels, until
 
 TEST = RolloutState("rollout-1-n", "policy@base", V1, "salt", 1, 0.5, RolloutStatus.RUNNING, 1.0, 2.0, level=0.005)
@@ -64,7 +65,7 @@ def test_no_alias_is_pointed_at_what_a_replica_lacks_that_came_in_since_the_look
     def look(with_job: bool = False) -> Any:
         seen = looks(with_job)
         with sqlite_store.write() as tx:
-            replicas.report(tx, newcomer)
+            replicas.report(tx, newcomer, 15.0)
         return seen
 
     with monkeypatch.context() as patch:
@@ -72,10 +73,31 @@ def test_no_alias_is_pointed_at_what_a_replica_lacks_that_came_in_since_the_look
         assert asked_in_one_tick(loop, sqlite_store, (Act.PROMOTE, None)) == [None], "answered at a later look"
     with sqlite_store.write() as tx:
         assert adapters.aliases(tx, "policy@base")["champion"] == "policy@base"
-        replicas.report(tx, replace(newcomer, held=(V1,)))
+        replicas.report(tx, replace(newcomer, held=(V1,)), 15.0)
     loop.step()
     with sqlite_store.read() as tx:
         assert adapters.aliases(tx, "policy@base")["champion"] == V1
+
+
+def test_no_alias_is_pointed_at_what_a_replica_may_lack_that_an_outage_silenced(
+    loop: Loop, sqlite_store: Store, jobs: Jobs
+) -> None:
+    """Both were silent while the store was away, and the one that holds the challenger is heard of first."""
+    in_its_test(loop, sqlite_store)
+    lacks = ReplicaReport("other", "node", 2, ())
+    with sqlite_store.write() as tx:
+        replicas.report(tx, lacks, 15.0)
+        ago = {"heartbeat_at": rows.c.heartbeat_at - 30.0, "steady_since": rows.c.steady_since - 60.0}
+        tx.execute(rows.update().values(ago))
+    hold(sqlite_store, V1)
+    assert asked_in_one_tick(loop, sqlite_store, (Act.PROMOTE, None)) == [None], "answered at a later look"
+    with sqlite_store.write() as tx:
+        assert adapters.aliases(tx, "policy@base")["champion"] == "policy@base"
+        replicas.report(tx, lacks, 15.0)
+    [_, told] = asked_in_one_tick(loop, sqlite_store, (Act.PROMOTE, None), (Act.PROMOTE, None))
+    assert told == Refused(f"not every live replica holds {V1} yet")
+    with sqlite_store.read() as tx:
+        assert adapters.aliases(tx, "policy@base")["champion"] == "policy@base"
 
 
 def test_a_promotion_may_be_rolled_back_in_the_tick_that_made_it(loop: Loop, sqlite_store: Store, jobs: Jobs) -> None:

@@ -92,7 +92,7 @@ def test_a_machine_whose_clock_jumps_keeps_and_takes_no_more_than_others(
     monkeypatch.setattr(time, "time", lambda: right() + wrong_s)
     assert take(store, "wrong")
     with store.write() as tx:
-        replicas.report(tx, ReplicaReport("wrong", "node", 1, ()))
+        replicas.report(tx, ReplicaReport("wrong", "node", 1, ()), 15.0)
     monkeypatch.undo()
     assert not take(store, "b")
     with store.read() as tx:
@@ -106,7 +106,7 @@ def test_a_machine_whose_clock_jumps_keeps_and_takes_no_more_than_others(
 def test_a_store_whose_clock_jumps_back_waits_for_nobody(store: Store) -> None:
     assert take(store, "dead")
     with store.write() as tx:
-        replicas.report(tx, ReplicaReport("dead", "node", 1, ()))
+        replicas.report(tx, ReplicaReport("dead", "node", 1, ()), 15.0)
     shift(store, -HOUR_S)
     assert holder(store) is None and take(store, "b") and not take(store, "c")
     with store.read() as tx:

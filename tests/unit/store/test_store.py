@@ -205,8 +205,8 @@ def test_gates_rounds_rollouts_and_replicas_come_back(store: Store) -> None:
         rounds.update(tx, opened.to(Training("s"), 6.5))
         rollouts.put(tx, test)
         rollouts.add_look(tx, look)
-        replicas.report(tx, replace(replica, held=()))
-        replicas.report(tx, replica)
+        replicas.report(tx, replace(replica, held=()), 15.0)
+        replicas.report(tx, replica, 15.0)
     paused = replace(test, id="p", status=RolloutStatus.PAUSED, status_at=9.0, asked=("harm", "users"))
     with store.write() as tx:
         rollouts.put(tx, replace(paused, asked=("harm",)))

@@ -23,8 +23,8 @@ class Handle:
         self.streams = stream
         return self
 
-    def remote(self, body: Any, adapter: str) -> Any:
-        return Response(self, self.engine.generate(body, adapter))
+    def remote(self, body: Any, adapter: str, everywhere: bool) -> Any:
+        return Response(self, self.engine.generate(body, adapter, everywhere))
 
 
 class Response:
@@ -67,7 +67,7 @@ def test_an_answer_that_nobody_reads_on_is_cancelled(tmp_path: Path) -> None:
     gateway = a_gateway(handle, tmp_path)
 
     async def leave() -> None:
-        events = gateway._generate({"request_id": "r", "stream": True}, "policy@base")
+        events = gateway._generate({"request_id": "r", "stream": True}, "policy@base", True)
         assert "The" in await anext(events)
         await events.aclose()
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from kto_ray.config import Config, load_config
-from kto_ray.records.adapters import CHAMPION
+from kto_ray.records.adapters import CHALLENGER, CHAMPION
 from kto_ray.records.replicas import LoadFault, ReplicaReport
 from kto_ray.serve.gateway import view
 from kto_ray.serve.gateway.errors import ApiError
@@ -31,7 +31,8 @@ def viewer(config: Config, sqlite_store: Store, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(view, "REFRESH_S", 3600.0)
     with sqlite_store.write() as tx:
         adapters.set_alias(tx, CHAMPION, BEST, 1.0)
-        replicas.report(tx, R)
+        adapters.set_alias(tx, CHALLENGER, OTHER, 1.0)
+        replicas.report(tx, R, 15.0)
     return Viewer(config, sqlite_store)
 
 
@@ -44,7 +45,7 @@ def test_after_an_outage_the_last_view_stands_until_replicas_can_have_been_heard
     assert viewer.view is before and viewer.age_s > TIMEOUT_S, "no look, and its age is told"
     assert before.ready.ready and before.route(OTHER, None, "policy").adapter == OTHER
     with sqlite_store.write() as tx:
-        replicas.report(tx, R)
+        replicas.report(tx, R, 15.0)
     viewer.refresh()
     assert viewer.view is not before and viewer.view.ready.ready and viewer.age_s < TIMEOUT_S
 
@@ -71,7 +72,9 @@ def test_without_an_outage_the_last_replica_is_missed_at_once(viewer: Viewer) ->
 def test_who_cannot_be_loaded_is_not_asked_for_after_an_outage(viewer: Viewer, sqlite_store: Store) -> None:
     """Nobody says so any more, nor anything else."""
     with sqlite_store.write() as tx:
-        replicas.report(tx, ReplicaReport("r", "node", 1, (OTHER,), errors={BEST: LoadFault("gone", refused=True)}))
+        replicas.report(
+            tx, ReplicaReport("r", "node", 1, (OTHER,), errors={BEST: LoadFault("gone", refused=True)}), 15.0
+        )
     viewer.refresh()
     assert viewer.view.route("policy", None, "policy").adapter == "policy@base"
     time.sleep(TIMEOUT_S + 0.1)

@@ -21,10 +21,13 @@ from kto_ray.paths import StorageAway
 from kto_ray.processor import precision
 from kto_ray.records.adapters import CHALLENGER, CHAMPION, AdapterVersion
 from kto_ray.records.replicas import LoadFault, ReplicaReport
+from kto_ray.serve.policy import replica as of_policy
 from kto_ray.serve.policy.replica import Policy, llm_config
+from kto_ray.serve.policy.reports import Reports
 from kto_ray.serve.policy.shelf import Shelf
 from kto_ray.status.readiness import readiness
 from kto_ray.store import Store, adapters, replicas, snapshots
+from kto_ray.store.schema import replicas as rows
 from tests.support.adapters import tensors, write
 from tests.support.engine import adapter_engine
 from tests.support.provenance import seal
@@ -52,6 +55,7 @@ def policy(config: Config, store: Store, refuses: tuple[str, ...] = ()) -> Any:
     made._precision = precision("cpu", "float32")
     made.engine = adapter_engine(refuses)
     made._shelf = Shelf(config, made.engine, made._probe)
+    made._reports = Reports(config, store, made._shelf, made._replica, made._precision)
     return made
 
 
@@ -194,6 +198,7 @@ def test_files_out_of_reach_are_no_refusal_and_hold_up_no_other(
         as_champion(sqlite_store, first)
         replica, away = policy(config, sqlite_store), {first.name}
         out_of_reach(away, monkeypatch)
+        monkeypatch.setattr(of_policy, "LACKS_S", 0.0)
         await turn(replica)
         report = reported(sqlite_store)
         assert report.held == (second.name,), "one that waits for files is alive"
@@ -262,12 +267,12 @@ def test_a_champion_that_cannot_be_loaded_keeps_no_replica_out_unless_another_ho
         replica = policy(quick(config, patience_s=0.2), sqlite_store, refuses)
         other = ReplicaReport("r2", "node", 2, (version.name,))
         with sqlite_store.write() as tx:
-            replicas.report(tx, other)
+            replicas.report(tx, other, 15.0)
         starting = asyncio.create_task(replica._hold_champion())
         await asyncio.sleep(0.5)
         assert not starting.done(), "the other one answers"
         with sqlite_store.write() as tx:
-            replicas.report(tx, replace(other, held=()))
+            replicas.report(tx, replace(other, held=()), 15.0)
         await asyncio.wait_for(starting, 30)
         assert f"comes in without the champion {version.name}" in caplog.text
         await replica._tell()
@@ -281,7 +286,7 @@ def test_a_champion_that_cannot_be_loaded_keeps_no_replica_out_unless_another_ho
             await replica._reconcile()
         await replica._tell()
         with sqlite_store.write() as tx:
-            replicas.report(tx, other)
+            replicas.report(tx, other, 15.0)
         with sqlite_store.read() as tx:
             assert readiness(tx, config).answers == version.name
 
@@ -336,6 +341,64 @@ def test_a_champion_that_changes_while_a_replica_comes_in_is_held_first(config: 
             await asyncio.sleep(0.5)
         await asyncio.wait_for(starting, 30)
         assert second.name in reported(sqlite_store).held
+
+    asyncio.run(act())
+
+
+def test_after_a_silence_it_is_heard_of_with_the_champion_of_now(config: Config, sqlite_store: Store) -> None:
+    """The others went on without it."""
+
+    async def act() -> None:
+        as_champion(sqlite_store, challenger(config, sqlite_store, 1))
+        replica = policy(config, sqlite_store)
+        await turn(replica)
+        with sqlite_store.write() as tx:
+            tx.execute(rows.delete())
+        champion = challenger(config, sqlite_store, 2)
+        as_champion(sqlite_store, champion)
+        replica._reports._told_at -= config.serve.heartbeat_timeout_s + 1
+        assert replica._reports.silent
+        await asyncio.to_thread(replica._reports.come_back)
+        with sqlite_store.read() as tx:
+            assert replicas.live(tx, 60.0) == [], "it has not looked at what the champion is now"
+        await replica._tell()
+        assert champion.name in reported(sqlite_store).held
+        assert not replica._reports.silent
+
+    asyncio.run(act())
+
+
+@pytest.mark.parametrize("silent", [True, False])
+@pytest.mark.parametrize("everywhere", [True, False])
+def test_who_is_left_behind_without_the_store_asks_to_be_replaced(
+    config: Config, sqlite_store: Store, monkeypatch: pytest.MonkeyPatch, silent: bool, everywhere: bool
+) -> None:
+    """And nobody else: while the store is away from all, none is asked for what the others hold and it does not."""
+
+    async def act() -> None:
+        monkeypatch.setattr(of_policy, "LACKS_S", 0.0)
+        monkeypatch.setattr("ray.serve.llm.LLMServer.check_health", healthy)
+        replica = policy(config, sqlite_store)
+        replica._tasks = []
+        await turn(replica)
+        if silent:
+            replica._reports._told_at -= config.serve.heartbeat_timeout_s + 1
+        replica._version = away
+        (answer,) = [item async for item in replica.generate(HI, "policy@v9", everywhere)]
+        assert "the store is away" in answer
+        if not (silent and everywhere):
+            await replica.check_health()
+            return
+        with pytest.raises(RuntimeError, match="the others have gone on without it"):
+            await replica.check_health()
+        await replica._tell()
+        await replica.check_health()
+
+    async def healthy(_: Any) -> None:
+        pass
+
+    def away(_: str) -> Any:
+        raise sa.exc.OperationalError("SELECT 1", {}, Exception("gone"))
 
     asyncio.run(act())
 
