@@ -83,8 +83,7 @@ def fetch(version: AdapterVersion, max_rank: int, keys: Sequence[str]) -> str:
 
 @contextmanager
 def fetched(version: AdapterVersion, max_rank: int, keys: Sequence[str]) -> Iterator[str]:
-    """The copy that `fetch` makes, as long as it is needed; and without what killed processes left of others."""
-    sweep((version,))
+    """The copy that `fetch` makes, as long as it is needed."""
     copy = fetch(version, max_rank, keys)
     try:
         yield copy

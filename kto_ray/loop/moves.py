@@ -6,12 +6,13 @@ after, all of it is.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import sqlalchemy as sa
 
-from kto_ray.records.adapters import CHAMPION, AdapterVersion
+from kto_ray.records.adapters import CHAMPION, AdapterVersion, is_base
 from kto_ray.records.evaluation import GateReport
 from kto_ray.records.replicas import ReplicaReport
 from kto_ray.records.rollouts import BudgetReset, Look, RolloutState
@@ -19,6 +20,8 @@ from kto_ray.records.rounds import Candidate, Round
 from kto_ray.records.snapshots import SnapshotManifest
 from kto_ray.records.trainings import TrainingRun
 from kto_ray.store import adapters, evaluation, replicas, rollouts, rounds, snapshots, trainings
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,10 +69,14 @@ Move = Begin | Start | Change | None
 def overtaken(tx: sa.Connection, change: Change, live: Sequence[ReplicaReport], timeout_s: float) -> bool:
     """Whether it moves the champion, and a replica may lack the next one: it has come in since `live` was looked at, or
     is silent as all were while the store was away. In the lease's transaction, which none comes in beside: the alias
-    never points at what a live replica lacks."""
-    if not any(isinstance(effect, Point) and effect.alias == CHAMPION for effect in change.effects):
+    never points at what a live replica lacks. The base model none lacks."""
+    next_ones = [each.adapter for each in change.effects if isinstance(each, Point) and each.alias == CHAMPION]
+    if all(adapter is None or is_base(adapter) for adapter in next_ones):
         return False
     if not replicas.settled(tx, timeout_s):
+        log.warning(
+            "the champion stays for now: a replica is silent, and none was heard of for so long that it is gone"
+        )
         return True
     return not {now.replica for now in replicas.live(tx, timeout_s)} <= {seen.replica for seen in live}
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 from kto_ray.config import Config
 from kto_ray.loop.moves import Change, Effect, Move, Point
 from kto_ray.loop.seen import Seen, Trial
-from kto_ray.records.adapters import BASE, CHALLENGER, CHAMPION, PREVIOUS
+from kto_ray.records.adapters import CHALLENGER, CHAMPION, PREVIOUS, is_base
 from kto_ray.records.requests import Act
 from kto_ray.records.rollouts import Look, RolloutState, RolloutStatus
 from kto_ray.records.rounds import OnTrial, Outcome
@@ -130,7 +130,7 @@ def watch_over(config: Config, seen: Seen) -> Move:
     if after.status is not RolloutStatus.PROMOTED:
         words = f"holdback {after.id}: {after.reason}" if after.weight != state.weight else None
         return Change(None, (*looks, after), words)
-    if not seen.all_hold(after.challenger) and not after.challenger.endswith(f"@{BASE}"):
+    if not seen.all_hold(after.challenger) and not is_base(after.challenger):
         return _awaits_rollback(seen, state, after)
     swap = (Point(PREVIOUS, champion), Point(CHAMPION, after.challenger))
     stale = (replace(machine.apply(test, Act.ABORT, seen.now), reason=after.reason),) if test is not None else ()

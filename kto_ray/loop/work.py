@@ -94,7 +94,7 @@ def gate(
     champion_answers: Sequence[GuardAnswer],
 ) -> GateReport:
     """Judge a candidate on held-out feedback and on its answers to the guard prompts."""
-    from kto_ray.adapters.files import fetched
+    from kto_ray.adapters.files import fetched, sweep
     from kto_ray.data.manifest import load_manifest
     from kto_ray.data.snapshot import read_split
     from kto_ray.evaluate.measure import evaluate
@@ -107,6 +107,7 @@ def gate(
     manifest = load_manifest(snapshot_uri)
     rows = held_out(read_split(snapshot_uri, manifest, "holdout"))
     rank, keys = config.serve.max_lora_rank, config.adapters.signing_keys
+    sweep([version for version in (candidate, champion) if version])  # where no replica ever starts, nobody else does
     with ExitStack() as copies:
         return evaluate(
             config=config,

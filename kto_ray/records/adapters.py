@@ -12,6 +12,11 @@ CHALLENGER = "challenger"
 PREVIOUS = "previous"  # the champion before the last promotion, kept loaded for rollback
 
 
+def is_base(name: str) -> bool:
+    """Whether it is the model without an adapter, which every engine holds."""
+    return name.endswith(f"@{BASE}")
+
+
 @dataclass(frozen=True, slots=True)
 class AdapterVersion:
     """An immutable LoRA adapter. `name` is what the engine serves; `sha256` is that of adapter_model.safetensors."""

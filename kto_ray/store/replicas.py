@@ -12,6 +12,9 @@ from kto_ray.store import clock
 from kto_ray.store.schema import replicas
 
 FORGET_S = 3600.0  # after its last report; replicas are never named twice
+# Of the time after which a replica does not count as live: the longest silence that is no break, with room for the
+# clocks of both and for what a report waits for on its way.
+BREAK = 0.5
 
 
 def report(tx: sa.Connection, told: ReplicaReport, timeout_s: float) -> None:
@@ -19,11 +22,11 @@ def report(tx: sa.Connection, told: ReplicaReport, timeout_s: float) -> None:
     that one has been heard of meanwhile: after an outage of the store all have been silent.
 
     Args:
-        timeout_s: serve.heartbeat_timeout_s, after which a silence is a break.
+        timeout_s: serve.heartbeat_timeout_s.
     """
     now, mine = float(tx.execute(sa.select(clock.now(tx))).scalar_one()), replicas.c.replica == told.replica
     before = tx.execute(sa.select(replicas.c.heartbeat_at, replicas.c.steady_since).where(mine)).first()
-    unbroken = before is not None and before.heartbeat_at >= now - timeout_s
+    unbroken = before is not None and before.heartbeat_at >= now - BREAK * timeout_s
     since = min(before.steady_since, now) if before is not None and unbroken else now
     tx.execute(replicas.delete().where(mine))
     columns = {**asdict(told), "held": list(told.held), "heartbeat_at": now, "steady_since": since}
@@ -35,9 +38,10 @@ def report(tx: sa.Connection, told: ReplicaReport, timeout_s: float) -> None:
 def settled(tx: sa.Connection, timeout_s: float) -> bool:
     """Whether who is silent is gone: another has been heard of for `timeout_s` without a break, so that the store was
     there to be told. Until then they may live, and hold what they held: it was away perhaps, and is just back."""
-    lately = clock.now(tx) - timeout_s
-    silent = sa.exists().where(replicas.c.heartbeat_at < lately)
-    steady = sa.exists().where(replicas.c.heartbeat_at >= lately, replicas.c.steady_since <= lately)
+    now = clock.now(tx)
+    silent = sa.exists().where(replicas.c.heartbeat_at < now - timeout_s)
+    still = replicas.c.heartbeat_at >= now - BREAK * timeout_s
+    steady = sa.exists().where(still, replicas.c.steady_since <= now - timeout_s)
     return bool(tx.execute(sa.select(sa.not_(silent) | steady)).scalar_one())
 
 

@@ -80,8 +80,8 @@ NAMES = {
     "env twice": (RAYSERVICE, "name: AWS_REGION", "name: AWS_DEFAULT_REGION", "AWS_DEFAULT_REGION is set twice"),
     "budget of nobody": (BUDGET, "pool: serve", "pool: server", "matches no pod"),
     "policy for nobody": (NETWORK, "of: kto-ray\n  policy", "of: kto\n  policy", "matches no pod"),
-    "schema of before": (MIGRATE, "migrate-0009", "migrate-0008", "must be 'kto-ray-migrate-0009'"),
-    "a wait for another Job": (README, "job/kto-ray-migrate-0009", "job/kto-ray-migrate-0008", "does not wait for job"),
+    "schema of before": (MIGRATE, "migrate-0010", "migrate-0009", "must be 'kto-ray-migrate-0010'"),
+    "a wait for another Job": (README, "job/kto-ray-migrate-0010", "job/kto-ray-migrate-0009", "does not wait for job"),
     "another program migrates": (MIGRATE, "image: kto-ray:gpu", "image: kto-ray:old", "all must run the same"),
     "another salt": (MIGRATE, "key: salt", "key: store-url", "KTO_RAY__SALT differs"),
     "another config": (MIGRATE, "config, /etc/kto-ray/", "config, /etc/kto/", "must read /etc/kto-ray/config.yaml"),
@@ -164,7 +164,7 @@ def test_the_real_tree_is_valid(tree: Tree) -> None:
     report = k8s_check.check_tree(ROOT, SCHEMAS)
     assert report.errors == []
     for target in (BASE, CPU, ONE_GPU, CACHE):
-        for document in ("RayService kto-ray", "ConfigMap kto-ray-config", "Job kto-ray-migrate-0009"):
+        for document in ("RayService kto-ray", "ConfigMap kto-ray-config", "Job kto-ray-migrate-0010"):
             assert f"ok    {target}  {document}" in report.lines
         assert f"ok    {target}  Pod of serve, as KubeRay builds it" in report.lines
 
@@ -182,8 +182,8 @@ def test_a_moved_worker_group_fails_the_patch_guard(tree: Tree, target: str) -> 
 
 def test_a_new_migration_needs_a_job_of_its_name(tree: Tree) -> None:
     versions = tree.root / "kto_ray/store/migrations/versions"
-    (versions / "0010_next.py").write_text('revision = "0010"\ndown_revision = "0009"\n')
-    assert any("must be 'kto-ray-migrate-0010'" in error for error in tree.errors((BASE,)))
+    (versions / "0011_next.py").write_text('revision = "0011"\ndown_revision = "0010"\n')
+    assert any("must be 'kto-ray-migrate-0011'" in error for error in tree.errors((BASE,)))
 
 
 def test_autoscaling_can_be_turned_on(tree: Tree) -> None:

@@ -250,7 +250,7 @@ async def _asked(door: Door, body: Mapping[str, Any], made: Capture) -> AsyncGen
         made.route, begun = _route_now(door, made), False
         adapter = made.route.adapter
         try:
-            async with aclosing(door.generate(body, adapter, adapter in door.view.servable)) as events:
+            async with aclosing(door.generate(body, adapter, door.viewer.sure_of(adapter))) as events:
                 async for event in events:
                     if not begun and engine.failed_itself(event):
                         elsewhere = (

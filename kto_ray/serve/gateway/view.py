@@ -24,6 +24,7 @@ from kto_ray.store.faults import first_line
 log = logging.getLogger(__name__)
 
 REFRESH_S = 0.5  # how old the view may be; serve.drain_s must be well above it
+SURE_S = 2.0  # while it is no older, the store is not away
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +87,11 @@ class Viewer:
     def age_s(self) -> float:
         """How long ago the view was read."""
         return time.monotonic() - self._read_at
+
+    def sure_of(self, adapter: str) -> bool:
+        """Whether every live replica holds it. While the store is away nothing is sure: they may have let it go since,
+        and some that are silent may have lacked it."""
+        return self.age_s < SURE_S and adapter in self.view.servable
 
     def refresh(self) -> None:
         with self._one_at_a_time:

@@ -242,8 +242,10 @@ class Policy(LLMServer):
         if not self._reports.silent:
             await asyncio.to_thread(self._reports.tell)
             return
-        await self._reconcile()
         await asyncio.to_thread(self._reports.come_back)
+        if self._reports.silent:  # it lacks what is champion now
+            await self._reconcile()
+            await asyncio.to_thread(self._reports.come_back)
 
     async def _probe(self, name: str) -> None:
         """One token through the real path.

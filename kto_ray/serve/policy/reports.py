@@ -1,7 +1,7 @@
 """What a replica tells the store of itself, and when it may be counted as one of those that answer.
 
-A first report brings it in, and so does the first after a silence of `serve.heartbeat_timeout_s`: meanwhile the others
-may have gone on to a champion that it lacks.
+A first report brings it in, and so does the first after a silence for which it may have counted as gone: the others may
+have come to a champion that it lacks.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ class Reports:
 
     @property
     def silent(self) -> bool:
-        """Whether nothing has been told for so long that the others go on without it."""
-        return time.monotonic() - self._told_at > self._config.serve.heartbeat_timeout_s
+        """Whether nothing has been told for so long that the others may go on without it."""
+        return time.monotonic() - self._told_at > replicas.BREAK * self._config.serve.heartbeat_timeout_s
 
     @property
     def left_behind(self) -> bool:
@@ -46,7 +46,10 @@ class Reports:
         self._left_behind = self.silent
 
     def tell(self) -> None:
+        """Unless the way to the store took so long that it has been silent by now."""
         with self._store.write() as tx:
+            if self.silent:
+                return
             self._tell(tx)
         self._told()
 
@@ -66,7 +69,7 @@ class Reports:
         """Report after a silence, once it holds the champion or can say why not, likewise. It is asked all the same,
         and so waits for no other to hold it."""
         with self._store.write() as tx:
-            champion = self._champion_for_now(tx)
+            champion, self._left_behind = self._champion_for_now(tx), False
             if champion not in (self._config.base_name, *self._shelf.held, *self._shelf.faults):
                 return
             self._tell(tx)

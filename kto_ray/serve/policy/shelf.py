@@ -170,7 +170,7 @@ class Shelf:
     async def _unload_if_idle(self, name: str) -> None:
         async with self._lock:
             idle_s = time.monotonic() - self._last_used.get(name, 0.0)
-            if self._in_use[name] or idle_s < self._config.serve.drain_s:
+            if name not in self._copies or self._in_use[name] or idle_s < self._config.serve.drain_s:
                 return
             # Popped before the first await: a request that arrives now loads it again instead of losing its slot.
             copy = self._copies.pop(name)

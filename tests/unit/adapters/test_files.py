@@ -112,8 +112,7 @@ def test_a_copy_goes_with_the_last_process_that_holds_it(published: Published, c
 
 
 def test_who_needs_a_copy_for_a_while_leaves_nothing_in_the_cache(published: Published, cache: Path) -> None:
-    version, killed = published(), cache / "of one that was killed"
-    killed.mkdir(parents=True)
+    version = published()
     with fetched(version, MAX_RANK, ()) as copy, fetched(version, MAX_RANK, ()) as again:
         assert copy == again and [str(each) for each in cache.iterdir()] == [copy]
     with pytest.raises(ZeroDivisionError), fetched(version, MAX_RANK, ()):

@@ -100,6 +100,17 @@ def test_no_alias_is_pointed_at_what_a_replica_may_lack_that_an_outage_silenced(
         assert adapters.aliases(tx, "policy@base")["champion"] == "policy@base"
 
 
+def test_the_base_model_may_follow_a_champion_that_ended_every_replica(loop: Loop, sqlite_store: Store) -> None:
+    """Nobody is heard of, and nobody can lack it."""
+    with sqlite_store.write() as tx:
+        adapters.set_alias(tx, "champion", V1, 1.0)
+        adapters.set_alias(tx, "previous", "policy@base", 1.0)
+        replicas.report(tx, ReplicaReport("dead", "node", 2, (V1,)), 15.0)
+        tx.execute(rows.update().values(heartbeat_at=rows.c.heartbeat_at - 7200.0))
+    [told] = asked_in_one_tick(loop, sqlite_store, (Act.ROLLBACK, V1))
+    assert told == Done("champion is policy@base again")
+
+
 def test_a_promotion_may_be_rolled_back_in_the_tick_that_made_it(loop: Loop, sqlite_store: Store, jobs: Jobs) -> None:
     in_its_test(loop, sqlite_store)
     answers = asked_in_one_tick(loop, sqlite_store, (Act.PROMOTE, None), (Act.ROLLBACK, V1))

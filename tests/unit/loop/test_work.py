@@ -23,7 +23,8 @@ HI = ({"role": "user", "content": "Hi"},)
 
 
 @pytest.fixture
-def config(tmp_path: Path) -> Config:
+def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Config:
+    monkeypatch.setenv("KTO_RAY_CACHE", str(tmp_path / "cache"))
     model = {"id": tiny_model(tmp_path / "model"), "dtype": "float32"}
     return Config.model_validate({"home": str(tmp_path), "model": model})
 
@@ -52,8 +53,12 @@ def test_the_gate_reads_the_held_out_rows_and_measures_the_candidate(
     manifest, uri = seal(tmp_path, {"train": [("c1", "ann")], "holdout": [("c2", "bo"), ("c3", "cy")]}, 1)
     candidate = adapter(config, manifest, tmp_path / "adapter", noise)
     answers = [GuardAnswer(HI, "Hello there.", "stop", Tokens((1, 2, 3), (4, 5)))]
+    (tmp_path / "cache" / "adapters" / "of one that was killed").mkdir(parents=True)
     report = work.gate(config, candidate, None, uri, answers, answers)
     assert report.adapter == candidate.name and report.metrics["n_holdout_users"] == 2.0
+    assert list((tmp_path / "cache" / "adapters").iterdir()) == [], (
+        "the copy that it read is gone, and what others left"
+    )
     assert (report.metrics["kl_base"] != 0.0) is (noise > 0), "the base itself is no nat away"
     assert report.metrics["length_ratio"] == 1.0 and report.decision is not GateDecision.PROMOTE_TO_CANARY
 

@@ -50,6 +50,18 @@ def test_after_an_outage_the_last_view_stands_until_replicas_can_have_been_heard
     assert viewer.view is not before and viewer.view.ready.ready and viewer.age_s < TIMEOUT_S
 
 
+def test_what_every_replica_holds_is_sure_only_while_the_store_is_there(
+    viewer: Viewer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    viewer.refresh()
+    assert viewer.sure_of(BEST) and not viewer.sure_of("policy@v9")
+    monkeypatch.setattr(view, "SURE_S", 0.2)
+    time.sleep(0.3)
+    assert not viewer.sure_of(BEST) and BEST in viewer.view.servable
+    viewer.refresh()
+    assert viewer.sure_of(BEST)
+
+
 def test_replicas_that_died_meanwhile_are_missed_when_it_is_over(viewer: Viewer) -> None:
     time.sleep(TIMEOUT_S + 0.1)
     viewer.refresh()

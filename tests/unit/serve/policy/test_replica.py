@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -345,7 +346,9 @@ def test_a_champion_that_changes_while_a_replica_comes_in_is_held_first(config: 
     asyncio.run(act())
 
 
-def test_after_a_silence_it_is_heard_of_with_the_champion_of_now(config: Config, sqlite_store: Store) -> None:
+def test_after_a_silence_it_is_heard_of_with_the_champion_of_now(
+    config: Config, sqlite_store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The others went on without it."""
 
     async def act() -> None:
@@ -356,7 +359,7 @@ def test_after_a_silence_it_is_heard_of_with_the_champion_of_now(config: Config,
             tx.execute(rows.delete())
         champion = challenger(config, sqlite_store, 2)
         as_champion(sqlite_store, champion)
-        replica._reports._told_at -= config.serve.heartbeat_timeout_s + 1
+        replica._reports._told_at -= config.serve.heartbeat_timeout_s
         assert replica._reports.silent
         await asyncio.to_thread(replica._reports.come_back)
         with sqlite_store.read() as tx:
@@ -364,6 +367,22 @@ def test_after_a_silence_it_is_heard_of_with_the_champion_of_now(config: Config,
         await replica._tell()
         assert champion.name in reported(sqlite_store).held
         assert not replica._reports.silent
+
+        # What took too long to be told is none of the reports that come every second.
+        before, write = reported(sqlite_store).heartbeat_at, sqlite_store.write
+
+        @contextmanager
+        def slowly() -> Iterator[sa.Connection]:
+            with write() as tx:
+                replica._reports._told_at -= config.serve.heartbeat_timeout_s
+                yield tx
+
+        monkeypatch.setattr(sqlite_store, "write", slowly)
+        await replica._tell()
+        assert reported(sqlite_store).heartbeat_at == before and replica._reports.silent
+        monkeypatch.undo()
+        await replica._tell()
+        assert reported(sqlite_store).heartbeat_at > before
 
     asyncio.run(act())
 
@@ -382,7 +401,7 @@ def test_who_is_left_behind_without_the_store_asks_to_be_replaced(
         replica._tasks = []
         await turn(replica)
         if silent:
-            replica._reports._told_at -= config.serve.heartbeat_timeout_s + 1
+            replica._reports._told_at -= config.serve.heartbeat_timeout_s
         replica._version = away
         (answer,) = [item async for item in replica.generate(HI, "policy@v9", everywhere)]
         assert "the store is away" in answer

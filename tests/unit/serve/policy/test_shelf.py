@@ -324,6 +324,17 @@ def test_a_request_that_comes_while_its_adapter_is_let_go_leaves_no_copy_behind(
     acted(config, act)
 
 
+def test_two_looks_at_once_let_go_of_the_same_once(config: Config, clock: Clock) -> None:
+    one, other = version(config, 1), version(config, 2)
+
+    async def act(shelf: Shelf, engine: Engine) -> None:
+        await shelf.follow([one, other])
+        await asyncio.gather(shelf.follow([]), shelf.follow([]))
+        assert engine.held == {} and copies(config) == 0
+
+    acted(config, act)
+
+
 def test_an_engine_that_cannot_unload_ends_nothing(config: Config, clock: Clock) -> None:
     one, other = version(config, 1), version(config, 2)
 
