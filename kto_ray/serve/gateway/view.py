@@ -18,7 +18,7 @@ from kto_ray.records.rollouts import RolloutKind, RolloutState
 from kto_ray.rollout import assignment
 from kto_ray.serve.gateway.errors import ApiError, shortened
 from kto_ray.status.readiness import Readiness, readiness
-from kto_ray.store import Store, adapters, keys, rollouts
+from kto_ray.store import Store, adapters, keys, replicas, rollouts
 from kto_ray.store.faults import first_line
 
 log = logging.getLogger(__name__)
@@ -119,7 +119,7 @@ class Viewer:
         """Whether the store was away for so long that all heartbeats in it are old. Whoever lives is heard of within a
         second or two: meanwhile the last view stands, or every version would be unknown, and nobody ready."""
         timeout_s = self._config.serve.heartbeat_timeout_s
-        if self._back_at < self._read_at and now - self._read_at > timeout_s / 2:
+        if self._back_at < self._read_at and now - self._read_at > replicas.BREAK * timeout_s:
             self._back_at = now
         return self._back_at > self._read_at and now - self._back_at < timeout_s
 
